@@ -1,0 +1,2 @@
+//! flags -> config -> App.
+fn main() {}

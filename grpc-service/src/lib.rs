@@ -1,0 +1,1 @@
+//! What every tonic service here shares.

@@ -1,0 +1,2 @@
+//! The reverse service.
+fn main() {}
