@@ -1,1 +1,4 @@
-//! stub
+//! What changes over time; never on the request path.
+
+/// The configuration: as written, as validated, reloaded.
+pub mod config;

@@ -1,1 +1,6 @@
-//! stub
+//! One request, top-down.
+
+/// Step 5.
+pub mod route;
+/// Step 10.
+pub mod access_log;

@@ -1,1 +1,1 @@
-//! stub
+//! Log format; every metric family, named once. (Skeleton.)
