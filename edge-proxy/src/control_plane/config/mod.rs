@@ -1,0 +1,130 @@
+//! The configuration: `file.rs` is the YAML as written, `validate.rs` turns it into [`Config`].
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::snapshot::{ClusterPolicy, ListenerPolicy, Route};
+
+/// A configuration that can't be wrong any more: every reference resolved, every number in range.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// 0: as many as the cgroup grants cores.
+    pub workers: usize,
+    /// Empty: `/etc/resolv.conf`.
+    pub nameservers: Vec<SocketAddr>,
+    /// `listener.address`.
+    pub listener_address: SocketAddr,
+    /// `listener`, but for its address and files.
+    pub listener: Arc<ListenerPolicy>,
+    /// `listener.tls.certificate_chain`.
+    pub certificate_chain: PathBuf,
+    /// `listener.tls.private_key`.
+    pub private_key: PathBuf,
+    /// `admin.address`.
+    pub admin: SocketAddr,
+    /// `probes.address`.
+    pub probes: SocketAddr,
+    /// `drain`.
+    pub drain: Drain,
+    /// `access_log`.
+    pub access_log: AccessLogConfig,
+    /// In file order; each leads to an index of `clusters`.
+    pub routes: Vec<Route>,
+    /// In file order.
+    pub clusters: Vec<ClusterSpec>,
+}
+
+/// `drain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// Over which connections get their GOAWAY.
+    pub time: Duration,
+    /// How long running RPCs may take after it.
+    pub deadline: Duration,
+}
+
+/// `access_log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// `json`, `text` or `off`.
+    pub format: AccessLogFormat,
+    /// `None`: standard output.
+    pub path: Option<PathBuf>,
+}
+
+/// `access_log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object a line.
+    Json,
+    /// `key=value` words.
+    Text,
+    /// None.
+    Off,
+}
+
+/// One cluster as configured: what the control plane needs to find and check its endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterSpec {
+    /// Unique.
+    pub name: Arc<str>,
+    /// How `targets` become addresses.
+    pub discovery: Discovery,
+    /// `endpoints`, as host and port.
+    pub targets: Vec<Target>,
+    /// Which records are asked for.
+    pub family: LookupFamily,
+    /// From an answer to the next look-up, ± 10 %.
+    pub refresh: Duration,
+    /// The data plane's part.
+    pub policy: Arc<ClusterPolicy>,
+    /// Percent; 0: never send to unhealthy endpoints.
+    pub panic_threshold: u8,
+    /// `None`: all endpoints are healthy.
+    pub health_check: Option<HealthCheckSpec>,
+}
+
+/// `discovery`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discovery {
+    /// Addresses as written.
+    Static,
+    /// All A/AAAA records of each name.
+    StrictDns,
+}
+
+/// `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// A name (with its trailing dot, if written) or an IP address.
+    pub host: String,
+    /// 1–65535.
+    pub port: u16,
+}
+
+/// `dns_lookup_family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupFamily {
+    /// A.
+    V4Only,
+    /// AAAA.
+    V6Only,
+    /// AAAA, and A when there is none, as Envoy's `AUTO`.
+    Auto,
+}
+
+/// `health_check`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheckSpec {
+    /// `service` of the check's request.
+    pub service: String,
+    /// Of one check.
+    pub timeout: Duration,
+    /// Between checks, ± 10 %.
+    pub interval: Duration,
+    /// Between checks after the first failure.
+    pub unhealthy_edge_interval: Duration,
+    /// Failures in a row (refused, reset, time-out) that eject.
+    pub unhealthy_threshold: u32,
+    /// Passes in a row that bring back.
+    pub healthy_threshold: u32,
+}
