@@ -1,1 +1,554 @@
-//! (Skeleton.)
+//! What happened to an RPC, whose fault it is, may it be attempted again: and the HTTP and gRPC status of each case,
+//! in one table.
+//!
+//! A [`Failure`] is what the proxy knows when it has to answer in place of a backend. The answer's form depends on the
+//! client's protocol and is made by `data_plane/answer.rs`; every number and every text is here. The texts are Envoy's
+//! wherever Envoy has one, because operators and their alerts know them, and never hold an address or an error of the
+//! operating system: they go to clients that nobody trusts.
+
+use std::borrow::Cow;
+
+/// Why the proxy answers itself: one case per row of the table of local answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// No route's prefix starts the path.
+    NoRoute,
+    /// The cluster has no endpoint at all (nothing discovered).
+    NoEndpoint,
+    /// The cluster has endpoints, none of them eligible.
+    NoHealthyUpstream,
+    /// Connections were refused or failed, on every attempt.
+    ConnectFailed,
+    /// No connection within `connect_timeout`, on every attempt.
+    ConnectTimeout,
+    /// The attempt ended before response headers came.
+    ResetBeforeHeaders(ResetCause),
+    /// The upstream failed after its response headers were relayed: told in trailers.
+    ResetAfterHeaders(ResetCause),
+    /// The deadline (`grpc-timeout`, or the route's `timeout`) passed.
+    DeadlineExceeded,
+    /// No byte either way for `stream_idle`.
+    StreamIdle,
+    /// `host` differs from `:authority`.
+    InvalidAuthority,
+    /// The request's header list is above `max_header_bytes`.
+    HeadersTooLarge,
+    /// Overload, or a limit of clients.
+    Overloaded,
+    /// A circuit limit of the cluster; holds the limit's configuration key.
+    CircuitLimit(&'static str),
+    /// The process ends, and `drain.deadline` (or a connection's grace) has passed.
+    Draining,
+    /// A panic in the RPC's steps, or an error of ours. The detail goes to the log only.
+    Internal,
+    /// A gRPC request over HTTP/1.1.
+    GrpcOverHttp1,
+    /// The method CONNECT: this is no forward proxy.
+    ConnectMethod,
+}
+
+/// How an upstream's stream ended when it shouldn't have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ResetCause {
+    /// The connection closed under it.
+    Termination,
+    /// The backend sent RST_STREAM.
+    RemoteReset,
+    /// The backend broke a rule of HTTP/2, and we reset the stream or the connection.
+    ProtocolError,
+}
+
+/// Who has to change something for this not to happen again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// Whoever sent the request.
+    Client,
+    /// The backend, or the network to it.
+    Upstream,
+    /// This proxy, its configuration or its size.
+    Proxy,
+}
+
+/// A short flag of the access log, named as in Envoy's `%RESPONSE_FLAGS%`; [`Flag::Internal`] is ours, Envoy has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Flag {
+    /// NR: no route.
+    NoRoute,
+    /// UH: no healthy upstream.
+    NoHealthyUpstream,
+    /// UF: upstream connection failure.
+    ConnectFailure,
+    /// UC: upstream connection termination.
+    UpstreamTermination,
+    /// UR: upstream remote reset.
+    UpstreamReset,
+    /// UPE: upstream protocol error.
+    UpstreamProtocolError,
+    /// UT: upstream request timeout.
+    UpstreamTimeout,
+    /// UO: upstream overflow, a circuit limit.
+    UpstreamOverflow,
+    /// URX: the limit of attempts was reached.
+    RetryLimit,
+    /// DC: the client's connection ended.
+    DownstreamTermination,
+    /// DR: the client reset the stream.
+    DownstreamReset,
+    /// DPE: the client broke a rule.
+    DownstreamProtocolError,
+    /// SI: stream idle timeout.
+    StreamIdle,
+    /// OM: overload.
+    Overload,
+    /// DI: drained: the process or the connection came to its end.
+    Drained,
+    /// IE: internal error.
+    Internal,
+}
+
+impl Failure {
+    /// The status for a plain HTTP request. After relayed headers ([`Failure::ResetAfterHeaders`]) nobody sees it.
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::InvalidAuthority => 400,
+            Self::NoRoute => 404,
+            Self::ConnectMethod => 405,
+            Self::HeadersTooLarge => 431,
+            Self::Internal => 500,
+            Self::NoEndpoint
+            | Self::NoHealthyUpstream
+            | Self::ConnectFailed
+            | Self::ConnectTimeout
+            | Self::ResetBeforeHeaders(_)
+            | Self::ResetAfterHeaders(_)
+            | Self::Overloaded
+            | Self::CircuitLimit(_)
+            | Self::Draining => 503,
+            Self::DeadlineExceeded | Self::StreamIdle => 504,
+            Self::GrpcOverHttp1 => 505,
+        }
+    }
+
+    /// The status for a gRPC request: [`grpc_from_http`] of the HTTP status, but where gRPC has a better word.
+    pub fn grpc_status(self) -> u8 {
+        match self {
+            // Envoy says UNAVAILABLE unless told otherwise; clients then retry what has no time left.
+            Self::DeadlineExceeded | Self::StreamIdle => grpc::DEADLINE_EXCEEDED,
+            Self::HeadersTooLarge | Self::Overloaded => grpc::RESOURCE_EXHAUSTED,
+            Self::Internal => grpc::INTERNAL,
+            other => grpc_from_http(other.http_status()),
+        }
+    }
+
+    /// The words that the client gets: `grpc-message`, or the body of a plain answer. Empty: none.
+    pub fn text(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::NoRoute => "",
+            Self::NoEndpoint | Self::NoHealthyUpstream => "no healthy upstream",
+            Self::ConnectFailed => {
+                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
+            }
+            Self::ConnectTimeout => {
+                "upstream connect error or disconnect/reset before headers. reset reason: connection timeout"
+            }
+            Self::ResetBeforeHeaders(ResetCause::Termination) => {
+                "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
+            }
+            Self::ResetBeforeHeaders(ResetCause::RemoteReset) => {
+                "upstream connect error or disconnect/reset before headers. reset reason: remote reset"
+            }
+            Self::ResetBeforeHeaders(ResetCause::ProtocolError) => {
+                "upstream connect error or disconnect/reset before headers. reset reason: protocol error"
+            }
+            Self::ResetAfterHeaders(ResetCause::Termination) => {
+                "upstream disconnect/reset after headers. reset reason: connection termination"
+            }
+            Self::ResetAfterHeaders(ResetCause::RemoteReset) => {
+                "upstream disconnect/reset after headers. reset reason: remote reset"
+            }
+            Self::ResetAfterHeaders(ResetCause::ProtocolError) => {
+                "upstream disconnect/reset after headers. reset reason: protocol error"
+            }
+            Self::DeadlineExceeded => "upstream request timeout",
+            Self::StreamIdle => "stream timeout",
+            Self::InvalidAuthority => "invalid authority",
+            Self::HeadersTooLarge => "request header fields too large",
+            Self::Overloaded => "overloaded",
+            Self::CircuitLimit(key) => {
+                return Cow::Owned(format!("upstream circuit limit reached: {key}"));
+            }
+            Self::Draining => "the proxy is shutting down",
+            Self::Internal => "internal error",
+            Self::GrpcOverHttp1 => "gRPC needs HTTP/2",
+            Self::ConnectMethod => "CONNECT is not supported",
+        })
+    }
+
+    /// The flag of the access log.
+    pub fn flag(self) -> Flag {
+        match self {
+            Self::NoRoute => Flag::NoRoute,
+            Self::NoEndpoint | Self::NoHealthyUpstream => Flag::NoHealthyUpstream,
+            Self::ConnectFailed | Self::ConnectTimeout => Flag::ConnectFailure,
+            Self::ResetBeforeHeaders(cause) | Self::ResetAfterHeaders(cause) => match cause {
+                ResetCause::Termination => Flag::UpstreamTermination,
+                ResetCause::RemoteReset => Flag::UpstreamReset,
+                ResetCause::ProtocolError => Flag::UpstreamProtocolError,
+            },
+            Self::DeadlineExceeded => Flag::UpstreamTimeout,
+            Self::StreamIdle => Flag::StreamIdle,
+            Self::InvalidAuthority
+            | Self::HeadersTooLarge
+            | Self::GrpcOverHttp1
+            | Self::ConnectMethod => Flag::DownstreamProtocolError,
+            Self::Overloaded => Flag::Overload,
+            Self::CircuitLimit(_) => Flag::UpstreamOverflow,
+            Self::Draining => Flag::Drained,
+            Self::Internal => Flag::Internal,
+        }
+    }
+
+    /// Whose fault it is.
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::NoRoute
+            | Self::InvalidAuthority
+            | Self::HeadersTooLarge
+            | Self::GrpcOverHttp1
+            | Self::ConnectMethod => Fault::Client,
+            Self::NoEndpoint
+            | Self::NoHealthyUpstream
+            | Self::ConnectFailed
+            | Self::ConnectTimeout
+            | Self::ResetBeforeHeaders(_)
+            | Self::ResetAfterHeaders(_)
+            | Self::DeadlineExceeded
+            | Self::StreamIdle => Fault::Upstream,
+            Self::Overloaded | Self::CircuitLimit(_) | Self::Draining | Self::Internal => {
+                Fault::Proxy
+            }
+        }
+    }
+
+    /// Whether this failure by itself proves that no backend processed the RPC, so that another attempt may follow.
+    /// A reset proves it only together with its code or a GOAWAY, which `upstream/retry.rs` judges.
+    pub fn may_retry(self) -> bool {
+        matches!(self, Self::ConnectFailed | Self::ConnectTimeout)
+    }
+}
+
+impl Flag {
+    /// Every flag, in the order in which a log line lists them.
+    pub const ALL: [Self; 16] = [
+        Self::NoRoute,
+        Self::NoHealthyUpstream,
+        Self::ConnectFailure,
+        Self::UpstreamTermination,
+        Self::UpstreamReset,
+        Self::UpstreamProtocolError,
+        Self::UpstreamTimeout,
+        Self::UpstreamOverflow,
+        Self::RetryLimit,
+        Self::DownstreamTermination,
+        Self::DownstreamReset,
+        Self::DownstreamProtocolError,
+        Self::StreamIdle,
+        Self::Overload,
+        Self::Drained,
+        Self::Internal,
+    ];
+
+    /// Its letters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoRoute => "NR",
+            Self::NoHealthyUpstream => "UH",
+            Self::ConnectFailure => "UF",
+            Self::UpstreamTermination => "UC",
+            Self::UpstreamReset => "UR",
+            Self::UpstreamProtocolError => "UPE",
+            Self::UpstreamTimeout => "UT",
+            Self::UpstreamOverflow => "UO",
+            Self::RetryLimit => "URX",
+            Self::DownstreamTermination => "DC",
+            Self::DownstreamReset => "DR",
+            Self::DownstreamProtocolError => "DPE",
+            Self::StreamIdle => "SI",
+            Self::Overload => "OM",
+            Self::Drained => "DI",
+            Self::Internal => "IE",
+        }
+    }
+}
+
+/// The gRPC status for an HTTP status, where one has to be mapped. gRPC's `http-grpc-status-mapping` document, which
+/// clients apply to answers without `grpc-status`: a client sees the same whether we map or it does.
+pub fn grpc_from_http(status: u16) -> u8 {
+    match status {
+        400 => grpc::INTERNAL,
+        401 => grpc::UNAUTHENTICATED,
+        403 => grpc::PERMISSION_DENIED,
+        404 => grpc::UNIMPLEMENTED,
+        429 | 502 | 503 | 504 => grpc::UNAVAILABLE,
+        _ => grpc::UNKNOWN,
+    }
+}
+
+/// A text as `grpc-message` carries it: bytes outside `%x20-%x7E`, and `%` itself, as `%XX` of their UTF-8 (gRPC over
+/// HTTP/2, "Percent-Encoded").
+pub fn encode_grpc_message(text: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'%';
+    if text.bytes().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut encoded = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push('%');
+            encoded.push(char::from(HEX[usize::from(byte >> 4)]));
+            encoded.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+    Cow::Owned(encoded)
+}
+
+/// The gRPC status codes that the proxy itself gives.
+pub mod grpc {
+    /// 0.
+    pub const OK: u8 = 0;
+    /// 1: the client took its request back.
+    pub const CANCELLED: u8 = 1;
+    /// 2.
+    pub const UNKNOWN: u8 = 2;
+    /// 4.
+    pub const DEADLINE_EXCEEDED: u8 = 4;
+    /// 7.
+    pub const PERMISSION_DENIED: u8 = 7;
+    /// 8.
+    pub const RESOURCE_EXHAUSTED: u8 = 8;
+    /// 12.
+    pub const UNIMPLEMENTED: u8 = 12;
+    /// 13.
+    pub const INTERNAL: u8 = 13;
+    /// 14.
+    pub const UNAVAILABLE: u8 = 14;
+    /// 16.
+    pub const UNAUTHENTICATED: u8 = 16;
+}
+
+/// Upper case, as the gRPC document's grammar has it.
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_local_answers() {
+        const BEFORE: &str =
+            "upstream connect error or disconnect/reset before headers. reset reason: ";
+        let before = |cause: &str| format!("{BEFORE}{cause}");
+        let rows: &[(Failure, u16, u8, String, &str)] = &[
+            (Failure::NoRoute, 404, 12, String::new(), "NR"),
+            (
+                Failure::NoEndpoint,
+                503,
+                14,
+                "no healthy upstream".into(),
+                "UH",
+            ),
+            (
+                Failure::NoHealthyUpstream,
+                503,
+                14,
+                "no healthy upstream".into(),
+                "UH",
+            ),
+            (
+                Failure::ConnectFailed,
+                503,
+                14,
+                before("remote connection failure"),
+                "UF",
+            ),
+            (
+                Failure::ConnectTimeout,
+                503,
+                14,
+                before("connection timeout"),
+                "UF",
+            ),
+            (
+                Failure::ResetBeforeHeaders(ResetCause::Termination),
+                503,
+                14,
+                before("connection termination"),
+                "UC",
+            ),
+            (
+                Failure::ResetBeforeHeaders(ResetCause::RemoteReset),
+                503,
+                14,
+                before("remote reset"),
+                "UR",
+            ),
+            (
+                Failure::ResetBeforeHeaders(ResetCause::ProtocolError),
+                503,
+                14,
+                before("protocol error"),
+                "UPE",
+            ),
+            (
+                Failure::ResetAfterHeaders(ResetCause::RemoteReset),
+                503,
+                14,
+                "upstream disconnect/reset after headers. reset reason: remote reset".into(),
+                "UR",
+            ),
+            (
+                Failure::DeadlineExceeded,
+                504,
+                4,
+                "upstream request timeout".into(),
+                "UT",
+            ),
+            (Failure::StreamIdle, 504, 4, "stream timeout".into(), "SI"),
+            (
+                Failure::InvalidAuthority,
+                400,
+                13,
+                "invalid authority".into(),
+                "DPE",
+            ),
+            (
+                Failure::HeadersTooLarge,
+                431,
+                8,
+                "request header fields too large".into(),
+                "DPE",
+            ),
+            (Failure::Overloaded, 503, 8, "overloaded".into(), "OM"),
+            (
+                Failure::CircuitLimit("max_pending_requests"),
+                503,
+                14,
+                "upstream circuit limit reached: max_pending_requests".into(),
+                "UO",
+            ),
+            (
+                Failure::Draining,
+                503,
+                14,
+                "the proxy is shutting down".into(),
+                "DI",
+            ),
+            (Failure::Internal, 500, 13, "internal error".into(), "IE"),
+            (
+                Failure::GrpcOverHttp1,
+                505,
+                2,
+                "gRPC needs HTTP/2".into(),
+                "DPE",
+            ),
+            (
+                Failure::ConnectMethod,
+                405,
+                2,
+                "CONNECT is not supported".into(),
+                "DPE",
+            ),
+        ];
+        for (failure, http, grpc, text, flag) in rows {
+            assert_eq!(failure.http_status(), *http, "{failure:?}");
+            assert_eq!(failure.grpc_status(), *grpc, "{failure:?}");
+            assert_eq!(failure.text(), text.as_str(), "{failure:?}");
+            assert_eq!(failure.flag().as_str(), *flag, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn only_failed_connects_prove_by_themselves_that_nothing_was_processed() {
+        assert!(Failure::ConnectFailed.may_retry());
+        assert!(Failure::ConnectTimeout.may_retry());
+        assert!(!Failure::ResetBeforeHeaders(ResetCause::Termination).may_retry());
+        assert!(!Failure::DeadlineExceeded.may_retry());
+    }
+
+    #[test]
+    fn fault_is_the_clients_for_4xx_and_never_the_clients_for_5xx() {
+        assert_eq!(Failure::InvalidAuthority.fault(), Fault::Client);
+        assert_eq!(Failure::NoRoute.fault(), Fault::Client);
+        assert_eq!(Failure::ConnectFailed.fault(), Fault::Upstream);
+        assert_eq!(Failure::Internal.fault(), Fault::Proxy);
+    }
+
+    #[test]
+    fn http_statuses_map_as_grpc_clients_do() {
+        let table = [
+            (400, 13),
+            (401, 16),
+            (403, 7),
+            (404, 12),
+            (429, 14),
+            (502, 14),
+            (503, 14),
+            (504, 14),
+            (200, 2),
+            (405, 2),
+            (418, 2),
+            (500, 2),
+        ];
+        for (http, grpc) in table {
+            assert_eq!(grpc_from_http(http), grpc, "{http}");
+        }
+    }
+
+    #[test]
+    fn flags_are_all_listed_in_order_and_spelled_differently() {
+        for (place, flag) in Flag::ALL.iter().enumerate() {
+            assert_eq!(*flag as usize, place);
+        }
+        let spellings: std::collections::HashSet<_> =
+            Flag::ALL.iter().map(|flag| flag.as_str()).collect();
+        assert_eq!(spellings.len(), Flag::ALL.len());
+    }
+
+    #[test]
+    fn grpc_messages_are_percent_encoded() {
+        assert_eq!(
+            encode_grpc_message("no healthy upstream"),
+            "no healthy upstream"
+        );
+        assert_eq!(
+            encode_grpc_message("100 % Grüße\n"),
+            "100 %25 Gr%C3%BC%C3%9Fe%0A"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_percent_encoded_message_decodes_to_the_text(text in ".*") {
+            let encoded = encode_grpc_message(&text);
+            prop_assert!(encoded.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
+            let mut decoded = Vec::new();
+            let mut rest = encoded.as_bytes();
+            while let Some((&byte, tail)) = rest.split_first() {
+                if byte == b'%' {
+                    let digits = std::str::from_utf8(&tail[..2]).unwrap();
+                    decoded.push(u8::from_str_radix(digits, 16).unwrap());
+                    rest = &tail[2..];
+                } else {
+                    decoded.push(byte);
+                    rest = tail;
+                }
+            }
+            prop_assert_eq!(String::from_utf8(decoded).unwrap(), text);
+        }
+    }
+}
