@@ -1,4 +1,183 @@
 //! What changes over time; never on the request path.
+//!
+//! One thread, `control`, with one current-thread runtime, so that a busy data path can't starve health checks, probes
+//! and metrics, and the other way round. On it runs one loop ([`core`]) that owns all state: it starts look-ups and
+//! checks when they are due, applies what they report to pure machines ([`discovery`], [`health`]), and after each
+//! event publishes a whole new [`Snapshot`](crate::snapshot::Snapshot) downwards and a whole new
+//! [`Report`](status::Report) for operators. The admin pages and probes are served on the same runtime; the
+//! integrator spawns them there ([`ControlPlane::runtime`]).
 
 /// The configuration: as written, as validated, reloaded.
 pub mod config;
+
+/// Plain data for the admin pages, the probes and the metrics.
+pub mod status;
+
+use std::{io, path::PathBuf, sync::Arc, thread};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{config::Config, core::Core, status::Status};
+use crate::snapshot::{Hints, Reader};
+
+mod core;
+
+/// The running control plane. Dropping it stops it.
+#[derive(Debug)]
+pub struct ControlPlane {
+    handle: ControlHandle,
+    reader: Reader,
+    runtime: tokio::runtime::Handle,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Orders for the control plane; cheap to clone, for the admin pages and the signal handler.
+#[derive(Clone, Debug)]
+pub struct ControlHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    first_answers: watch::Receiver<bool>,
+    status: Arc<Status>,
+}
+
+/// Why the control plane could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The thread or its runtime could not be made: exit 1.
+    #[error("cannot start the control plane's thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why a reload changed nothing. The text is for the operator who asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ReloadError(pub String);
+
+/// What the loop is asked to do.
+#[derive(Debug)]
+enum Command {
+    SetServing(bool, oneshot::Sender<()>),
+    Reload(oneshot::Sender<Result<(), ReloadError>>),
+    Stop,
+}
+
+impl ControlPlane {
+    /// Starts the thread, reads the certificate, and begins to resolve and check the clusters of `config`.
+    ///
+    /// `source` is the file that `config` was read from: it is watched, and reread by [`ControlHandle::reload`];
+    /// `None` for a configuration made in memory, which can't be reloaded. `hints` are the workers' way back.
+    ///
+    /// # Errors
+    /// [`SpawnError`]: nothing was started.
+    pub fn spawn(
+        config: Config,
+        source: Option<PathBuf>,
+        hints: Arc<Hints>,
+    ) -> Result<Self, SpawnError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(SpawnError::Thread)?;
+        let runtime_handle = runtime.handle().clone();
+        let (commands, orders) = mpsc::unbounded_channel();
+        let (first_answered, first_answers) = watch::channel(false);
+        let (core, reader, status) = Core::new(config, source, hints, orders, first_answered);
+        let thread = thread::Builder::new()
+            .name("control".into())
+            .spawn(move || runtime.block_on(core.run()))
+            .map_err(SpawnError::Thread)?;
+        Ok(Self {
+            handle: ControlHandle {
+                commands,
+                first_answers,
+                status,
+            },
+            reader,
+            runtime: runtime_handle,
+            thread: Some(thread),
+        })
+    }
+
+    /// A reader of the snapshots, for one worker.
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
+    }
+
+    /// For the admin pages, the probes and the metrics.
+    pub fn status(&self) -> Arc<Status> {
+        self.handle.status.clone()
+    }
+
+    /// For whoever gives orders.
+    pub fn handle(&self) -> ControlHandle {
+        self.handle.clone()
+    }
+
+    /// The control thread's runtime: admin and probes are spawned here. They end with the control plane.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// Stops all look-ups and checks, everything spawned on [`runtime`](Self::runtime), and waits for the thread's end.
+    pub fn stop(mut self) {
+        let _ = self.handle.commands.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was logged by the panic hook; there is nothing left to save.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        let _ = self.handle.commands.send(Command::Stop);
+    }
+}
+
+impl ControlHandle {
+    /// Waits until every cluster has had a first answer from DNS, or 5 s have passed since the start: then the
+    /// listener may open.
+    pub async fn first_answers(&self) {
+        // An error means that the control plane has ended: nobody will answer any more.
+        let _ = self
+            .first_answers
+            .clone()
+            .wait_for(|answered| *answered)
+            .await;
+    }
+
+    /// `/healthcheck/fail` (false) and `/healthcheck/ok` (true): returns once `/readyz` and `/healthz` say so.
+    pub async fn set_serving(&self, serving: bool) {
+        let (done, wait) = oneshot::channel();
+        if self
+            .commands
+            .send(Command::SetServing(serving, done))
+            .is_ok()
+        {
+            let _ = wait.await;
+        }
+    }
+
+    /// Rereads the configuration, as SIGHUP asks. Returns once the new one is in force (its new clusters have been
+    /// resolved and checked, at most 5 s) or has been refused.
+    ///
+    /// # Errors
+    /// [`ReloadError`]: nothing was changed; the same text is in the log and in [`Status`].
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        let (done, wait) = oneshot::channel();
+        let ended = || ReloadError("the control plane has ended".into());
+        self.commands
+            .send(Command::Reload(done))
+            .map_err(|_| ended())?;
+        wait.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    /// As `/readyz` answers.
+    pub fn ready(&self) -> bool {
+        self.status.ready()
+    }
+
+    /// For the admin pages, the probes and the metrics.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.clone()
+    }
+}

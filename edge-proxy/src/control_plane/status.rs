@@ -1,0 +1,433 @@
+//! What the control plane knows, as plain data for the admin pages, the probes and the metrics.
+//!
+//! The control plane builds a whole new [`Report`] after every event and swaps it in; a reader takes an `Arc` and
+//! never waits, and never makes the control plane wait. What changes with every RPC (an endpoint's counters) isn't
+//! copied: each endpoint's report carries the [`EndpointShared`] that the workers count in.
+//!
+//! All times are milliseconds since the Unix epoch, so that a page can show both the moment and its age.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use crate::{
+    control_plane::config::Config,
+    snapshot::{EndpointShared, Health},
+};
+
+/// The newest [`Report`]: written by the control plane, read by everybody.
+#[derive(Debug)]
+pub struct Status {
+    current: ArcSwap<Report>,
+}
+
+/// Everything, as of one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// When the process's control plane began.
+    pub started_at_ms: u64,
+    /// The generation of the published snapshot that this report belongs to.
+    pub generation: u64,
+    /// What `/readyz` asks for, part by part.
+    pub readiness: Readiness,
+    /// Where the configuration came from and what became of the last reload.
+    pub configuration: ConfigurationReport,
+    /// The certificate that is served, and what was wrong with the last pair, if anything.
+    pub certificate: CertificateReport,
+    /// In the configuration's order.
+    pub clusters: Vec<ClusterReport>,
+    /// Panics caught in the control plane's own tasks; each was restarted within a second.
+    pub panics: u64,
+}
+
+/// Ready is all three; see [`Readiness::ready`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// False after `/healthcheck/fail`, until `/healthcheck/ok`.
+    pub serving: bool,
+    /// A certificate is loaded.
+    pub certificate: bool,
+    /// Every name was answered and every endpoint's first check ended, or 5 s have passed since the start.
+    pub warmed_up: bool,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConfigurationReport {
+    /// The file; `None`: it was made in memory (tests).
+    pub source: Option<PathBuf>,
+    /// When it came into force.
+    pub loaded_at_ms: u64,
+    /// Reloads that came into force.
+    pub reloads: u64,
+    /// Reloads refused.
+    pub rejected: u64,
+    /// A reload that is resolving and checking its new clusters before it comes into force.
+    pub pending: bool,
+    /// Why the last reload was refused; `None` once one succeeds.
+    pub last_error: Option<Problem>,
+    /// The configuration itself, for `/config_dump`.
+    #[serde(skip)]
+    pub config: Arc<Config>,
+}
+
+/// Something that went wrong, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// When.
+    pub at_ms: u64,
+    /// What, in words for operators; may have several lines.
+    pub message: String,
+}
+
+/// The files of `listener.tls` and the pair read from them.
+#[derive(Clone, Debug, Serialize)]
+pub struct CertificateReport {
+    /// `listener.tls.certificate_chain`.
+    pub chain_path: PathBuf,
+    /// `listener.tls.private_key`.
+    pub key_path: PathBuf,
+    /// The pair that is served; `None`: none yet.
+    pub current: Option<CertificateInfo>,
+    /// Pairs that came into force.
+    pub loads: u64,
+    /// Bad pairs that were refused.
+    pub rejected: u64,
+    /// Why the files as they are now aren't served; `None` once they are.
+    pub last_error: Option<Problem>,
+}
+
+/// The leaf of the certificate chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateInfo {
+    /// The distinguished name.
+    pub subject: String,
+    /// Who signed it.
+    pub issuer: String,
+    /// DNS names and IP addresses of the subject alternative name.
+    pub names: Vec<String>,
+    /// Hexadecimal.
+    pub serial: String,
+    /// Seconds since the epoch.
+    pub not_before: i64,
+    /// Seconds since the epoch.
+    pub not_after: i64,
+    /// `RSA 2048`, `ECDSA P-256`: what a handshake signs with.
+    pub key: String,
+    /// When it came into force.
+    pub loaded_at_ms: u64,
+}
+
+/// One cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterReport {
+    /// The configuration's name.
+    pub name: String,
+    /// `strict_dns` or `static`.
+    pub discovery: &'static str,
+    /// One per `endpoints` entry, in file order.
+    pub targets: Vec<TargetReport>,
+    /// By address.
+    pub endpoints: Vec<EndpointReport>,
+    /// How many of `endpoints` the balancer may choose from.
+    pub eligible: usize,
+    /// `panic_threshold` acts: the balancer chooses from all endpoints, healthy or not.
+    pub panic: bool,
+    /// The cluster has a `health_check`.
+    pub health_checked: bool,
+    /// DNS look-ups ended, by result.
+    pub lookups: BTreeMap<LookupResult, u64>,
+    /// Health checks ended, by result.
+    pub checks: BTreeMap<CheckResult, u64>,
+}
+
+/// One `host:port` of a cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct TargetReport {
+    /// As configured.
+    pub target: String,
+    /// Addresses in force for it.
+    pub addresses: Vec<SocketAddr>,
+    /// When DNS last answered (with addresses or that there are none); `None`: never yet. Addresses as written are
+    /// answered at the start.
+    pub last_answer_at_ms: Option<u64>,
+    /// How the last look-up ended; `None`: none has yet.
+    pub last_result: Option<LookupResult>,
+    /// Why the last look-up gave nothing to use; `None` when it did. The last good set stays.
+    pub last_error: Option<Problem>,
+}
+
+/// One endpoint of a cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointReport {
+    /// Identity and counters; in JSON its address and counters.
+    #[serde(flatten, serialize_with = "counters")]
+    pub shared: Arc<EndpointShared>,
+    /// As the health checker sees it; in JSON a word, and `reason` if unhealthy.
+    #[serde(flatten, serialize_with = "health")]
+    pub health: Health,
+    /// Why it is there.
+    pub standing: Standing,
+    /// The balancer may choose it now.
+    pub eligible: bool,
+    /// Since when its health is what it is.
+    pub health_since_ms: u64,
+    /// The last check that ended; `None`: none yet, or the cluster has none.
+    pub last_check: Option<CheckReport>,
+}
+
+/// How one health check ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// When it ended.
+    pub at_ms: u64,
+    /// From its start to its end, microseconds.
+    pub latency_us: u64,
+    /// In one word.
+    pub result: CheckResult,
+    /// In words for operators.
+    pub detail: String,
+}
+
+/// Why an address is an endpoint of its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// The last good answer names it.
+    Listed,
+    /// Its name's answer became empty (or NXDOMAIN); it stays until its check fails.
+    Withdrawn,
+    /// Its name's answer doesn't name it any more; it serves until a listed endpoint is healthy.
+    Leaving,
+}
+
+/// How a DNS look-up ended. The label of its metric, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LookupResult {
+    /// With addresses.
+    Answer,
+    /// NXDOMAIN, or an answer without addresses.
+    Empty,
+    /// No answer in time.
+    Timeout,
+    /// SERVFAIL.
+    ServFail,
+    /// REFUSED.
+    Refused,
+    /// Anything else: an answer that can't be read, no route to the name server, a panic.
+    Error,
+}
+
+/// How a health check ended. The label of its metric, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckResult {
+    /// Status 0 and SERVING.
+    Pass,
+    /// Status 0 and another serving status.
+    NotServing,
+    /// A received status other than 0.
+    Status,
+    /// No answer in time.
+    Timeout,
+    /// Refused, reset, closed, or not HTTP/2.
+    Connection,
+    /// The backend said GOAWAY (NO_ERROR) meanwhile: asked again on a new connection.
+    GoAway,
+    /// An error of ours (a panic in the checker).
+    Internal,
+}
+
+impl Status {
+    /// Starts with `first`.
+    pub fn new(first: Report) -> Arc<Self> {
+        Arc::new(Self {
+            current: ArcSwap::from_pointee(first),
+        })
+    }
+
+    /// The newest report. Never waits.
+    pub fn report(&self) -> Arc<Report> {
+        self.current.load_full()
+    }
+
+    /// Ready, as `/readyz` answers: certificate loaded, first checks ended (or 5 s gone), not told to fail.
+    pub fn ready(&self) -> bool {
+        self.current.load().readiness.ready()
+    }
+
+    /// The control plane's end.
+    pub(crate) fn set(&self, report: Report) {
+        self.current.store(Arc::new(report));
+    }
+}
+
+impl Readiness {
+    /// All of its parts.
+    pub fn ready(self) -> bool {
+        self.serving && self.certificate && self.warmed_up
+    }
+}
+
+impl Problem {
+    /// Something that went wrong just now.
+    pub(crate) fn now(message: impl Into<String>) -> Self {
+        Self {
+            at_ms: now_ms(),
+            message: message.into(),
+        }
+    }
+}
+
+impl LookupResult {
+    /// The word in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answer => "answer",
+            Self::Empty => "empty",
+            Self::Timeout => "timeout",
+            Self::ServFail => "serv_fail",
+            Self::Refused => "refused",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl CheckResult {
+    /// The word in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::NotServing => "not_serving",
+            Self::Status => "status",
+            Self::Timeout => "timeout",
+            Self::Connection => "connection",
+            Self::GoAway => "go_away",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// Now, in this module's unit.
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// An endpoint's address and counters as JSON.
+fn counters<S: Serializer>(shared: &Arc<EndpointShared>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(5))?;
+    map.serialize_entry("address", &*shared.label)?;
+    map.serialize_entry("attempts", &shared.attempts.load(Ordering::Relaxed))?;
+    map.serialize_entry("failures", &shared.failures.load(Ordering::Relaxed))?;
+    map.serialize_entry("active", &shared.active.load(Ordering::Relaxed))?;
+    map.serialize_entry("connections", &shared.connections.load(Ordering::Relaxed))?;
+    map.end()
+}
+
+/// Health as a word and, if unhealthy, a reason.
+fn health<S: Serializer>(health: &Health, serializer: S) -> Result<S::Ok, S::Error> {
+    let (word, reason) = match health {
+        Health::Healthy => ("healthy", None),
+        Health::Unknown => ("unknown", None),
+        Health::Unhealthy(reason) => ("unhealthy", Some(&**reason)),
+    };
+    let mut map = serializer.serialize_map(None)?;
+    map.serialize_entry("health", word)?;
+    if let Some(reason) = reason {
+        map.serialize_entry("reason", reason)?;
+    }
+    map.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_all_of_its_parts() {
+        let all = Readiness {
+            serving: true,
+            certificate: true,
+            warmed_up: true,
+        };
+        assert!(all.ready());
+        assert!(
+            !Readiness {
+                serving: false,
+                ..all
+            }
+            .ready()
+        );
+        assert!(
+            !Readiness {
+                certificate: false,
+                ..all
+            }
+            .ready()
+        );
+        assert!(
+            !Readiness {
+                warmed_up: false,
+                ..all
+            }
+            .ready()
+        );
+    }
+
+    #[test]
+    fn an_endpoint_is_flat_json_with_its_counters_and_its_reason() {
+        let shared = EndpointShared::new("10.0.0.7:8081".parse().unwrap());
+        shared.attempts.store(3, Ordering::Relaxed);
+        let report = EndpointReport {
+            shared,
+            health: Health::Unhealthy("NOT_SERVING".into()),
+            standing: Standing::Listed,
+            eligible: false,
+            health_since_ms: 1,
+            last_check: None,
+        };
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["address"], "10.0.0.7:8081");
+        assert_eq!(json["attempts"], 3);
+        assert_eq!(json["health"], "unhealthy");
+        assert_eq!(json["reason"], "NOT_SERVING");
+        assert_eq!(json["standing"], "listed");
+    }
+
+    #[test]
+    fn words_of_results_are_the_same_in_json_and_in_metrics() {
+        use CheckResult as C;
+        use LookupResult as L;
+        for result in [
+            L::Answer,
+            L::Empty,
+            L::Timeout,
+            L::ServFail,
+            L::Refused,
+            L::Error,
+        ] {
+            assert_eq!(serde_json::to_value(result).unwrap(), result.as_str());
+        }
+        for result in [
+            C::Pass,
+            C::NotServing,
+            C::Status,
+            C::Timeout,
+            C::Connection,
+            C::GoAway,
+            C::Internal,
+        ] {
+            assert_eq!(serde_json::to_value(result).unwrap(), result.as_str());
+        }
+    }
+}
