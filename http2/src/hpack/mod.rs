@@ -1,34 +1,40 @@
-//! HPACK, RFC 7541.
-use crate::headers::Headers;
+//! HPACK, RFC 7541: one [`Decoder`] and one [`Encoder`] per connection.
+//!
+//! Made for a proxy, where the blocks of one connection repeat themselves: what is found out about a field once (its
+//! characters are allowed, the number of its name, a hash of its content) stands in the decoder's table, goes with the
+//! field through [`Headers`](crate::Headers), and saves the encoder of the other side its look-up. The parts: [`huffman`] and
+//! [`integer`] for the primitives, [`table`] for the two tables, [`index`] for the encoder's way from content to entry.
+
+mod decoder;
+mod encoder;
+mod huffman;
+mod index;
+mod integer;
+mod table;
+
+pub use decoder::{Decoded, Decoder};
+pub use encoder::Encoder;
+
+#[cfg(test)]
+pub(crate) use table::STATIC_TABLE;
 
 /// A block that can't be decoded: COMPRESSION_ERROR for the connection (RFC 9113 §4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct DecodeError(pub &'static str);
 
-/// Our half of the peer's encoder: one per connection.
-pub struct Decoder { _max: usize }
-
-/// How a decoded list came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decoded { /// RFC 9113 §6.5.2 size of the whole list, whether or not all of it was kept.
-    pub list_size: usize }
-
-impl Decoder {
-    /// `max_table`: the SETTINGS_HEADER_TABLE_SIZE that we announced.
-    pub fn new(max_table: usize) -> Self { Self { _max: max_table } }
-    /// Decodes one whole block and appends to `into`. The table is always brought up to date to the block's end; fields
-    /// beyond `keep` bytes of list size are counted and not stored.
-    pub fn decode(&mut self, block: &[u8], keep: usize, into: &mut Headers) -> Result<Decoded, DecodeError> { let _ = (block, keep, into); unimplemented!() }
+/// The hash by which the encoder finds a field in its table; never 0, which stands for "not computed".
+///
+/// The seed is fixed, because a field's hash goes from one connection's decoder to another's encoder. A peer can
+/// therefore choose fields that collide; what it wins is a walk over a table of at most 128 entries.
+pub(crate) fn content_hash(line: &[u8]) -> u32 {
+    let mut hasher = foldhash::fast::FixedState::with_seed(0).build_hasher();
+    hasher.write(line);
+    let hash = hasher.finish();
+    ((hash >> 32) as u32 ^ hash as u32).max(1)
 }
 
-/// Encodes the blocks that we send: one per connection.
-pub struct Encoder { _cap: usize }
+use std::hash::{BuildHasher as _, Hasher as _};
 
-impl Encoder {
-    /// `cap`: the most that we use, whatever the peer allows.
-    pub fn new(cap: usize) -> Self { Self { _cap: cap } }
-    /// The peer's SETTINGS_HEADER_TABLE_SIZE; the size update goes out before the next block (RFC 7541 §4.2).
-    pub fn set_peer_max(&mut self, max: usize) { let _ = max; unimplemented!() }
-    pub fn encode(&mut self, headers: &Headers, out: &mut Vec<u8>) { let _ = (headers, out); unimplemented!() }
-}
+/// SETTINGS_HEADER_TABLE_SIZE before any SETTINGS (RFC 9113 §6.5.2): the size that both tables start with.
+const INITIAL_TABLE_SIZE: usize = 4096;

@@ -1,0 +1,584 @@
+//! One header block in a flat arena: no allocation per field, and what RFC 9113 §8 allows in it.
+//!
+//! Names and values stand one after the other in one byte buffer; a [`Headers`] is that buffer and a list of entries
+//! in the order of the block, duplicates included. An entry also carries what is already known of its field: the
+//! number of its name ([`Known`]), the fault that a check of its characters found, a hash of its content and its index
+//! in HPACK's static table. Fields that the decoder takes from a table bring these along, so that in the steady state
+//! nothing of them is computed per message; a literal's hash is computed when the encoder first wants it.
+//!
+//! Taking a field out only drops its entry. Its bytes stay behind until they are more than half of the buffer, and then
+//! the rest is moved together; a block that is edited without end stays bounded, an ordinary edit moves nothing.
+
+mod name;
+mod rules;
+
+pub use rules::Kind;
+
+pub(crate) use name::{Indexing, NameId};
+pub(crate) use rules::Check;
+
+/// Names that the proxy's rules ask for, recognised once when a block is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(
+    missing_docs,
+    reason = "each is the header field of its name, as `name` spells it"
+)]
+pub enum Known {
+    /// Any other name.
+    Other,
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    Status,
+    Protocol,
+    ContentType,
+    ContentLength,
+    Te,
+    Host,
+    UserAgent,
+    Server,
+    Date,
+    GrpcTimeout,
+    GrpcStatus,
+    GrpcMessage,
+    GrpcEncoding,
+    Connection,
+    KeepAlive,
+    ProxyConnection,
+    TransferEncoding,
+    Upgrade,
+    Http2Settings,
+    XForwardedFor,
+    XForwardedProto,
+    XRequestId,
+    Traceparent,
+    Authorization,
+    Cookie,
+    Expect,
+}
+
+impl Known {
+    /// The field's name as it stands in a block, pseudo-header fields with their colon; `""` for [`Known::Other`].
+    pub fn name(self) -> &'static str {
+        name::known_name(self)
+    }
+}
+
+/// One field of a [`Headers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// What the name is, if it is one that rules ask for.
+    pub known: Known,
+    /// The name, in lower case, with the colon of a pseudo-header field.
+    pub name: &'a [u8],
+    /// The value, as it came.
+    pub value: &'a [u8],
+}
+
+/// One header block: names and values in one buffer, fields in order.
+///
+/// Up to 4 GiB of names and values; a field that would pass that is not taken (blocks from the network are far below,
+/// by the limits of the connection).
+#[derive(Clone, Debug, Default)]
+pub struct Headers {
+    /// Names and values, with gaps where fields were taken out.
+    bytes: Vec<u8>,
+    /// The fields, in order.
+    entries: Vec<Entry>,
+    /// Bytes of `bytes` that belong to entries.
+    live: usize,
+    /// One bit for each [`Known`] that has been put in since the last clear; a zero answers "none" without a scan.
+    seen: u32,
+}
+
+/// One field: where its bytes are, and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    start: u32,
+    name_len: u32,
+    value_len: u32,
+    meta: Meta,
+}
+
+/// What is known of a field besides its bytes; it goes with the field from the decoder's table to a block and on to the
+/// encoder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meta {
+    /// [`content_hash`](crate::hpack::content_hash) of name and value, or 0 when it wasn't needed yet.
+    pub(crate) hash: u32,
+    pub(crate) name: NameId,
+    /// The result of the checks of RFC 9113 §8.2 and §8.3 on this field alone.
+    pub(crate) check: Check,
+    /// The index of exactly this field in the static table, or 0.
+    pub(crate) static_index: u8,
+    /// No hop may put it in a table (RFC 7541 §6.2.3).
+    pub(crate) never_indexed: bool,
+}
+
+impl Meta {
+    /// What is known of a field from its name alone.
+    #[inline]
+    pub(crate) fn of(name: NameId) -> Self {
+        Self {
+            hash: 0,
+            name,
+            check: Check::UNKNOWN,
+            static_index: 0,
+            never_indexed: false,
+        }
+    }
+}
+
+impl Headers {
+    /// An empty block; allocates nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends. Pseudo-header fields first, as RFC 9113 §8.3 wants it (the caller keeps the order).
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.push_with(Meta::of(NameId::of(name)), name, value);
+    }
+
+    /// Appends a field of a known name, which isn't looked up. `Known::Other` has no name and adds nothing.
+    pub fn push_known(&mut self, known: Known, value: &[u8]) {
+        if known != Known::Other {
+            let id = NameId::of_known(known);
+            self.push_with(Meta::of(id), id.bytes(), value);
+        }
+    }
+
+    /// Appends a field that neither our encoder nor a later hop puts in a table (RFC 7541 §7.1.3).
+    pub fn push_never_indexed(&mut self, name: &[u8], value: &[u8]) {
+        self.push_with(
+            Meta {
+                never_indexed: true,
+                ..Meta::of(NameId::of(name))
+            },
+            name,
+            value,
+        );
+    }
+
+    /// Replaces the first field of this name, removes the others, or appends (a missing pseudo-header field is put
+    /// behind the last pseudo-header field).
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        self.set_with(NameId::of(name), name, value);
+    }
+
+    /// [`set`](Self::set) for a known name, which isn't looked up. `Known::Other` has no name and changes nothing.
+    pub fn set_known(&mut self, known: Known, value: &[u8]) {
+        if known != Known::Other {
+            let id = NameId::of_known(known);
+            self.set_with(id, id.bytes(), value);
+        }
+    }
+
+    /// Removes every field of this name.
+    pub fn remove(&mut self, name: &[u8]) {
+        let id = NameId::of(name);
+        if id.known() == Known::Other || self.may_have(id.known()) {
+            self.retain_entries(|bytes, e| !e.is(bytes, id, name));
+        }
+    }
+
+    /// Removes every field that is `known`.
+    pub fn remove_known(&mut self, known: Known) {
+        if self.may_have(known) {
+            self.retain_entries(|_, e| e.meta.name.known() != known);
+        }
+    }
+
+    /// Removes every field for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
+        self.retain_entries(|bytes, e| keep(e.field(bytes)));
+    }
+
+    /// The value of the first field of this name. Names are lower case.
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        let id = NameId::of(name);
+        if id.known() != Known::Other && !self.may_have(id.known()) {
+            return None;
+        }
+        let found = self.entries.iter().find(|e| e.is(&self.bytes, id, name))?;
+        Some(found.value(&self.bytes))
+    }
+
+    /// The values of all fields of this name, in order.
+    pub fn get_all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let id = NameId::of(name);
+        let any = id.known() == Known::Other || self.may_have(id.known());
+        let entries = if any { self.entries.as_slice() } else { &[] };
+        entries
+            .iter()
+            .filter(move |e| e.is(&self.bytes, id, name))
+            .map(|e| e.value(&self.bytes))
+    }
+
+    /// The value of the first field that is `known`.
+    pub fn known(&self, known: Known) -> Option<&[u8]> {
+        self.all_known(known).next()
+    }
+
+    /// The values of all fields that are `known`, in order.
+    pub fn all_known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        let entries = if self.may_have(known) {
+            self.entries.as_slice()
+        } else {
+            &[]
+        };
+        let of_name = entries.iter().filter(move |e| e.meta.name.known() == known);
+        of_name.map(|e| e.value(&self.bytes))
+    }
+
+    /// All fields, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
+        self.entries.iter().map(|e| e.field(&self.bytes))
+    }
+
+    /// How many fields there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no field.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The list's size as RFC 9113 §6.5.2 counts it: names, values and 32 bytes a field.
+    pub fn list_size(&self) -> usize {
+        self.live + FIELD_OVERHEAD * self.entries.len()
+    }
+
+    /// Removes all fields and keeps the buffers for another block.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.entries.clear();
+        self.live = 0;
+        self.seen = 0;
+    }
+
+    /// `:method` of a request.
+    pub fn method(&self) -> Option<&[u8]> {
+        self.known(Known::Method)
+    }
+
+    /// `:scheme` of a request.
+    pub fn scheme(&self) -> Option<&[u8]> {
+        self.known(Known::Scheme)
+    }
+
+    /// `:authority` of a request.
+    pub fn authority(&self) -> Option<&[u8]> {
+        self.known(Known::Authority)
+    }
+
+    /// `:path` of a request, query included.
+    pub fn path(&self) -> Option<&[u8]> {
+        self.known(Known::Path)
+    }
+
+    /// `:status` of a response (three digits by the engine's validation).
+    pub fn status(&self) -> Option<u16> {
+        rules::status_code(self.known(Known::Status)?)
+    }
+
+    /// `content-length`, if there is one that can be read (RFC 9110 §8.6; the engine compares it with the DATA that
+    /// comes, RFC 9113 §8.1.1). A valid block has one value, however often it is repeated.
+    pub fn content_length(&self) -> Option<u64> {
+        rules::content_length(self.known(Known::ContentLength)?)
+    }
+
+    /// Whether RFC 9113 §8 and the strictest of the servers behind us allow this block as one of `kind`; else the rule
+    /// that it breaks, one of a fixed set of texts.
+    pub fn validate(&self, kind: Kind) -> Result<(), &'static str> {
+        rules::validate(self, kind)
+    }
+
+    #[inline]
+    fn push_with(&mut self, meta: Meta, name: &[u8], value: &[u8]) {
+        let start = self.bytes.len();
+        if start + name.len() + value.len() > u32::MAX as usize {
+            return;
+        }
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(value);
+        self.commit(start, name.len(), meta);
+    }
+
+    fn set_with(&mut self, id: NameId, name: &[u8], value: &[u8]) {
+        let has = id.known() == Known::Other || self.may_have(id.known());
+        let found = match has {
+            true => self
+                .entries
+                .iter()
+                .position(|e| e.is(&self.bytes, id, name)),
+            false => None,
+        };
+        // The new field goes to the end, and its entry to its place from there.
+        let before = self.entries.len();
+        self.push_with(Meta::of(id), name, value);
+        let Some(last) = self.entries.get(before).copied() else {
+            return;
+        };
+        match found {
+            Some(at) => {
+                self.entries.truncate(before);
+                self.live -= self.entries[at].len();
+                self.entries[at] = last;
+                let mut position = 0;
+                self.retain_entries(|bytes, e| {
+                    position += 1;
+                    position - 1 <= at || !e.is(bytes, id, name)
+                });
+            }
+            None if name.first() == Some(&b':') => {
+                let is_pseudo =
+                    |e: &Entry| self.bytes.get(e.start as usize) == Some(&b':') && e.name_len > 0;
+                let at = self.entries[..before]
+                    .iter()
+                    .take_while(|e| is_pseudo(e))
+                    .count();
+                self.entries[at..].rotate_right(1);
+            }
+            None => {}
+        }
+    }
+
+    fn retain_entries(&mut self, mut keep: impl FnMut(&[u8], &Entry) -> bool) {
+        let (bytes, mut live) = (&self.bytes, self.live);
+        self.entries.retain(|e| {
+            let kept = keep(bytes, e);
+            if !kept {
+                live -= e.len();
+            }
+            kept
+        });
+        self.live = live;
+        if self.bytes.len() > 2 * self.live + GARBAGE {
+            self.compact();
+        }
+    }
+
+    /// Moves the entries' bytes together, in the order of the entries.
+    fn compact(&mut self) {
+        let mut bytes = Vec::with_capacity(self.live);
+        for e in &mut self.entries {
+            let start = bytes.len();
+            bytes.extend_from_slice(&self.bytes[e.range()]);
+            e.start = start as u32;
+        }
+        self.bytes = bytes;
+    }
+
+    fn may_have(&self, known: Known) -> bool {
+        self.seen & (1 << known as u32) != 0
+    }
+}
+
+/// For the decoder and the encoder: fields with what is known of them.
+impl Headers {
+    /// The byte buffer, for the decoder to append a name and a value to before it calls [`commit`](Self::commit).
+    #[inline]
+    pub(crate) fn arena(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Makes a field of the bytes that were appended to the arena since it was `start` long. The decoder's blocks are
+    /// far below the 4 GiB that the offsets can hold.
+    #[inline]
+    pub(crate) fn commit(&mut self, start: usize, name_len: usize, meta: Meta) {
+        let len = self.bytes.len() - start;
+        self.live += len;
+        self.seen |= 1 << meta.name.known() as u32;
+        self.entries.push(Entry {
+            start: start as u32,
+            name_len: name_len as u32,
+            value_len: (len - name_len) as u32,
+            meta,
+        });
+    }
+
+    /// Appends a field from a table: name and value in one piece.
+    #[inline]
+    pub(crate) fn push_line(&mut self, line: &[u8], name_len: usize, meta: Meta) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(line);
+        self.commit(start, name_len, meta);
+    }
+
+    /// Each field as name and value in one piece, the name's length, and what is known of it.
+    #[inline]
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], usize, &Meta)> {
+        self.entries
+            .iter()
+            .map(|e| (&self.bytes[e.range()], e.name_len as usize, &e.meta))
+    }
+}
+
+impl Entry {
+    #[inline]
+    fn len(&self) -> usize {
+        (self.name_len + self.value_len) as usize
+    }
+
+    #[inline]
+    fn range(&self) -> std::ops::Range<usize> {
+        let start = self.start as usize;
+        start..start + self.len()
+    }
+
+    #[inline]
+    fn field<'a>(&self, bytes: &'a [u8]) -> Field<'a> {
+        let (name, value) = bytes[self.range()].split_at(self.name_len as usize);
+        Field {
+            known: self.meta.name.known(),
+            name,
+            value,
+        }
+    }
+
+    #[inline]
+    fn value<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        self.field(bytes).value
+    }
+
+    #[inline]
+    fn is(&self, bytes: &[u8], id: NameId, name: &[u8]) -> bool {
+        self.meta.name == id && (!id.is_other() || self.field(bytes).name == name)
+    }
+}
+
+/// The same fields in the same order.
+impl PartialEq for Headers {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Headers {}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> Extend<(N, V)> for Headers {
+    fn extend<T: IntoIterator<Item = (N, V)>>(&mut self, fields: T) {
+        for (name, value) in fields {
+            self.push(name.as_ref(), value.as_ref());
+        }
+    }
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
+    fn from_iter<T: IntoIterator<Item = (N, V)>>(fields: T) -> Self {
+        let mut headers = Self::new();
+        headers.extend(fields);
+        headers
+    }
+}
+
+/// RFC 9113 §6.5.2 and RFC 7541 §4.1: what a field counts besides its octets.
+pub(crate) const FIELD_OVERHEAD: usize = 32;
+/// Unused bytes below this are never worth a move.
+const GARBAGE: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Headers {
+        Headers::from_iter([
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", "/api.Echo/Echo"),
+            ("x-a", "1"),
+            ("te", "trailers"),
+            ("x-a", "2"),
+        ])
+    }
+
+    fn text(headers: &Headers) -> String {
+        let line = |f: Field<'_>| {
+            format!(
+                "{}={}",
+                String::from_utf8_lossy(f.name),
+                String::from_utf8_lossy(f.value)
+            )
+        };
+        headers.iter().map(line).collect::<Vec<_>>().join(" ")
+    }
+
+    fn counted(headers: &Headers) -> usize {
+        headers
+            .iter()
+            .map(|f| f.name.len() + f.value.len() + 32)
+            .sum()
+    }
+
+    #[test]
+    fn order_and_duplicates_are_kept() {
+        let headers = request();
+        assert_eq!(
+            text(&headers),
+            ":method=POST :scheme=https :path=/api.Echo/Echo x-a=1 te=trailers x-a=2"
+        );
+        assert_eq!(headers.get_all(b"x-a").collect::<Vec<_>>(), [b"1", b"2"]);
+        assert_eq!(headers.get(b"x-b"), None);
+        assert_eq!(headers.known(Known::Te), Some(&b"trailers"[..]));
+        assert_eq!(headers.known(Known::Cookie), None);
+        assert_eq!(headers.path(), Some(&b"/api.Echo/Echo"[..]));
+        assert_eq!(headers.len(), 6);
+        assert_eq!(headers.list_size(), counted(&headers));
+    }
+
+    #[test]
+    fn set_replaces_the_first_and_removes_the_others() {
+        let mut headers = request();
+        headers.set(b"x-a", b"longer than before");
+        headers.set_known(Known::Te, b"x");
+        headers.set(b"x-b", b"new");
+        headers.set(b":authority", b"a");
+        assert_eq!(
+            text(&headers),
+            ":method=POST :scheme=https :path=/api.Echo/Echo :authority=a x-a=longer than before te=x x-b=new"
+        );
+        assert_eq!(headers.list_size(), counted(&headers));
+    }
+
+    #[test]
+    fn removal_is_exact_in_size_and_order() {
+        let mut headers = request();
+        headers.remove(b"x-a");
+        headers.remove_known(Known::Scheme);
+        headers.remove(b"cookie");
+        headers.retain(|f| f.known != Known::Te);
+        assert_eq!(text(&headers), ":method=POST :path=/api.Echo/Echo");
+        assert_eq!(headers.list_size(), counted(&headers));
+        assert_eq!(headers.known(Known::Te), None);
+        headers.clear();
+        assert!(headers.is_empty());
+        assert_eq!((headers.list_size(), headers.method()), (0, None));
+    }
+
+    #[test]
+    fn endless_edits_leave_bounded_garbage() {
+        let mut headers = request();
+        let long = [b'v'; 100];
+        for i in 0..10_000 {
+            headers.set(b"x-a", &long[..i % 100]);
+            assert!(headers.bytes.len() <= 2 * headers.live + GARBAGE + long.len() + 3);
+            assert_eq!(headers.list_size(), counted(&headers));
+        }
+        assert_eq!(headers.path(), Some(&b"/api.Echo/Echo"[..]));
+    }
+
+    #[test]
+    fn known_names_spell_themselves() {
+        assert_eq!(Known::Http2Settings.name(), "http2-settings");
+        assert_eq!(Known::Other.name(), "");
+        let mut headers = Headers::new();
+        headers.push_known(Known::GrpcStatus, b"0");
+        headers.push_known(Known::Other, b"nothing");
+        assert_eq!(text(&headers), "grpc-status=0");
+    }
+}

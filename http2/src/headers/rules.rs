@@ -1,0 +1,382 @@
+//! What RFC 9113 §8 allows in a header block, and what servers behind us would not forgive.
+//!
+//! Two kinds of rule. Those of one field alone (characters, syntax of some values, names that HTTP/2 forbids) are
+//! decided once, when the field is decoded, and their result, a [`Check`], stays with it: a field that comes from the
+//! dynamic table costs one comparison. Those of the whole block (order, number and presence of pseudo-header fields)
+//! are one pass over the entries.
+//!
+//! Where the RFC leaves a choice we refuse what h2 (tonic's servers), grpc-core, nghttp2 or Node refuse: many clients
+//! share one connection to a backend, and some servers end the connection for what we let through.
+
+use super::{Headers, Known, Meta, NameId};
+
+/// Which rules a block stands under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A request's head (RFC 9113 §8.3.1).
+    Request,
+    /// A response's head, final or 1xx (RFC 9113 §8.3.2).
+    Response,
+    /// Trailers, either way (RFC 9113 §8.1).
+    Trailers,
+}
+
+/// What the rules of one field alone say about a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Check(u8);
+
+impl Check {
+    /// Not looked at yet.
+    pub(crate) const UNKNOWN: Self = Self(0);
+    /// Nothing wrong.
+    pub(crate) const FINE: Self = Self(1);
+
+    /// Looks at a field. `name` is the number of the field's name, whose characters are right by definition.
+    #[inline]
+    pub(crate) fn of(id: NameId, name: &[u8], value: &[u8]) -> Self {
+        match fault(id, name, value) {
+            None => Self::FINE,
+            Some(fault) => Self(fault as u8 + 2),
+        }
+    }
+
+    #[inline]
+    fn rule(self) -> Result<(), &'static str> {
+        match self.0 {
+            0 | 1 => Ok(()),
+            fault => Err(FAULTS.get(fault as usize - 2).copied().unwrap_or_default()),
+        }
+    }
+}
+
+/// See [`Headers::validate`].
+pub(super) fn validate(headers: &Headers, kind: Kind) -> Result<(), &'static str> {
+    let mut pseudo = 0u32;
+    let mut regular = false;
+    for (line, name_len, meta) in headers.lines() {
+        if meta.check == Check::UNKNOWN {
+            let (name, value) = line.split_at(name_len);
+            Check::of(meta.name, name, value).rule()?;
+        } else {
+            meta.check.rule()?;
+        }
+        if is_pseudo(line, name_len) {
+            let bit = pseudo_bit(meta, kind)?;
+            if regular {
+                return Err(PSEUDO_AFTER_REGULAR);
+            }
+            if pseudo & bit != 0 {
+                return Err(PSEUDO_TWICE);
+            }
+            pseudo |= bit;
+        } else {
+            regular = true;
+        }
+    }
+    match kind {
+        Kind::Request => request_line(headers, pseudo)?,
+        Kind::Response if pseudo & bit(Known::Status) == 0 => return Err(NO_STATUS),
+        Kind::Response | Kind::Trailers => {}
+    }
+    content_lengths_agree(headers)
+}
+
+/// The bit of a pseudo-header field, if `kind` may have it (RFC 9113 §8.3).
+#[inline]
+fn pseudo_bit(meta: &Meta, kind: Kind) -> Result<u32, &'static str> {
+    use Known::{Authority, Method, Path, Scheme, Status};
+    match (kind, meta.name.known()) {
+        (Kind::Trailers, _) => Err(PSEUDO_IN_TRAILERS),
+        (Kind::Request, known @ (Method | Scheme | Authority | Path)) => Ok(bit(known)),
+        (Kind::Response, known @ Status) => Ok(bit(known)),
+        (Kind::Request, Status) => Err(STATUS_IN_REQUEST),
+        (Kind::Response, Method | Scheme | Authority | Path) => Err(REQUEST_PSEUDO_IN_RESPONSE),
+        _ => Err(PSEUDO_UNKNOWN),
+    }
+}
+
+fn request_line(headers: &Headers, pseudo: u32) -> Result<(), &'static str> {
+    use Known::{Authority, Method, Path, Scheme};
+    let Some(method) = headers.method().filter(|_| pseudo & bit(Method) != 0) else {
+        return Err(NO_METHOD);
+    };
+    if method == b"CONNECT" {
+        if pseudo & (bit(Scheme) | bit(Path)) != 0 {
+            return Err(CONNECT_WITH_PATH);
+        }
+        return if pseudo & bit(Authority) == 0 {
+            Err(CONNECT_NO_AUTHORITY)
+        } else {
+            Ok(())
+        };
+    }
+    if pseudo & bit(Scheme) == 0 {
+        return Err(NO_SCHEME);
+    }
+    match headers.path() {
+        None => Err(NO_PATH),
+        Some(b"*") if method != b"OPTIONS" => Err(PATH_ASTERISK),
+        Some(_) => Ok(()),
+    }
+}
+
+fn content_lengths_agree(headers: &Headers) -> Result<(), &'static str> {
+    let mut values = headers.all_known(Known::ContentLength).map(content_length);
+    let first = values.next();
+    match first.is_none() || values.all(|v| Some(v) == first) {
+        true => Ok(()),
+        false => Err(CONTENT_LENGTHS_DIFFER),
+    }
+}
+
+/// RFC 9110 §8.6: digits only. A number that u64 can't hold is no length of anything that could follow.
+pub(super) fn content_length(value: &[u8]) -> Option<u64> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let text = digits.then(|| std::str::from_utf8(value).ok())??;
+    text.parse().ok()
+}
+
+/// Three digits, 100–599 (RFC 9110 §15).
+pub(super) fn status_code(value: &[u8]) -> Option<u16> {
+    let [a @ b'1'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9'] = value else {
+        return None;
+    };
+    Some(u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0'))
+}
+
+/// The rules of one field alone.
+fn fault(id: NameId, name: &[u8], value: &[u8]) -> Option<Fault> {
+    if id.is_other() {
+        if let Some(fault) = name_fault(name) {
+            return Some(fault);
+        }
+    }
+    if let Some(fault) = value_fault(value) {
+        return Some(fault);
+    }
+    let wrong = |fine: bool, fault: Fault| if fine { None } else { Some(fault) };
+    match id.known() {
+        Known::Method => wrong(is_token(value), Fault::Method),
+        Known::Scheme => wrong(is_scheme(value), Fault::Scheme),
+        Known::Authority => authority_fault(value),
+        Known::Path => path_fault(value),
+        Known::Status => match status_code(value) {
+            None => Some(Fault::Status),
+            Some(101) => Some(Fault::Status101),
+            Some(_) => None,
+        },
+        Known::Protocol => Some(Fault::Protocol),
+        Known::Te => wrong(value == b"trailers", Fault::Te),
+        Known::ContentLength => wrong(content_length(value).is_some(), Fault::ContentLength),
+        Known::Connection
+        | Known::KeepAlive
+        | Known::ProxyConnection
+        | Known::TransferEncoding
+        | Known::Upgrade
+        | Known::Http2Settings => Some(Fault::Connection),
+        _ => None,
+    }
+}
+
+fn name_fault(name: &[u8]) -> Option<Fault> {
+    match name {
+        [] => Some(Fault::NameEmpty),
+        // The pseudo-header fields that exist are all known names.
+        [b':', ..] => Some(Fault::PseudoUnknown),
+        _ if name.iter().all(|&b| class(b, TCHAR)) => None,
+        _ if name.iter().any(u8::is_ascii_uppercase) => Some(Fault::NameUpperCase),
+        _ => Some(Fault::NameCharacter),
+    }
+}
+
+fn value_fault(value: &[u8]) -> Option<Fault> {
+    // Written without an early exit, so that the compiler looks at 16 bytes at a time.
+    let control = |b: u8| (b < 0x20 && b != b'\t') | (b == 0x7f);
+    if value.iter().fold(false, |bad, &b| bad | control(b)) {
+        let line = value.iter().any(|b| matches!(b, 0 | b'\r' | b'\n'));
+        return Some(if line {
+            Fault::ValueLine
+        } else {
+            Fault::ValueControl
+        });
+    }
+    match (value.first(), value.last()) {
+        (Some(b' ' | b'\t'), _) | (_, Some(b' ' | b'\t')) => Some(Fault::ValueSpace),
+        _ => None,
+    }
+}
+
+fn path_fault(value: &[u8]) -> Option<Fault> {
+    match value {
+        [] => Some(Fault::PathEmpty),
+        b"*" => None,
+        [b'/', ..] if value.iter().all(|&b| class(b, PATH)) => None,
+        [b'/', ..] => Some(Fault::PathCharacter),
+        _ => Some(Fault::PathNoSlash),
+    }
+}
+
+/// `host`, `host:port`, `[IPv6]`, `[IPv6]:port` (RFC 3986 §3.2, without user information).
+fn authority_fault(value: &[u8]) -> Option<Fault> {
+    if value.contains(&b'@') {
+        return Some(Fault::AuthorityUser);
+    }
+    let (host_fine, rest) = match value {
+        [b'[', rest @ ..] => {
+            let end = rest.iter().position(|&b| b == b']').unwrap_or(0);
+            let (address, rest) = rest.split_at(end);
+            let fine = end > 0
+                && address
+                    .iter()
+                    .all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
+            (fine, rest.get(1..).unwrap_or_default())
+        }
+        _ => {
+            let end = value.iter().position(|&b| b == b':').unwrap_or(value.len());
+            let (host, rest) = value.split_at(end);
+            (end > 0 && host.iter().all(|&b| class(b, HOST)), rest)
+        }
+    };
+    let port_fine = match rest {
+        [] => true,
+        [b':', port @ ..] => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if host_fine && port_fine {
+        None
+    } else {
+        Some(Fault::Authority)
+    }
+}
+
+fn is_token(value: &[u8]) -> bool {
+    // A method may have upper case (RFC 9110 §9.1), a field name in HTTP/2 may not.
+    !value.is_empty()
+        && value
+            .iter()
+            .all(|&b| class(b, TCHAR) || b.is_ascii_uppercase())
+}
+
+fn is_scheme(value: &[u8]) -> bool {
+    let rest = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
+    value.first().is_some_and(u8::is_ascii_alphabetic) && value.iter().all(rest)
+}
+
+#[inline]
+fn is_pseudo(line: &[u8], name_len: usize) -> bool {
+    name_len > 0 && line[0] == b':'
+}
+
+#[inline]
+const fn bit(known: Known) -> u32 {
+    1 << known as u32
+}
+
+#[inline]
+fn class(byte: u8, class: u8) -> bool {
+    CLASS[byte as usize] & class != 0
+}
+
+const fn classes() -> [u8; 256] {
+    let mut table = [0u8; 256];
+    let mut i = 0;
+    while i < 256 {
+        let b = i as u8;
+        let alphanumeric = matches!(b, b'a'..=b'z' | b'0'..=b'9');
+        if alphanumeric || contains(b"!#$%&'*+-.^_`|~", b) {
+            table[i] |= TCHAR;
+        }
+        if alphanumeric || b.is_ascii_uppercase() || contains(b"-._~!$&'()*+,;=", b) {
+            table[i] |= HOST;
+        }
+        if b.is_ascii_graphic() && !contains(b"\"#<>`", b) {
+            table[i] |= PATH;
+        }
+        i += 1;
+    }
+    table
+}
+
+const fn contains(set: &[u8], b: u8) -> bool {
+    let mut i = 0;
+    while i < set.len() {
+        if set[i] == b {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// A token's characters (RFC 9110 §5.6.2) without the upper-case letters.
+const TCHAR: u8 = 1;
+/// A registered name's characters (RFC 3986 §3.2.2) without `%`, which the crate `http` refuses in a host.
+const HOST: u8 = 2;
+/// What the crate `http`, on which tonic's servers stand, takes in paths: visible ASCII but `"#<>` and the backtick.
+const PATH: u8 = 4;
+static CLASS: [u8; 256] = classes();
+
+/// Faults of one field; the number indexes [`FAULTS`].
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+enum Fault {
+    NameEmpty,
+    NameUpperCase,
+    NameCharacter,
+    PseudoUnknown,
+    ValueLine,
+    ValueControl,
+    ValueSpace,
+    Method,
+    Scheme,
+    Authority,
+    AuthorityUser,
+    PathEmpty,
+    PathNoSlash,
+    PathCharacter,
+    Status,
+    Status101,
+    Protocol,
+    Te,
+    ContentLength,
+    Connection,
+}
+
+static FAULTS: [&str; 20] = [
+    "an empty field name (RFC 9113 §8.2.1)",
+    "an upper-case letter in a field name (RFC 9113 §8.2.1)",
+    "a character that is not allowed in a field name (RFC 9113 §8.2.1)",
+    PSEUDO_UNKNOWN,
+    "NUL, CR or LF in a field value (RFC 9113 §8.2.1)",
+    "a control character in a field value (RFC 9110 §5.5)",
+    "a space or tab at an end of a field value (RFC 9113 §8.2.1)",
+    ":method is not a token (RFC 9113 §8.3.1, RFC 9110 §9.1)",
+    ":scheme is not a scheme (RFC 9113 §8.3.1, RFC 3986 §3.1)",
+    ":authority is not host[:port] (RFC 9113 §8.3.1, RFC 3986 §3.2)",
+    ":authority with user information (RFC 9113 §8.3.1)",
+    ":path is empty (RFC 9113 §8.3.1)",
+    ":path does not start with a slash (RFC 9113 §8.3.1)",
+    "a character that is not allowed in :path (RFC 9113 §8.3.1, RFC 3986 §3.3)",
+    ":status is not a code of 100 to 599 (RFC 9113 §8.3.2, RFC 9110 §15)",
+    ":status is 101 (RFC 9113 §8.6)",
+    ":protocol without the extension that defines it (RFC 9113 §8.3, RFC 8441 §4)",
+    "te is not trailers (RFC 9113 §8.2.2)",
+    "content-length is not a number (RFC 9110 §8.6)",
+    "a connection-specific field (RFC 9113 §8.2.2)",
+];
+
+const PSEUDO_UNKNOWN: &str = "an unknown pseudo-header field (RFC 9113 §8.3)";
+const PSEUDO_AFTER_REGULAR: &str = "a pseudo-header field after a regular field (RFC 9113 §8.3)";
+const PSEUDO_TWICE: &str = "a pseudo-header field more than once (RFC 9113 §8.3)";
+const PSEUDO_IN_TRAILERS: &str = "a pseudo-header field in trailers (RFC 9113 §8.1)";
+const STATUS_IN_REQUEST: &str = ":status in a request (RFC 9113 §8.3)";
+const REQUEST_PSEUDO_IN_RESPONSE: &str =
+    "a request's pseudo-header field in a response (RFC 9113 §8.3)";
+const NO_STATUS: &str = "a response without :status (RFC 9113 §8.3.2)";
+const NO_METHOD: &str = "a request without :method (RFC 9113 §8.3.1)";
+const NO_SCHEME: &str = "a request without :scheme (RFC 9113 §8.3.1)";
+const NO_PATH: &str = "a request without :path (RFC 9113 §8.3.1)";
+const PATH_ASTERISK: &str = ":path is * and :method is not OPTIONS (RFC 9113 §8.3.1)";
+const CONNECT_WITH_PATH: &str = "CONNECT with :scheme or :path (RFC 9113 §8.5)";
+const CONNECT_NO_AUTHORITY: &str = "CONNECT without :authority (RFC 9113 §8.5)";
+const CONTENT_LENGTHS_DIFFER: &str = "content-length values that differ (RFC 9110 §8.6)";

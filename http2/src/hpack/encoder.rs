@@ -1,0 +1,268 @@
+//! Encodes header blocks.
+//!
+//! A field goes out in the shortest form that costs little CPU:
+//! 1. one byte, if it came from the peer's static table or is there;
+//! 2. one or two bytes, if the dynamic table has it, found by its content hash, which fields from a decoder's table
+//!    bring along;
+//! 3. else a literal. It enters the table if its name promises repetition ([`Indexing`]), it is not too large a part of
+//!    the table and, once the table is full, if it was seen before: values that come only once would otherwise push
+//!    out those that come with each message, and first-in-first-out eviction has no memory of use.
+//!
+//! Literals that enter the table are Huffman-coded when that is shorter: paid once, since the next one is an index. The
+//! others (time-outs, ids, tokens) go out raw: they are there in every message, mostly short or of high entropy, and
+//! Huffman coding would cost both ends more time than the copy of the bytes that it saves.
+
+use super::{
+    INITIAL_TABLE_SIZE, content_hash, huffman,
+    index::Index,
+    integer,
+    table::{DynamicTable, STATIC_LEN, STATIC_TABLE},
+};
+use crate::headers::{FIELD_OVERHEAD, Headers, Indexing, Known, Meta, NameId};
+
+/// Encodes the blocks that we send: one per connection.
+#[derive(Debug)]
+pub struct Encoder {
+    table: DynamicTable,
+    /// Entries of `table` by the hash of name and value.
+    fields: Index,
+    /// Entries of `table` whose name isn't in the static table, by the hash of the name: the newest of each name.
+    names: Index,
+    /// Hashes of fields that lately had no place in the full table, each in the slot that its low bits choose.
+    refused: Vec<u32>,
+    /// The most that we use, whatever the peer allows.
+    cap: usize,
+    /// The smallest size since the last block, if the size has to be told (RFC 7541 §4.2).
+    smallest: Option<usize>,
+}
+
+impl Encoder {
+    /// `cap`: the most that we use, whatever the peer allows.
+    pub fn new(cap: usize) -> Self {
+        let size = cap.min(INITIAL_TABLE_SIZE);
+        Self {
+            table: DynamicTable::new(size),
+            fields: Index::default(),
+            names: Index::default(),
+            refused: Vec::new(),
+            cap,
+            smallest: (size < INITIAL_TABLE_SIZE).then_some(size),
+        }
+    }
+
+    /// The peer's SETTINGS_HEADER_TABLE_SIZE; the size update goes out before the next block (RFC 7541 §4.2).
+    pub fn set_peer_max(&mut self, max: usize) {
+        let size = max.min(self.cap);
+        if size == self.table.max_size() {
+            return;
+        }
+        let (fields, names) = (&mut self.fields, &mut self.names);
+        self.table.resize(size, |number, line| {
+            forget(fields, names, number, line.name(), &line.meta)
+        });
+        self.smallest = Some(self.smallest.map_or(size, |smallest| smallest.min(size)));
+    }
+
+    /// Appends the block of `headers` to `out`.
+    pub fn encode(&mut self, headers: &Headers, out: &mut Vec<u8>) {
+        if let Some(smallest) = self.smallest.take() {
+            let size = self.table.max_size();
+            if smallest < size {
+                integer::encode(smallest, 5, SIZE_UPDATE, out);
+            }
+            integer::encode(size, 5, SIZE_UPDATE, out);
+        }
+        for (line, name_len, meta) in headers.lines() {
+            if meta.static_index != 0 {
+                out.push(INDEXED | meta.static_index);
+                continue;
+            }
+            let indexing = if meta.never_indexed {
+                Indexing::Never
+            } else {
+                meta.name.indexing()
+            };
+            match indexing {
+                Indexing::Table => self.field(line, name_len, meta, out),
+                Indexing::Literal => self.literal(WITHOUT_INDEXING, line, name_len, meta.name, out),
+                Indexing::Never => self.literal(NEVER_INDEXED, line, name_len, meta.name, out),
+            }
+        }
+    }
+
+    /// A field that may be in the table, or enter it.
+    #[inline]
+    fn field(&mut self, line: &[u8], name_len: usize, meta: &Meta, out: &mut Vec<u8>) {
+        let (name, value) = line.split_at(name_len);
+        if let Some(index) = static_index(meta.name, value) {
+            out.push(INDEXED | index);
+            return;
+        }
+        let hash = if meta.hash != 0 {
+            meta.hash
+        } else {
+            content_hash(line)
+        };
+        let is = |number| {
+            let entry = self.table.get(self.table.back(number));
+            entry.is_some_and(|entry| entry.name_len == name_len && entry.bytes == line)
+        };
+        if let Some(number) = self.fields.find(hash, is) {
+            integer::encode(self.table.back(number) + STATIC_LEN + 1, 7, INDEXED, out);
+        } else if self.may_enter(line, name, value, hash) {
+            self.enter(line, name_len, Meta { hash, ..*meta }, out);
+        } else {
+            self.literal(WITHOUT_INDEXING, line, name_len, meta.name, out);
+        }
+    }
+
+    /// Whether a field that isn't in the table should be from now on.
+    fn may_enter(&mut self, line: &[u8], name: &[u8], value: &[u8], hash: u32) -> bool {
+        let size = line.len() + FIELD_OVERHEAD;
+        // A large entry pushes out many small ones; binary metadata (`-bin`) is a message's own; a path with a query
+        // is one of very many.
+        if size > self.table.max_size() / LARGEST_PART
+            || name.ends_with(b"-bin")
+            || name == b":path" && (value.len() > LONGEST_PATH || value.contains(&b'?'))
+        {
+            return false;
+        }
+        if !self.table.is_full_for(size) {
+            return true;
+        }
+        self.refused.resize(REFUSED, 0);
+        let slot = &mut self.refused[hash as usize % REFUSED];
+        let seen = *slot == hash;
+        *slot = hash;
+        seen
+    }
+
+    /// A literal with incremental indexing (RFC 7541 §6.2.1).
+    fn enter(&mut self, line: &[u8], name_len: usize, meta: Meta, out: &mut Vec<u8>) {
+        let (name, value) = line.split_at(name_len);
+        let name_hash = if meta.name.static_index().is_none() {
+            content_hash(name)
+        } else {
+            0
+        };
+        match self.name_index(meta.name, name, name_hash) {
+            Some(index) => integer::encode(index, 6, WITH_INDEXING, out),
+            None => {
+                out.push(WITH_INDEXING);
+                short_string(name, out);
+            }
+        }
+        short_string(value, out);
+        let (fields, names) = (&mut self.fields, &mut self.names);
+        let evicted = |number, line: super::table::Line<'_>| {
+            forget(fields, names, number, line.name(), &line.meta);
+        };
+        let Some(number) = self.table.insert(line, name_len, meta, evicted) else {
+            return;
+        };
+        self.fields.insert(meta.hash, number);
+        if name_hash != 0 {
+            let is = |number| {
+                self.table
+                    .get(self.table.back(number))
+                    .is_some_and(|e| e.name() == name)
+            };
+            if let Some(older) = self.names.find(name_hash, is) {
+                self.names.remove(name_hash, older);
+            }
+            self.names.insert(name_hash, number);
+        }
+    }
+
+    /// A literal that doesn't change the table (RFC 7541 §6.2.2, §6.2.3).
+    #[inline]
+    fn literal(&self, flags: u8, line: &[u8], name_len: usize, id: NameId, out: &mut Vec<u8>) {
+        let (name, value) = line.split_at(name_len);
+        // A name whose fields never enter the table isn't there either.
+        let may_be = id.static_index().is_none() && id.indexing() == Indexing::Table;
+        let hash = if may_be { content_hash(name) } else { 0 };
+        match self.name_index(id, name, hash) {
+            Some(index) => integer::encode(index, 4, flags, out),
+            None => {
+                out.push(flags);
+                raw_string(name, out);
+            }
+        }
+        raw_string(value, out);
+    }
+
+    /// An index that stands for a name. `hash`: 0 if it can't be in the dynamic table.
+    #[inline]
+    fn name_index(&self, id: NameId, name: &[u8], hash: u32) -> Option<usize> {
+        if let Some(index) = id.static_index() {
+            return Some(usize::from(index));
+        }
+        if hash == 0 {
+            return None;
+        }
+        let is = |number| {
+            self.table
+                .get(self.table.back(number))
+                .is_some_and(|e| e.name() == name)
+        };
+        let number = self.names.find(hash, is)?;
+        Some(self.table.back(number) + STATIC_LEN + 1)
+    }
+}
+
+/// Takes an evicted entry out of the indexes.
+fn forget(fields: &mut Index, names: &mut Index, number: u32, name: &[u8], meta: &Meta) {
+    fields.remove(meta.hash, number);
+    if meta.name.static_index().is_none() {
+        names.remove(content_hash(name), number);
+    }
+}
+
+/// The index of a field that the static table has with its value.
+#[inline]
+fn static_index(id: NameId, value: &[u8]) -> Option<u8> {
+    let range = match id.known() {
+        Known::Method => 2..=3,
+        Known::Path => 4..=5,
+        Known::Scheme => 6..=7,
+        Known::Status => 8..=14,
+        _ => {
+            let index = id.static_index()?;
+            index..=index
+        }
+    };
+    range.into_iter().find(|&index| {
+        let (line, name_len) = STATIC_TABLE.line(index);
+        &line[name_len..] == value
+    })
+}
+
+#[inline]
+fn raw_string(text: &[u8], out: &mut Vec<u8>) {
+    integer::encode(text.len(), 7, 0, out);
+    out.extend_from_slice(text);
+}
+
+fn short_string(text: &[u8], out: &mut Vec<u8>) {
+    let len = huffman::encoded_len(text);
+    if len < text.len() {
+        integer::encode(len, 7, HUFFMAN, out);
+        huffman::encode(text, out);
+    } else {
+        raw_string(text, out);
+    }
+}
+
+/// RFC 7541 §6.1, §6.2.1, §6.2.2, §6.2.3, §6.3, §5.2: the flags in a form's first byte.
+const INDEXED: u8 = 0x80;
+const WITH_INDEXING: u8 = 0x40;
+const WITHOUT_INDEXING: u8 = 0;
+const NEVER_INDEXED: u8 = 0x10;
+const SIZE_UPDATE: u8 = 0x20;
+const HUFFMAN: u8 = 0x80;
+/// An entry takes at most this part of the table.
+const LARGEST_PART: usize = 4;
+/// Longer paths are not a method of a service.
+const LONGEST_PATH: usize = 256;
+/// Fields remembered that came when the table was full; a power of two. 256 bytes, and only then.
+const REFUSED: usize = 64;

@@ -1,0 +1,225 @@
+//! The Huffman code of RFC 7541 appendix B.
+//!
+//! The code is canonical, so its lengths are all that is written down; codes and look-up tables are computed at compile
+//! time. Decoding takes 12 bits at a time from a table that yields up to two symbols; four look-ups fit the 57 bits that
+//! one unaligned load provides, and their symbols are collected in a register, so bounds and errors are checked once per
+//! up to eight symbols. Codes above 12 bits, which text hardly has, take a second way, symbol by symbol.
+
+use super::DecodeError;
+
+/// Appends the decoded string to `out`.
+pub(super) fn decode(src: &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    let start = out.len();
+    // The shortest code has 5 bits. Eight bytes more, because whole registers are written.
+    out.resize(start + src.len() * 8 / 5 + 8, 0);
+    let result = decode_into(src, &mut out[start..]);
+    out.truncate(start + result.unwrap_or(0));
+    result.map(drop)
+}
+
+/// How long `src` is when it is encoded.
+#[inline]
+pub(super) fn encoded_len(src: &[u8]) -> usize {
+    let bits: usize = src.iter().map(|&b| usize::from(LENGTHS[b as usize])).sum();
+    bits.div_ceil(8)
+}
+
+/// Appends the encoded string to `out`.
+pub(super) fn encode(src: &[u8], out: &mut Vec<u8>) {
+    // At most 31 bits wait in `bits`, and a code has up to 30.
+    let (mut bits, mut waiting) = (0u64, 0u32);
+    for &byte in src {
+        let len = u32::from(LENGTHS[byte as usize]);
+        bits = bits << len | u64::from(CODES[byte as usize]);
+        waiting += len;
+        if waiting >= 32 {
+            waiting -= 32;
+            out.extend_from_slice(&((bits >> waiting) as u32).to_be_bytes());
+        }
+    }
+    // Padding: the first bits of EOS, all ones (RFC 7541 §5.2).
+    let padding = (8 - waiting % 8) % 8;
+    bits = bits << padding | ((1 << padding) - 1);
+    waiting += padding;
+    while waiting > 0 {
+        waiting -= 8;
+        out.push((bits >> waiting) as u8);
+    }
+}
+
+/// Decodes to the front of `out`, which is large enough for the longest result, and returns the length.
+fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
+    let total = src.len() * 8;
+    let (mut at, mut len) = (0usize, 0usize);
+    // As long as a whole word can be loaded.
+    while at / 8 + 8 <= src.len() {
+        step(word(src, at), &mut at, out, &mut len)?;
+    }
+    // The rest, made longer by ones: no code of up to 12 bits can begin among them.
+    let from = at / 8;
+    let mut tail = [0xff; 16];
+    tail[..src.len() - from].copy_from_slice(&src[from..]);
+    while at < total {
+        let left = total - at;
+        let word = word(&tail, at - from * 8);
+        if left < 8 && word >> (64 - left) == (1 << left) - 1 {
+            break;
+        }
+        step(word, &mut at, out, &mut len)?;
+    }
+    if at > total { Err(PADDING) } else { Ok(len) }
+}
+
+/// At least 57 bits from bit `at` on, at the word's top.
+#[inline]
+fn word(src: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&src[at / 8..at / 8 + 8]);
+    u64::from_be_bytes(bytes) << (at % 8)
+}
+
+/// Decodes what four look-ups yield, or one symbol of a long code.
+#[inline]
+fn step(mut word: u64, at: &mut usize, out: &mut [u8], len: &mut usize) -> Result<(), DecodeError> {
+    let (mut symbols, mut count, mut used) = (0u64, 0u32, 0u32);
+    let mut entry = 0;
+    for _ in 0..4 {
+        // A long code's entry takes no bits, so that it is met again to the end of the loop.
+        entry = PAIRS[(word >> (64 - WINDOW)) as usize];
+        let bits = entry >> 24;
+        symbols |= u64::from(entry & 0xffff) << (8 * count);
+        count += entry >> 16 & 0xff;
+        word <<= bits;
+        used += bits;
+    }
+    let room = out.get_mut(*len..*len + 8).ok_or(PADDING)?;
+    room.copy_from_slice(&symbols.to_le_bytes());
+    *len += count as usize;
+    *at += used as usize;
+    if entry >> 24 == 0 && used == 0 {
+        let (symbol, bits) = long_code(word)?;
+        out[*len] = symbol;
+        *len += 1;
+        *at += bits;
+    }
+    Ok(())
+}
+
+/// The symbol of a code above [`WINDOW`] bits at the top of `word`, and the code's length.
+#[cold]
+fn long_code(word: u64) -> Result<(u8, usize), DecodeError> {
+    let code = (word >> 34) as u32;
+    // In a canonical code all codes of one length are numbers in a row.
+    for bits in WINDOW + 1..=30 {
+        let number = code >> (30 - bits);
+        let offset = number.wrapping_sub(FIRST_CODE[bits as usize]);
+        if offset < u32::from(CODES_OF_LENGTH[bits as usize]) {
+            let at = usize::from(FIRST_SYMBOL[bits as usize]) + offset as usize;
+            return match SYMBOLS[at] {
+                EOS => Err(DecodeError(
+                    "EOS, or more than 7 bits of padding, in a Huffman-coded string (RFC 7541 §5.2)",
+                )),
+                symbol => Ok((symbol as u8, bits as usize)),
+            };
+        }
+    }
+    // The code is complete: every 30 bits begin with one.
+    Err(PADDING)
+}
+
+const fn codes_of_length() -> [u16; 31] {
+    let mut counts = [0; 31];
+    let mut symbol = 0;
+    while symbol < 257 {
+        counts[LENGTHS[symbol] as usize] += 1;
+        symbol += 1;
+    }
+    counts
+}
+
+/// The number of the first code of each length, and where its symbol stands in [`SYMBOLS`].
+const fn first() -> ([u32; 31], [u16; 31]) {
+    let (mut codes, mut positions) = ([0u32; 31], [0u16; 31]);
+    let mut bits = 1;
+    while bits <= 30 {
+        codes[bits] = (codes[bits - 1] + CODES_OF_LENGTH[bits - 1] as u32) << 1;
+        positions[bits] = positions[bits - 1] + CODES_OF_LENGTH[bits - 1];
+        bits += 1;
+    }
+    (codes, positions)
+}
+
+/// Codes by symbol, and symbols by code.
+const fn codes() -> ([u32; 257], [u16; 257]) {
+    let (mut codes, mut symbols) = ([0u32; 257], [0u16; 257]);
+    let mut next = [0u16; 31];
+    let mut symbol = 0;
+    while symbol < 257 {
+        let bits = LENGTHS[symbol] as usize;
+        codes[symbol] = FIRST_CODE[bits] + next[bits] as u32;
+        symbols[(FIRST_SYMBOL[bits] + next[bits]) as usize] = symbol as u16;
+        next[bits] += 1;
+        symbol += 1;
+    }
+    (codes, symbols)
+}
+
+/// For each 12 bits: symbols in the low two bytes, how many in the third, bits that they take in the fourth.
+const fn pairs() -> [u32; 1 << WINDOW] {
+    // One symbol per window first, as `length << 8 | symbol`, then each window looks up what follows its first symbol.
+    let mut single = [0u16; 1 << WINDOW];
+    let mut symbol = 0;
+    while symbol < 256 {
+        let bits = LENGTHS[symbol] as u32;
+        if bits <= WINDOW {
+            let from = CODES[symbol] << (WINDOW - bits);
+            let mut i = 0;
+            while i < 1 << (WINDOW - bits) {
+                single[(from + i) as usize] = (bits as u16) << 8 | symbol as u16;
+                i += 1;
+            }
+        }
+        symbol += 1;
+    }
+    let mut pairs = [0u32; 1 << WINDOW];
+    let mut window = 0;
+    while window < 1 << WINDOW {
+        let (bits, symbol) = ((single[window] >> 8) as u32, (single[window] & 0xff) as u32);
+        if bits != 0 {
+            let next = single[(window << bits) & ((1 << WINDOW) - 1)];
+            let (more, second) = ((next >> 8) as u32, (next & 0xff) as u32);
+            pairs[window] = if more != 0 && bits + more <= WINDOW {
+                (bits + more) << 24 | 2 << 16 | second << 8 | symbol
+            } else {
+                bits << 24 | 1 << 16 | symbol
+            };
+        }
+        window += 1;
+    }
+    pairs
+}
+
+const WINDOW: u32 = 12;
+const EOS: u16 = 256;
+const PADDING: DecodeError =
+    DecodeError("padding of a Huffman-coded string that is not EOS's first bits (RFC 7541 §5.2)");
+const CODES_OF_LENGTH: [u16; 31] = codes_of_length();
+const FIRST_CODE: [u32; 31] = first().0;
+const FIRST_SYMBOL: [u16; 31] = first().1;
+static SYMBOLS: [u16; 257] = codes().1;
+const CODES: [u32; 257] = codes().0;
+static PAIRS: [u32; 1 << WINDOW] = pairs();
+
+/// The codes' lengths in bits, by symbol; the last is EOS (RFC 7541 appendix B).
+#[rustfmt::skip]
+const LENGTHS: [u8; 257] = [
+    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 28,
+    6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10,
+    13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 8, 7, 8, 13, 19, 13, 14, 6,
+    15, 5, 6, 5, 6, 5, 6, 6, 6, 5, 7, 7, 6, 6, 6, 5, 6, 7, 6, 5, 5, 6, 7, 7, 7, 7, 7, 15, 11, 14, 13, 28,
+    20, 22, 20, 20, 22, 22, 22, 23, 22, 23, 23, 23, 23, 23, 24, 23, 24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24,
+    22, 21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23, 21, 21, 22, 21, 23, 22, 23, 23, 20, 22, 22, 22, 23, 22, 22, 23,
+    26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25, 19, 21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27,
+    20, 24, 20, 21, 22, 21, 21, 23, 22, 22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
+    30,
+];
