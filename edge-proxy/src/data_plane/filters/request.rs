@@ -1,0 +1,127 @@
+//! What is changed in a request's blocks before they go to a backend.
+//!
+//! Only what has to: `:authority`, `:path`, user metadata with its order, duplicates and `-bin` values are never
+//! touched.
+
+use http2::{Field, Headers, Known};
+use rand::{Rng, rngs::SmallRng};
+use uuid::fmt::Hyphenated;
+
+use super::{
+    Flow, RequestContext, Respond, Version,
+    classify::{
+        Authority, Facts, RequestId, Te, is_dropped, is_forbidden_trailer, is_spoofable, options,
+    },
+};
+use crate::error::Failure;
+
+/// `host` that differs from `:authority` is refused, one that repeats it is dropped, one that stands alone takes its
+/// place (RFC 9113 §8.3.1).
+pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u8>) -> Flow {
+    match facts.authority {
+        Authority::Alone => {}
+        Authority::Conflict => {
+            return Flow::Respond(Respond::Failure(Failure::InvalidAuthority));
+        }
+        Authority::Repeated => headers.retain(|field| field.known != Known::Host),
+        Authority::FromHost => {
+            buffer.clear();
+            buffer.extend_from_slice(headers.known(Known::Host).unwrap_or_default());
+            headers.retain(|field| field.known != Known::Host);
+            headers.set(b":authority", buffer);
+        }
+    }
+    Flow::Continue
+}
+
+/// Drops, appends and makes fields.
+pub(super) fn fields(
+    facts: &Facts,
+    headers: &mut Headers,
+    context: &RequestContext<'_>,
+    random: &mut SmallRng,
+    buffer: &mut Vec<u8>,
+) {
+    if facts.drop {
+        buffer.clear();
+        if facts.connection {
+            for value in headers
+                .iter()
+                .filter(|field| field.known == Known::Connection)
+                .map(|field| field.value)
+            {
+                buffer.extend_from_slice(value);
+                buffer.push(b',');
+            }
+        }
+        let named: &[u8] = buffer;
+        headers.retain(|field| !is_dropped(&field) && !is_named(named, field.known, field.name));
+    }
+    if context.version == Version::Http1 {
+        // Our own server has already answered it with 100 (RFC 9110 §10.1.1).
+        headers.retain(|field| field.known != Known::Expect);
+    }
+    match facts.te {
+        Te::Clean => {}
+        Te::Mixed => headers.set(b"te", b"trailers"),
+        Te::Foreign => headers.retain(|field| field.known != Known::Te),
+    }
+
+    if facts.forwarded_for {
+        buffer.clear();
+        for value in headers
+            .iter()
+            .filter(|field| field.known == Known::XForwardedFor)
+            .map(|field| field.value)
+            .filter(|value| !value.is_empty())
+        {
+            buffer.extend_from_slice(value);
+            buffer.extend_from_slice(b", ");
+        }
+        buffer.extend_from_slice(context.peer.as_bytes());
+        headers.set(b"x-forwarded-for", buffer);
+    } else {
+        headers.push(b"x-forwarded-for", context.peer.as_bytes());
+    }
+
+    let scheme: &[u8] = if context.secure { b"https" } else { b"http" };
+    if facts.forwarded_proto {
+        headers.set(b"x-forwarded-proto", scheme);
+    } else {
+        headers.push(b"x-forwarded-proto", scheme);
+    }
+
+    if facts.request_id != RequestId::Good {
+        let mut bits = [0; 16];
+        random.fill_bytes(&mut bits);
+        let mut text = [0; Hyphenated::LENGTH];
+        let id = uuid::Builder::from_random_bytes(bits).into_uuid();
+        let id = id.hyphenated().encode_lower(&mut text);
+        headers.set(b"x-request-id", id.as_bytes());
+    }
+}
+
+/// Drops from a request's trailers what may not stand in trailers, and what a backend could take for a proxy's word.
+/// Everything else is the application's and stays.
+pub fn trailers(headers: &mut Headers) {
+    let is_forbidden = |field: &Field<'_>| match field.known {
+        Known::Other => is_spoofable(field.name),
+        Known::XForwardedFor | Known::XForwardedProto | Known::XRequestId => true,
+        known => is_forbidden_trailer(known),
+    };
+    if headers.iter().any(|field| is_forbidden(&field)) {
+        headers.retain(|field| !is_forbidden(&field));
+    }
+}
+
+/// Whether the options of `connection`, joined, name this field (RFC 9110 §7.6.1). Pseudo-header fields and those with
+/// a rule of their own can't be taken away so: a client could hide from backends where it comes from.
+fn is_named(connection: &[u8], known: Known, name: &[u8]) -> bool {
+    !connection.is_empty()
+        && !matches!(
+            known,
+            Known::Te | Known::XForwardedFor | Known::XForwardedProto | Known::XRequestId
+        )
+        && name.first() != Some(&b':')
+        && options(connection).any(|option| option.eq_ignore_ascii_case(name))
+}
