@@ -1,0 +1,339 @@
+//! The values that a metric's labels may have: closed sets, each value named once.
+//!
+//! Whatever a client sends never becomes a label (see [`methods`](super::methods) for the one
+//! exception and its proof), so the number of series is known from the configuration.
+
+/// A closed set of label values: an index for the counter, a text for the exposition.
+pub trait Label: Copy + Sized + 'static {
+    /// All values, by index.
+    const ALL: &'static [Self];
+
+    /// Position in [`ALL`](Self::ALL).
+    fn index(self) -> usize;
+
+    /// As exported.
+    fn as_str(self) -> &'static str;
+}
+
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
+
+        impl $name {
+            /// How many values there are.
+            pub const COUNT: usize = [$($text),+].len();
+        }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            #[inline]
+            fn index(self) -> usize {
+                self as usize
+            }
+
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+labels! {
+    /// Whose connection.
+    Side {
+        /// From a client.
+        Downstream = "downstream",
+        /// To a backend.
+        Upstream = "upstream",
+    }
+}
+
+labels! {
+    /// How a TLS handshake with a client ended.
+    HandshakeResult {
+        /// A full handshake.
+        Ok = "ok",
+        /// Resumed from a ticket.
+        Resumed = "resumed",
+        /// The client broke it off, or broke the protocol.
+        Failed = "failed",
+        /// Longer than `tls_handshake`.
+        TimedOut = "timed_out",
+        /// Given up for a newer one: too many were pending.
+        Refused = "refused",
+    }
+}
+
+labels! {
+    /// Why a stream ended by a reset.
+    ResetCause {
+        /// The client reset it.
+        ClientCancel = "client_cancel",
+        /// The backend reset it.
+        UpstreamReset = "upstream_reset",
+        /// The deadline of the client or of the route passed.
+        Deadline = "deadline",
+        /// Nothing moved for `stream_idle`.
+        IdleTimeout = "idle_timeout",
+        /// The client's window stayed shut for `stream_window_stall`.
+        WindowStall = "window_stall",
+        /// What the peer sent breaks HTTP/2 or HTTP.
+        Malformed = "malformed",
+        /// A budget against floods ran out.
+        Flood = "flood",
+        /// An error of ours.
+        Internal = "internal",
+        /// Its connection ended.
+        ConnectionClosed = "connection_closed",
+    }
+}
+
+labels! {
+    /// A limit that acted.
+    Limit {
+        /// `max_connections`.
+        Connections = "connections",
+        /// `max_connections_per_source`.
+        ConnectionsPerSource = "connections_per_source",
+        /// `max_pending_handshakes`.
+        PendingHandshakes = "pending_handshakes",
+        /// `max_header_bytes`: answered 431.
+        HeaderBytes = "header_bytes",
+        /// An encoded header block too large or in too many frames: its connection ended.
+        HeaderBlock = "header_block",
+        /// `max_concurrent_streams`.
+        Streams = "streams",
+        /// Bytes buffered.
+        Memory = "memory",
+        /// RPCs that wait for an upstream connection.
+        PendingRequests = "pending_requests",
+        /// A client's budget of resets.
+        ResetFlood = "reset_flood",
+        /// `timeouts.preface`.
+        PrefaceTimeout = "preface_timeout",
+        /// `timeouts.tls_handshake`.
+        HandshakeTimeout = "handshake_timeout",
+        /// `timeouts.header_block`.
+        HeaderBlockTimeout = "header_block_timeout",
+        /// `timeouts.write_stall`.
+        WriteStall = "write_stall",
+        /// `timeouts.stream_window_stall`.
+        WindowStall = "window_stall",
+        /// `timeouts.idle`.
+        IdleConnection = "idle_connection",
+        /// `keepalive.timeout`.
+        KeepaliveTimeout = "keepalive_timeout",
+        /// `max_connection_age`.
+        ConnectionAge = "connection_age",
+        /// A cluster's `max_connections`.
+        UpstreamConnections = "upstream_connections",
+    }
+}
+
+labels! {
+    /// How an attempt on an endpoint ended.
+    AttemptResult {
+        /// With `grpc-status: 0`, or a complete plain HTTP response.
+        Ok = "ok",
+        /// With another grpc-status: the backend's own answer.
+        ErrorStatus = "error_status",
+        /// No connection: refused, unreachable, ended before the SETTINGS.
+        ConnectFailed = "connect_failed",
+        /// No connection within `connect_timeout`.
+        ConnectTimedOut = "connect_timed_out",
+        /// Not processed, as the backend says: REFUSED_STREAM, or above the last id of its GOAWAY.
+        Refused = "refused",
+        /// The backend reset the stream.
+        Reset = "reset",
+        /// The connection ended under it.
+        ConnectionClosed = "connection_closed",
+        /// What the backend sent breaks HTTP/2 or gRPC.
+        ProtocolError = "protocol_error",
+        /// The deadline passed.
+        TimedOut = "timed_out",
+        /// The client went away, or the proxy ended it.
+        Cancelled = "cancelled",
+    }
+}
+
+labels! {
+    /// How a health check ended.
+    CheckResult {
+        /// SERVING.
+        Serving = "serving",
+        /// NOT_SERVING, UNKNOWN or SERVICE_UNKNOWN.
+        NotServing = "not_serving",
+        /// The endpoint has no health service, or doesn't know this service.
+        Unimplemented = "unimplemented",
+        /// Another grpc-status.
+        ErrorStatus = "error_status",
+        /// No answer in time.
+        TimedOut = "timed_out",
+        /// No connection, or it broke.
+        ConnectFailed = "connect_failed",
+    }
+}
+
+labels! {
+    /// How a DNS look-up ended.
+    LookupResult {
+        /// With addresses.
+        Ok = "ok",
+        /// The name exists without such records.
+        Empty = "empty",
+        /// The name doesn't exist (NXDOMAIN).
+        NoName = "no_name",
+        /// SERVFAIL, refused, garbage.
+        Failed = "failed",
+        /// No answer in time.
+        TimedOut = "timed_out",
+    }
+}
+
+labels! {
+    /// How an attempt to load the certificate ended.
+    CertificateLoad {
+        /// Served from now on.
+        Loaded = "loaded",
+        /// A file isn't there.
+        Missing = "missing",
+        /// A file can't be read.
+        Unreadable = "unreadable",
+        /// A file isn't PEM, or is cut off.
+        Malformed = "malformed",
+        /// The key isn't the certificate's.
+        Mismatched = "mismatched",
+        /// The certificate has expired.
+        Expired = "expired",
+    }
+}
+
+labels! {
+    /// How an attempt to reload the configuration ended.
+    ReloadResult {
+        /// In force from now on.
+        Applied = "applied",
+        /// The file says what it said before.
+        Unchanged = "unchanged",
+        /// It has mistakes: nothing changed.
+        Invalid = "invalid",
+        /// It changes what needs a restart: nothing changed.
+        NeedsRestart = "needs_restart",
+    }
+}
+
+labels! {
+    /// What the access log says about how an RPC went wrong: Envoy's short response flags.
+    Flag {
+        /// No route matches.
+        NoRoute = "NR",
+        /// The cluster has no endpoint to choose.
+        NoHealthyUpstream = "UH",
+        /// No connection to an endpoint.
+        UpstreamConnectFailure = "UF",
+        /// The upstream connection ended under the RPC.
+        UpstreamConnectionTermination = "UC",
+        /// The backend reset the stream.
+        UpstreamReset = "UR",
+        /// The deadline of the client or of the route passed.
+        UpstreamTimeout = "UT",
+        /// What the backend sent breaks HTTP/2 or HTTP.
+        UpstreamProtocolError = "UPE",
+        /// A circuit limit of the cluster.
+        UpstreamOverflow = "UO",
+        /// Every attempt that is allowed was made.
+        UpstreamRetryLimit = "URX",
+        /// The client's connection ended under the RPC.
+        DownstreamTermination = "DC",
+        /// The client reset the stream.
+        DownstreamReset = "DR",
+        /// What the client sent breaks HTTP/2 or HTTP.
+        DownstreamProtocolError = "DPE",
+        /// The proxy reset the stream: its drain deadline, a budget against floods, an error of its own.
+        LocalReset = "LR",
+        /// Nothing moved for `stream_idle`.
+        StreamIdle = "SI",
+        /// `host` differs from `:authority`.
+        InvalidHost = "IH",
+        /// A limit of clients.
+        RateLimited = "RL",
+        /// The proxy is short of memory.
+        Overload = "OM",
+    }
+}
+
+/// A set of [`Flag`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// Adds `flag`.
+    pub fn insert(&mut self, flag: Flag) {
+        self.0 |= 1 << flag.index();
+    }
+
+    /// With `flag`.
+    #[must_use]
+    pub fn with(mut self, flag: Flag) -> Self {
+        self.insert(flag);
+        self
+    }
+
+    /// Whether `flag` is in it.
+    pub fn contains(self, flag: Flag) -> bool {
+        self.0 & (1 << flag.index()) != 0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Each of them, in the order of [`Flag`].
+    pub fn iter(self) -> impl Iterator<Item = Flag> {
+        Flag::ALL
+            .iter()
+            .copied()
+            .filter(move |flag| self.contains(*flag))
+    }
+}
+
+impl From<Flag> for Flags {
+    fn from(flag: Flag) -> Self {
+        Self::NONE.with(flag)
+    }
+}
+
+/// Every flag has a bit.
+const _: () = assert!(Flag::COUNT <= u32::BITS as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_found_at_its_index() {
+        for (i, flag) in Flag::ALL.iter().enumerate() {
+            assert_eq!(flag.index(), i);
+        }
+        assert_eq!(Flag::ALL.len(), Flag::COUNT);
+        assert_eq!(Limit::ALL.len(), Limit::COUNT);
+    }
+
+    #[test]
+    fn flags_are_a_set() {
+        let flags = Flags::from(Flag::UpstreamReset)
+            .with(Flag::NoRoute)
+            .with(Flag::NoRoute);
+        assert!(!flags.is_empty() && Flags::NONE.is_empty());
+        assert!(flags.contains(Flag::NoRoute) && !flags.contains(Flag::StreamIdle));
+        let texts: Vec<_> = flags.iter().map(Label::as_str).collect();
+        assert_eq!(texts, ["NR", "UR"]);
+    }
+}

@@ -1,0 +1,451 @@
+//! What is counted where.
+//!
+//! Every thread that serves requests has a [`Shard`]; it alone writes to it ([`Counter`] says why).
+//! What belongs to an RPC is in a [`Series`] (route × cluster × method), found once per RPC by one
+//! hash look-up, and in its [`ClusterSeries`]. What the control plane counts is rare and in
+//! [`Control`](super::control::Control). A scrape adds the shards up: [`totals`](super::totals).
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+pub use super::labels::{
+    AttemptResult, CertificateLoad, CheckResult, Flag, Flags, HandshakeResult, Label, Limit,
+    LookupResult, ReloadResult, ResetCause, Side,
+};
+use super::methods::{Methods, UNKNOWN};
+pub use super::{
+    control::{Control, ControlCluster},
+    counter::{Counter, Gauge, SharedCounter},
+    histogram::Histogram,
+};
+
+/// Everything that the process counts. One per process, shared by all threads.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Written by the control plane's thread.
+    pub control: Control,
+    /// For the uptime.
+    pub(super) started: Instant,
+    methods: Arc<Methods>,
+    shards: Mutex<Vec<Arc<Shard>>>,
+}
+
+/// The counters that one thread writes: a worker, the acceptor.
+#[derive(Debug)]
+pub struct Shard {
+    connections: [ConnectionCounters; Side::COUNT],
+    handshakes: [Counter; HandshakeResult::COUNT],
+    resets: [Counter; ResetCause::COUNT],
+    limits: [Counter; Limit::COUNT],
+    flags: [Counter; Flag::COUNT],
+    methods: Arc<Methods>,
+    unrouted: Arc<Series>,
+    /// By a hash of route, cluster and path, with this state; a taken place moves on to the next
+    /// number. The owning thread locks for each RPC, and meets nobody there but a scrape.
+    series: Mutex<HashMap<u64, Arc<Series>, AlreadyHashed>>,
+    hasher: foldhash::fast::RandomState,
+    clusters: Mutex<HashMap<Arc<str>, Arc<ClusterSeries>>>,
+}
+
+/// Connections of one side.
+#[derive(Debug, Default)]
+pub struct ConnectionCounters {
+    /// Accepted, or connected.
+    pub opened: Counter,
+    /// Of these, those that ended.
+    pub closed: Counter,
+}
+
+/// The RPCs of one route, cluster and method.
+#[derive(Debug)]
+pub struct Series {
+    /// The route's prefix; [`NONE`] when no route matched.
+    pub route: Arc<str>,
+    /// The cluster's name; [`NONE`] when the proxy answers itself.
+    pub cluster: Arc<str>,
+    /// `package.Service/Method`, or [`UNKNOWN`].
+    pub method: Arc<str>,
+    /// Requests whose headers were read.
+    pub started: Counter,
+    ended: [Counter; Self::STATUSES],
+    methods: Arc<Methods>,
+}
+
+/// The RPCs of one cluster.
+#[derive(Debug)]
+pub struct ClusterSeries {
+    /// From the request's headers to the end of its stream.
+    pub duration: Histogram,
+    /// Attempts that run now.
+    pub active: Gauge,
+    /// Attempts after the first one of an RPC.
+    pub retries: Counter,
+    attempts: [Counter; AttemptResult::COUNT],
+}
+
+impl Metrics {
+    /// With everything at zero and the uptime starting now.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            control: Control::default(),
+            started: Instant::now(),
+            methods: Arc::default(),
+            shards: Mutex::default(),
+        })
+    }
+
+    /// A new set of counters, for one thread to write to.
+    pub fn shard(&self) -> Arc<Shard> {
+        let none: Arc<str> = NONE.into();
+        let unrouted = Series::new(&none, &none, UNKNOWN.into(), &self.methods);
+        let shard = Arc::new(Shard {
+            connections: Default::default(),
+            handshakes: Default::default(),
+            resets: Default::default(),
+            limits: Default::default(),
+            flags: Default::default(),
+            methods: Arc::clone(&self.methods),
+            unrouted,
+            series: Mutex::default(),
+            hasher: foldhash::fast::RandomState::default(),
+            clusters: Mutex::default(),
+        });
+        lock(&self.shards).push(Arc::clone(&shard));
+        shard
+    }
+
+    /// All shards made so far.
+    pub(super) fn shards(&self) -> Vec<Arc<Shard>> {
+        lock(&self.shards).clone()
+    }
+}
+
+impl Shard {
+    /// Connections of `side`.
+    #[inline]
+    pub fn connections(&self, side: Side) -> &ConnectionCounters {
+        &self.connections[side.index()]
+    }
+
+    /// Handshakes with clients that ended so.
+    #[inline]
+    pub fn handshakes(&self, result: HandshakeResult) -> &Counter {
+        &self.handshakes[result.index()]
+    }
+
+    /// Streams reset for this cause.
+    #[inline]
+    pub fn resets(&self, cause: ResetCause) -> &Counter {
+        &self.resets[cause.index()]
+    }
+
+    /// How often this limit acted.
+    #[inline]
+    pub fn limits(&self, limit: Limit) -> &Counter {
+        &self.limits[limit.index()]
+    }
+
+    /// RPCs with this flag in the access log.
+    #[inline]
+    pub fn flags(&self, flag: Flag) -> &Counter {
+        &self.flags[flag.index()]
+    }
+
+    /// RPCs that no route matched.
+    pub fn unrouted(&self) -> &Arc<Series> {
+        &self.unrouted
+    }
+
+    /// The series that an RPC belongs to. `path` is as the client sent it: it has a series of its own
+    /// only if a backend made it known ([`Series::learn`]). `cluster` is [`NONE`] for a direct
+    /// response.
+    pub fn series(&self, route: &Arc<str>, cluster: &Arc<str>, path: &[u8]) -> Arc<Series> {
+        let mut series = lock(&self.series);
+        let mut place = match self.find(&series, route, cluster, path) {
+            Ok(found) => return Arc::clone(found),
+            Err(place) => place,
+        };
+        let method = match self.methods.label(cluster, path) {
+            Some(known) => known,
+            None => {
+                place = match self.find(&series, route, cluster, b"") {
+                    Ok(found) => return Arc::clone(found),
+                    Err(place) => place,
+                };
+                UNKNOWN.into()
+            }
+        };
+        let new = Series::new(route, cluster, method, &self.methods);
+        series.insert(place, Arc::clone(&new));
+        new
+    }
+
+    /// The counters of `cluster`; for callers to keep as long as they keep the cluster.
+    pub fn cluster(&self, name: &Arc<str>) -> Arc<ClusterSeries> {
+        let mut clusters = lock(&self.clusters);
+        if let Some(found) = clusters.get(name) {
+            return Arc::clone(found);
+        }
+        Arc::clone(clusters.entry(Arc::clone(name)).or_default())
+    }
+
+    /// Every series made so far, that of the unrouted too.
+    pub(super) fn all_series(&self) -> Vec<Arc<Series>> {
+        let series = lock(&self.series);
+        series.values().chain([&self.unrouted]).cloned().collect()
+    }
+
+    /// Every cluster met so far.
+    pub(super) fn all_clusters(&self) -> Vec<(Arc<str>, Arc<ClusterSeries>)> {
+        let clusters = lock(&self.clusters);
+        clusters
+            .iter()
+            .map(|(name, cluster)| (Arc::clone(name), Arc::clone(cluster)))
+            .collect()
+    }
+
+    /// The series of exactly these (an empty path: of the unknown methods), or its place if there is
+    /// none.
+    fn find<'a>(
+        &self,
+        series: &'a HashMap<u64, Arc<Series>, AlreadyHashed>,
+        route: &str,
+        cluster: &str,
+        path: &[u8],
+    ) -> Result<&'a Arc<Series>, u64> {
+        let mut place = self.hasher.hash_one((route, cluster, path));
+        while let Some(found) = series.get(&place) {
+            if found.is(route, cluster, path) {
+                return Ok(found);
+            }
+            place = place.wrapping_add(1);
+        }
+        Err(place)
+    }
+}
+
+impl Series {
+    /// How many [`ended`](Self::ended) tells apart: 0 to 16, other numbers, none.
+    pub const STATUSES: usize = 19;
+
+    fn new(
+        route: &Arc<str>,
+        cluster: &Arc<str>,
+        method: Arc<str>,
+        methods: &Arc<Methods>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            route: Arc::clone(route),
+            cluster: Arc::clone(cluster),
+            method,
+            started: Counter::default(),
+            ended: Default::default(),
+            methods: Arc::clone(methods),
+        })
+    }
+
+    /// RPCs whose stream ended with this grpc-status; `None` for plain HTTP, and for an RPC that ended
+    /// without one.
+    #[inline]
+    pub fn ended(&self, grpc_status: Option<u32>) -> &Counter {
+        let index = match grpc_status {
+            Some(status @ 0..=16) => status as usize,
+            Some(_) => 17,
+            None => 18,
+        };
+        &self.ended[index]
+    }
+
+    /// To be called when the *backend* (not the proxy) answered `path` with `grpc_status`: from then
+    /// on the method has series of its own. Costs one comparison once that is so.
+    #[inline]
+    pub fn learn(&self, path: &[u8], grpc_status: u32) {
+        if grpc_status != UNIMPLEMENTED && &*self.method == UNKNOWN {
+            self.methods.learn(&self.cluster, path);
+        }
+    }
+
+    /// All counters behind [`ended`](Self::ended), in the order of [`STATUS_LABELS`].
+    pub(super) fn all_ended(&self) -> &[Counter; Self::STATUSES] {
+        &self.ended
+    }
+
+    fn is(&self, route: &str, cluster: &str, path: &[u8]) -> bool {
+        let method = self.method.as_bytes();
+        let same_method = match path {
+            [] => self.method.as_bytes() == UNKNOWN.as_bytes(),
+            [b'/', path @ ..] => method == path,
+            _ => false,
+        };
+        same_method && *self.route == *route && *self.cluster == *cluster
+    }
+}
+
+impl ClusterSeries {
+    /// Attempts that ended so.
+    #[inline]
+    pub fn attempts(&self, result: AttemptResult) -> &Counter {
+        &self.attempts[result.index()]
+    }
+}
+
+impl Default for ClusterSeries {
+    fn default() -> Self {
+        Self {
+            duration: Histogram::default(),
+            active: Gauge::default(),
+            retries: Counter::default(),
+            attempts: Default::default(),
+        }
+    }
+}
+
+/// A key that is a hash: it stands for itself.
+#[derive(Debug, Default)]
+struct Itself(u64);
+
+type AlreadyHashed = BuildHasherDefault<Itself>;
+
+impl Hasher for Itself {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // The keys are u64, so this isn't called; if it were, it would still be a hash.
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
+
+/// Nothing is left half-done under these locks: after a panic elsewhere the data is still whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The label of a route or a cluster that there isn't.
+pub const NONE: &str = "none";
+/// The exported values of `grpc_status`, by index of [`Series::ended`].
+pub const STATUS_LABELS: [&str; Series::STATUSES] = [
+    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
+    "other", "none",
+];
+/// grpc-status 12: the backend doesn't know the method.
+const UNIMPLEMENTED: u32 = 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> (Arc<str>, Arc<str>) {
+        ("/api.Echo/".into(), "echo-grpc".into())
+    }
+
+    #[test]
+    fn an_unknown_path_shares_one_series_until_a_backend_answers_it() {
+        let (metrics, (route, cluster)) = (Metrics::new(), names());
+        let shard = metrics.shard();
+        let first = shard.series(&route, &cluster, b"/api.Echo/Echo");
+        assert_eq!(&*first.method, UNKNOWN);
+        assert!(Arc::ptr_eq(
+            &first,
+            &shard.series(&route, &cluster, b"/api.Echo/Other")
+        ));
+        assert!(Arc::ptr_eq(
+            &first,
+            &shard.series(&route, &cluster, b"/\xff")
+        ));
+
+        first.learn(b"/api.Echo/Other", 12);
+        assert!(Arc::ptr_eq(
+            &first,
+            &shard.series(&route, &cluster, b"/api.Echo/Other")
+        ));
+
+        first.learn(b"/api.Echo/Echo", 0);
+        let known = shard.series(&route, &cluster, b"/api.Echo/Echo");
+        assert_eq!(&*known.method, "api.Echo/Echo");
+        assert!(Arc::ptr_eq(
+            &known,
+            &shard.series(&route, &cluster, b"/api.Echo/Echo")
+        ));
+        assert!(Arc::ptr_eq(
+            &first,
+            &shard.series(&route, &cluster, b"/api.Echo/Other")
+        ));
+
+        let other = metrics.shard().series(&route, &cluster, b"/api.Echo/Echo");
+        assert_eq!(&*other.method, "api.Echo/Echo", "known to every shard");
+        assert!(!Arc::ptr_eq(&known, &other), "but counted apart");
+    }
+
+    #[test]
+    fn series_are_told_apart_by_content_not_by_address() {
+        let (metrics, (route, cluster)) = (Metrics::new(), names());
+        let shard = metrics.shard();
+        let series = shard.series(&route, &cluster, b"/x");
+        let (same_route, same_cluster) = names();
+        assert!(Arc::ptr_eq(
+            &series,
+            &shard.series(&same_route, &same_cluster, b"/x")
+        ));
+        assert!(!Arc::ptr_eq(
+            &series,
+            &shard.series(&"/".into(), &cluster, b"/x")
+        ));
+        assert!(!Arc::ptr_eq(
+            &series,
+            &shard.series(&route, &"b".into(), b"/x")
+        ));
+        assert_eq!(shard.all_series().len(), 4);
+    }
+
+    #[test]
+    fn any_number_of_raw_paths_makes_no_series() {
+        let (metrics, (route, cluster)) = (Metrics::new(), names());
+        let shard = metrics.shard();
+        for i in 0..10_000 {
+            shard.series(&route, &cluster, format!("/s/{i}").as_bytes());
+        }
+        assert_eq!(shard.all_series().len(), 2);
+    }
+
+    #[test]
+    fn every_status_has_its_counter() {
+        let (metrics, (route, cluster)) = (Metrics::new(), names());
+        let series = metrics.shard().series(&route, &cluster, b"/x");
+        for status in [Some(0), Some(16), Some(17), Some(u32::MAX), None] {
+            series.ended(status).inc();
+        }
+        let counts: Vec<_> = series.all_ended().iter().map(Counter::get).collect();
+        assert_eq!(
+            (counts[0], counts[16], counts[17], counts[18]),
+            (1, 1, 2, 1)
+        );
+    }
+
+    #[test]
+    fn a_cluster_is_made_once_per_shard() {
+        let (metrics, (_, cluster)) = (Metrics::new(), names());
+        let shard = metrics.shard();
+        let series = shard.cluster(&cluster);
+        series.attempts(AttemptResult::Refused).inc();
+        assert_eq!(
+            shard
+                .cluster(&cluster)
+                .attempts(AttemptResult::Refused)
+                .get(),
+            1
+        );
+        assert_eq!(shard.all_clusters().len(), 1);
+    }
+}
