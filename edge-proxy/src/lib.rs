@@ -11,6 +11,9 @@ pub mod cli;
 /// Signals, drain order, deadlines.
 pub mod shutdown;
 
+/// What the container was granted: cores, memory.
+pub mod cgroup;
+
 /// What happened, whose fault, may it be retried: HTTP and gRPC status in one table.
 pub mod error;
 /// THE SEAM: immutable routes, clusters, endpoints, TLS identity; publisher and reader.

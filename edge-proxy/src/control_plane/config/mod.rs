@@ -1,8 +1,43 @@
-//! The configuration: `file.rs` is the YAML as written, `validate.rs` turns it into [`Config`].
+//! The configuration: `file.rs` is the YAML as written, `read.rs` reads it and explains what isn't YAML or isn't ours,
+//! `validate.rs` turns it into [`Config`] and finds every mistake of meaning in one go.
+//!
+//! [`Config::load`] is what `run`, `check` and a reload use; [`Config::parse`] is the same for a text.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::snapshot::{ClusterPolicy, ListenerPolicy, Route};
+use crate::{
+    cgroup::Resources,
+    snapshot::{ClusterPolicy, ListenerPolicy, Route},
+};
+
+mod file;
+mod place;
+mod problem;
+mod read;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod values;
+
+pub use self::{
+    place::Place,
+    problem::{ConfigErrors, Problem},
+};
+
+/// A configuration that is right, and what to look at all the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// For use.
+    pub config: Config,
+    /// In the file's order; `check` prints them, `run` logs them.
+    pub warnings: Vec<Problem>,
+}
 
 /// A configuration that can't be wrong any more: every reference resolved, every number in range.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +66,46 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// In file order.
     pub clusters: Vec<ClusterSpec>,
+}
+
+impl Config {
+    /// Reads and validates the file at `path`.
+    ///
+    /// # Errors
+    /// It can't be read (one error without a place), or it is wrong: see [`parse`](Self::parse).
+    pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            let message = format!("can't be read ({error}): give the path of the YAML file");
+            ConfigErrors::one(Problem::of_file(path, message))
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Validates `text`; `file` is named in messages. Defaults that follow the memory limit follow this process's.
+    ///
+    /// # Errors
+    /// One mistake of syntax or one unknown key, or else all mistakes of meaning.
+    pub fn parse(text: &str, file: &Path) -> Result<Loaded, ConfigErrors> {
+        Self::parse_for(text, file, &Resources::detect())
+    }
+
+    /// [`parse`](Self::parse) for a machine that grants `resources`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_for(
+        text: &str,
+        file: &Path,
+        resources: &Resources,
+    ) -> Result<Loaded, ConfigErrors> {
+        let (written, outline) = read::read(text, file)?;
+        let mut report = problem::Report::new(file, &outline);
+        let config = validate::validate(&written, resources, &mut report);
+        Ok(Loaded {
+            config,
+            warnings: report.finish()?,
+        })
+    }
 }
 
 /// `drain`.

@@ -1,0 +1,276 @@
+use std::path::Path;
+
+use super::*;
+use crate::snapshot::RouteAction;
+
+const MINIMAL: &str = "\
+listener:
+  address: 0.0.0.0:8443
+  tls: { certificate_chain: tls.crt, private_key: tls.key }
+routes:
+  - prefix: /api.Echo/
+    cluster: echo-grpc
+clusters:
+  - name: echo-grpc
+    endpoints: [\"echo-grpc:8081\"]
+";
+
+/// Every key with the default that the documentation names.
+const DEFAULTS: &str = "\
+server_name: edge-proxy
+workers: 0
+dns: { nameservers: [] }
+listener:
+  address: 0.0.0.0:8443
+  tls: { certificate_chain: tls.crt, private_key: tls.key }
+  max_connections: 10000
+  max_connections_per_source: 256
+  max_pending_handshakes: 512
+  max_connection_age: 30m
+  keepalive: { interval: 60s, timeout: 20s }
+  timeouts:
+    tls_handshake: 5s
+    preface: 10s
+    header_block: 10s
+    stream_idle: 5m
+    write_stall: 30s
+    stream_window_stall: 60s
+    idle: 15m
+  http2:
+    max_concurrent_streams: 100
+    initial_stream_window_size: 65536
+    initial_connection_window_size: 1048576
+    max_header_bytes: 8192
+admin: { address: 127.0.0.1:8090 }
+probes: { address: 0.0.0.0:8091 }
+drain: { time: 10s, deadline: 60s }
+access_log: { format: json }
+routes:
+  - prefix: /api.Echo/
+    cluster: echo-grpc
+clusters:
+  - name: echo-grpc
+    discovery: strict_dns
+    endpoints: [\"echo-grpc:8081\"]
+    dns_lookup_family: auto
+    dns_refresh_rate: 5s
+    lb_policy: round_robin
+    connect_timeout: 5s
+    panic_threshold: 0
+    max_connections: 8
+    per_connection_streams: 100
+    http2: { initial_stream_window_size: 262144, initial_connection_window_size: 26214400 }
+    max_replay_bytes: 65536
+";
+
+const ROOMY: Resources = Resources {
+    cores: 4,
+    memory_limit: None,
+};
+
+fn parse(text: &str) -> Result<Loaded, ConfigErrors> {
+    Config::parse_for(text, Path::new("edge-proxy.yaml"), &ROOMY)
+}
+
+fn config(text: &str) -> Config {
+    match parse(text) {
+        Ok(loaded) => loaded.config,
+        Err(errors) => panic!("{errors}"),
+    }
+}
+
+/// All messages about `text`, as `check` prints them.
+fn messages(text: &str) -> String {
+    let (errors, warnings) = match parse(text) {
+        Ok(loaded) => (Vec::new(), loaded.warnings),
+        Err(errors) => (errors.errors, errors.warnings),
+    };
+    let errors = errors.iter().map(|problem| format!("error: {problem}\n"));
+    errors
+        .chain(
+            warnings
+                .iter()
+                .map(|problem| format!("warning: {problem}\n")),
+        )
+        .collect()
+}
+
+/// [`MINIMAL`] with `old` replaced.
+fn with(old: &str, new: &str) -> String {
+    assert!(MINIMAL.contains(old), "{old}");
+    MINIMAL.replacen(old, new, 1)
+}
+
+#[test]
+fn defaults_are_those_that_are_documented() {
+    assert_eq!(config(MINIMAL), config(DEFAULTS));
+    assert_eq!(messages(DEFAULTS), "");
+}
+
+#[test]
+fn a_health_check_has_defaults_too() {
+    let text = format!("{MINIMAL}    health_check: {{}}\n");
+    let written = format!(
+        "{MINIMAL}    health_check: {{ service: \"\", timeout: 1s, interval: 10s, \
+         unhealthy_edge_interval: 1s, unhealthy_threshold: 2, healthy_threshold: 2 }}\n"
+    );
+    assert_eq!(config(&text), config(&written));
+    assert!(config(&text).clusters[0].health_check.is_some());
+    assert!(config(MINIMAL).clusters[0].health_check.is_none());
+}
+
+#[test]
+fn connections_are_limited_by_memory() {
+    let limit = |bytes| {
+        let resources = Resources {
+            cores: 1,
+            memory_limit: Some(bytes),
+        };
+        let loaded = Config::parse_for(MINIMAL, Path::new("f"), &resources).unwrap();
+        loaded.config.listener.max_connections
+    };
+    assert_eq!(limit(64 << 20), 2048);
+    assert_eq!(limit(1 << 40), 10_000);
+    assert_eq!(limit(1), 1);
+}
+
+#[test]
+fn references_are_resolved() {
+    let text = MINIMAL.replace(
+        "clusters:\n",
+        "  - { prefix: /v, direct_response: { status: 204 } }\n\
+         clusters:\n  - { name: other, endpoints: [\"o:1\"] }\n",
+    );
+    let config = config(&text);
+    assert!(matches!(
+        config.routes[0].action,
+        RouteAction::Cluster { cluster: 1, .. }
+    ));
+    assert!(matches!(
+        config.routes[1].action,
+        RouteAction::DirectResponse { status: 204, .. }
+    ));
+}
+
+#[test]
+fn the_clusters_window_holds_all_streams() {
+    let text = format!("{MINIMAL}    per_connection_streams: 10\n");
+    assert_eq!(
+        config(&text).clusters[0]
+            .policy
+            .initial_connection_window_size,
+        2_621_440
+    );
+}
+
+#[test]
+fn zero_is_a_time_for_a_drain_only() {
+    let text = format!("{MINIMAL}drain: {{ time: 0s, deadline: 0s }}\n");
+    assert_eq!(config(&text).drain.time, Duration::ZERO);
+    let text = with("  tls:", "  max_connection_age_grace: 0s\n  tls:");
+    assert_eq!(
+        config(&text).listener.max_connection_age_grace,
+        Some(Duration::ZERO)
+    );
+}
+
+#[test]
+fn values_may_come_through_anchors() {
+    let text = format!(
+        "{MINIMAL}    health_check: &check {{ timeout: 2s }}\n  - name: b\n    endpoints: [\"b:1\"]\n    health_check: *check\n"
+    );
+    let config = config(&text);
+    assert_eq!(
+        config.clusters[0].health_check,
+        config.clusters[1].health_check
+    );
+}
+
+/// One mistake of syntax or one unknown key at a time, each with its place and what to write.
+#[test]
+fn mistakes_that_end_the_reading() {
+    let mut all = String::new();
+    for text in [
+        String::new(),
+        "listener: [".to_owned(),
+        "listener: {}\n\tx: 1\n".to_owned(),
+        "- a\n".to_owned(),
+        "just text\n".to_owned(),
+        with("address: 0.0.0.0:8443", "adress: 0.0.0.0:8443"),
+        with("  tls:", "  tsl:"),
+        with("    cluster: echo-grpc", "    clustr: echo-grpc"),
+        with("    cluster: echo-grpc", "    zzzzzz: 1"),
+        with("  address: 0.0.0.0:8443\n", ""),
+        with(
+            "{ certificate_chain: tls.crt, private_key: tls.key }",
+            "{ certificate_chain: a }",
+        ),
+        with("    endpoints: [\"echo-grpc:8081\"]\n", ""),
+        with("- prefix: /api.Echo/\n    cluster", "- cluster"),
+        format!("{MINIMAL}workers: many\n"),
+        format!("{MINIMAL}workers: -1 # less\n"),
+        format!("{MINIMAL}workers: [2]\n"),
+        format!("{MINIMAL}workers: 1\nworkers: 2\n"),
+        format!("{MINIMAL}access_log: {{ format: jsn }}\n"),
+        format!("{MINIMAL}admin:\n"),
+        format!("{MINIMAL}admin: 127.0.0.1:8090\n"),
+        format!("{MINIMAL}server_name: {{ a: b }}\n"),
+        format!("{MINIMAL}    lb_policy: least_request\n"),
+        format!("{MINIMAL}    discovery: strict_dsn\n"),
+        format!("{MINIMAL}    outlier_detection: {{}}\n"),
+        format!("{MINIMAL}    circuit_breakers: {{ max_requests: 1 }}\n"),
+        format!("{MINIMAL}    name: again\n"),
+        format!("{MINIMAL}    connect_timeout: *nowhere\n"),
+        format!("{MINIMAL}---\n{MINIMAL}"),
+        with(
+            "routes:\n  - prefix: /api.Echo/\n    cluster: echo-grpc\n",
+            "routes:\n",
+        ),
+        with("[\"echo-grpc:8081\"]", "echo-grpc:8081"),
+        "[".repeat(100),
+    ] {
+        let messages = messages(&text);
+        assert_eq!(messages.lines().count(), 1, "{text}\n{messages}");
+        all += &messages;
+    }
+    insta::assert_snapshot!(all);
+}
+
+/// All of them from one file, in one go.
+#[test]
+fn mistakes_of_meaning() {
+    insta::assert_snapshot!(messages(include_str!(
+        "../../../tests/configurations/wrong.yaml"
+    )));
+}
+
+#[test]
+fn what_check_warns_of() {
+    let text = include_str!("../../../tests/configurations/suspicious.yaml");
+    let messages = messages(text);
+    assert!(!messages.contains("error: "), "{messages}");
+    insta::assert_snapshot!(messages);
+}
+
+#[test]
+fn the_deployed_sample_is_right() {
+    let text = include_str!("../../../../deploy/edge-proxy/edge-proxy.yaml");
+    assert_eq!(messages(text), "");
+    let config = config(text);
+    assert_eq!(config.workers, 2);
+    assert_eq!(config.clusters.len(), 2);
+    assert_eq!(
+        config.clusters[0].policy.connect_timeout,
+        Duration::from_millis(500)
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_one_error() {
+    let errors = Config::load(Path::new("/nonexistent/edge-proxy.yaml")).unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "error: /nonexistent/edge-proxy.yaml: can't be read (No such file or directory (os error 2)): \
+         give the path of the YAML file"
+    );
+}
