@@ -1,1 +1,334 @@
-//! Step 10. (Skeleton.)
+//! Step 10: one line per RPC, when its stream ends.
+//!
+//! Each worker formats its lines straight into a buffer of its own ([`Writer`]); one thread empties
+//! the buffers, at most every 50 ms, and writes them out. So an RPC costs its formatting and an
+//! uncontended lock, no system call: the thread sleeps out its pause whatever comes in, and only when
+//! it parked (after a pause without a line), or when a buffer gets half full, does a worker wake it.
+//!
+//! When the output blocks, that thread blocks alone: the buffers fill to [`BUFFER`], then lines are
+//! dropped and counted. No RPC ever waits for the log.
+//!
+//! What a client sends is escaped, and cut to 256 bytes, in `format.rs`: a line is always one line,
+//! and valid JSON.
+
+mod format;
+mod output;
+
+use std::{
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use self::{format::Formatter, output::Output};
+pub use crate::telemetry::labels::{Flag, Flags};
+use crate::telemetry::{counter::SharedCounter, metrics::lock};
+
+/// `access_log` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// `json`, `text` or `off`.
+    pub format: AccessLogFormat,
+    /// `None`: standard output.
+    pub path: Option<PathBuf>,
+}
+
+/// `access_log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object a line.
+    Json,
+    /// `key=value` words.
+    Text,
+    /// None.
+    Off,
+}
+
+/// What one line says. Texts are as the client sent them.
+#[derive(Clone, Debug)]
+pub struct Record<'a> {
+    /// When the request's headers were read.
+    pub time: SystemTime,
+    /// `x-request-id`, the client's or ours.
+    pub request_id: &'a [u8],
+    /// The peer of the connection.
+    pub client: IpAddr,
+    /// `:method`.
+    pub method: &'a [u8],
+    /// `:path`.
+    pub path: &'a [u8],
+    /// `:authority`, or `host`.
+    pub authority: &'a [u8],
+    /// `HTTP/2` or `HTTP/1.1`.
+    pub protocol: &'static str,
+    /// As the client got it; 0: it got none.
+    pub status: u16,
+    /// As the client got it; `None`: it got none, or this isn't gRPC.
+    pub grpc_status: Option<u32>,
+    /// What went wrong, in Envoy's letters.
+    pub flags: Flags,
+    /// What went wrong, in words.
+    pub detail: Option<&'static str>,
+    /// DATA bytes from the client.
+    pub bytes_in: u64,
+    /// DATA bytes to the client.
+    pub bytes_out: u64,
+    /// From `time` to the end of the stream.
+    pub duration: Duration,
+    /// From the first attempt to the response's headers.
+    pub upstream_time: Option<Duration>,
+    /// How many attempts on an endpoint were begun.
+    pub attempts: u32,
+    /// Where the route led.
+    pub cluster: Option<&'a str>,
+    /// Of the last attempt.
+    pub endpoint: Option<&'a str>,
+    /// `user-agent`.
+    pub user_agent: &'a [u8],
+}
+
+/// The log, and its thread. Dropping it writes what is there, for a second at most.
+#[derive(Debug)]
+pub struct AccessLog {
+    /// `None`: the format is `off`.
+    running: Option<Running>,
+    dropped: Arc<SharedCounter>,
+}
+
+/// A worker's end of the log.
+#[derive(Debug)]
+pub struct Writer(Option<(Arc<Shared>, Arc<Buffer>)>);
+
+#[derive(Debug)]
+struct Running {
+    shared: Arc<Shared>,
+    /// Closed by the thread when it has written everything.
+    ended: mpsc::Receiver<()>,
+}
+
+/// What the workers and the thread share.
+#[derive(Debug)]
+struct Shared {
+    format: AccessLogFormat,
+    buffers: Mutex<Vec<Arc<Buffer>>>,
+    /// Filled in by `start`, before there is a writer.
+    thread: OnceLock<thread::Thread>,
+    /// Set by the thread when it sleeps until it is woken; cleared by the worker that wakes it.
+    parked: AtomicBool,
+    /// Set once by [`AccessLog::finish`].
+    stop: AtomicBool,
+    /// Set by [`AccessLog::reopen`], cleared by the thread.
+    reopen: AtomicBool,
+    dropped: Arc<SharedCounter>,
+}
+
+#[derive(Debug)]
+struct Buffer(Mutex<Lines>);
+
+#[derive(Debug)]
+struct Lines {
+    bytes: Vec<u8>,
+    formatter: Formatter,
+}
+
+impl AccessLog {
+    /// Opens the file (or standard output) and starts the thread.
+    ///
+    /// # Errors
+    /// The file can't be opened, or no thread can be started.
+    pub fn start(config: &AccessLogConfig) -> io::Result<Self> {
+        if config.format == AccessLogFormat::Off {
+            return Ok(Self {
+                running: None,
+                dropped: Arc::default(),
+            });
+        }
+        Self::start_with(config.format, Output::open(config.path.as_deref())?)
+    }
+
+    fn start_with(format: AccessLogFormat, output: Output) -> io::Result<Self> {
+        let dropped = Arc::<SharedCounter>::default();
+        let shared = Arc::new(Shared {
+            format,
+            buffers: Mutex::default(),
+            thread: OnceLock::new(),
+            parked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            reopen: AtomicBool::new(false),
+            dropped: Arc::clone(&dropped),
+        });
+        let (end, ended) = mpsc::channel();
+        let thread = thread::Builder::new().name("access-log".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let _end: mpsc::Sender<()> = end;
+                run(&shared, output);
+            }
+        })?;
+        // Nobody else sets it.
+        let _ = shared.thread.set(thread.thread().clone());
+        Ok(Self {
+            running: Some(Running { shared, ended }),
+            dropped,
+        })
+    }
+
+    /// For one worker.
+    pub fn writer(&self) -> Writer {
+        Writer(self.running.as_ref().map(|running| {
+            let formatter = Formatter::new(running.shared.format);
+            let buffer = Arc::new(Buffer(Mutex::new(Lines {
+                bytes: Vec::new(),
+                formatter,
+            })));
+            lock(&running.shared.buffers).push(Arc::clone(&buffer));
+            (Arc::clone(&running.shared), buffer)
+        }))
+    }
+
+    /// Counts the lines that were dropped.
+    pub fn dropped(&self) -> Arc<SharedCounter> {
+        Arc::clone(&self.dropped)
+    }
+
+    /// Opens the file anew, for whoever moved it away; the old one stays if that fails.
+    pub fn reopen(&self) {
+        if let Some(running) = &self.running {
+            running.shared.reopen.store(true, Ordering::Release);
+            running.shared.wake();
+        }
+    }
+
+    /// Writes what is there and ends the thread; later lines are lost. `false`: it wasn't done
+    /// within `limit`, because the output blocks.
+    pub fn finish(&mut self, limit: Duration) -> bool {
+        let Some(running) = self.running.take() else {
+            return true;
+        };
+        running.shared.stop.store(true, Ordering::Release);
+        running.shared.wake();
+        running.ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout)
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.finish(Duration::from_secs(1));
+    }
+}
+
+impl Writer {
+    /// Whether there is a log at all; if not, no record need be made.
+    pub fn enabled(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Adds one line, or counts it as dropped.
+    pub fn write(&self, record: &Record<'_>) {
+        let Some((shared, buffer)) = &self.0 else {
+            return;
+        };
+        let half_full = {
+            let mut lines = lock(&buffer.0);
+            let Lines { bytes, formatter } = &mut *lines;
+            let start = bytes.len();
+            if start < BUFFER {
+                formatter.line(bytes, record);
+            }
+            if start >= BUFFER || bytes.len() > BUFFER {
+                bytes.truncate(start);
+                shared.dropped.inc();
+                return;
+            }
+            start < BUFFER / 2 && bytes.len() >= BUFFER / 2
+        };
+        // Either the thread saw this line after it said that it parks, or we see here that it did:
+        // both hold the buffer's lock in between.
+        let parked = shared.parked.load(Ordering::Acquire);
+        if half_full || parked && shared.parked.swap(false, Ordering::AcqRel) {
+            shared.wake();
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+/// The thread: writes out what there is, pauses; parks when a pause brought nothing.
+fn run(shared: &Shared, mut output: Output) {
+    let mut lines = Vec::new();
+    loop {
+        let stop = shared.stop.load(Ordering::Acquire);
+        if shared.reopen.swap(false, Ordering::AcqRel) {
+            output.reopen();
+        }
+        let wrote = write_out(shared, &mut output, &mut lines);
+        if stop {
+            return;
+        }
+        if wrote {
+            pause(shared);
+            continue;
+        }
+        shared.parked.store(true, Ordering::Release);
+        if !write_out(shared, &mut output, &mut lines) {
+            thread::park();
+        }
+        shared.parked.store(false, Ordering::Release);
+    }
+}
+
+/// Lets lines gather; ends early for a half-full buffer and for the end.
+fn pause(shared: &Shared) {
+    let start = Instant::now();
+    while !shared.stop.load(Ordering::Acquire) {
+        let Some(rest) = PAUSE
+            .checked_sub(start.elapsed())
+            .filter(|rest| !rest.is_zero())
+        else {
+            return;
+        };
+        thread::park_timeout(rest);
+        let half_full = |buffer: &Arc<Buffer>| lock(&buffer.0).bytes.len() >= BUFFER / 2;
+        if lock(&shared.buffers).iter().any(half_full) || shared.reopen.load(Ordering::Acquire) {
+            return;
+        }
+    }
+}
+
+/// Empties every buffer into the output; `false`: there was nothing. `lines` is empty before and
+/// after: it is there to keep its memory.
+fn write_out(shared: &Shared, output: &mut Output, lines: &mut Vec<u8>) -> bool {
+    let mut wrote = false;
+    let buffers = lock(&shared.buffers).clone();
+    for buffer in buffers {
+        std::mem::swap(&mut lock(&buffer.0).bytes, lines);
+        if !lines.is_empty() {
+            wrote = true;
+            shared.dropped.add(output.write(lines));
+            lines.clear();
+        }
+    }
+    // A buffer without its writer gets no more lines (two: the list here, and none else).
+    lock(&shared.buffers)
+        .retain(|buffer| Arc::strong_count(buffer) > 1 || !lock(&buffer.0).bytes.is_empty());
+    wrote
+}
+
+/// Bytes of lines that a worker may have waiting: 50 ms of some 60 000 RPCs a second, and more when
+/// it is emptied at half.
+const BUFFER: usize = 1 << 20;
+/// Between two looks at the buffers.
+const PAUSE: Duration = Duration::from_millis(50);
