@@ -5,19 +5,33 @@
 pub struct Reason(pub u32);
 
 impl Reason {
+    /// Graceful: nothing was wrong.
     pub const NO_ERROR: Self = Self(0x0);
+    /// A rule without a code of its own was broken.
     pub const PROTOCOL_ERROR: Self = Self(0x1);
+    /// A fault of the sender's own.
     pub const INTERNAL_ERROR: Self = Self(0x2);
+    /// A window was passed.
     pub const FLOW_CONTROL_ERROR: Self = Self(0x3);
+    /// SETTINGS were not acknowledged in time.
     pub const SETTINGS_TIMEOUT: Self = Self(0x4);
+    /// A frame for a stream that its sender had ended.
     pub const STREAM_CLOSED: Self = Self(0x5);
+    /// A frame of a wrong length.
     pub const FRAME_SIZE_ERROR: Self = Self(0x6);
+    /// Nothing of the stream was processed.
     pub const REFUSED_STREAM: Self = Self(0x7);
+    /// The stream isn't wanted any more.
     pub const CANCEL: Self = Self(0x8);
+    /// A header block can't be decoded.
     pub const COMPRESSION_ERROR: Self = Self(0x9);
+    /// The connection of a CONNECT request ended.
     pub const CONNECT_ERROR: Self = Self(0xa);
+    /// The peer causes too much load.
     pub const ENHANCE_YOUR_CALM: Self = Self(0xb);
+    /// The transport is not secure enough.
     pub const INADEQUATE_SECURITY: Self = Self(0xc);
+    /// Use HTTP/1.1 instead.
     pub const HTTP_1_1_REQUIRED: Self = Self(0xd);
 }
 

@@ -1,0 +1,414 @@
+//! Header blocks: collected, decoded, and what they mean for their stream (RFC 9113 §4.3, §6.2,
+//! §6.10, §8).
+//!
+//! Every block is decoded, whatever becomes of its stream, since the table has to stay in step
+//! with the peer's. A block in one frame is decoded where it lies in the input.
+
+use std::time::Instant;
+
+use super::{
+    Connection, Event, Role,
+    frames::CONTENT_LENGTH,
+    receive::{error, protocol},
+};
+use crate::{
+    error::{ConnectionError, Reason},
+    frame::{self, Head, MAX_ID, flag, kind, u32_at},
+    headers::{Headers, Kind},
+    limits::calm,
+    stream::{Closed, Handle, State},
+};
+
+/// What HEADERS said of a block that CONTINUATION goes on with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OpenBlock {
+    pub(super) stream: u32,
+    end_stream: bool,
+    /// The priority fields name the stream itself.
+    self_dependent: bool,
+    frames: u32,
+}
+
+/// Whose a block is.
+enum Target {
+    New,
+    Live(Handle),
+    /// A stream that we reset: decoded and dropped.
+    Late,
+    /// A stream that the peer reset.
+    Closed,
+}
+
+type Outcome = Result<Option<Event<'static>>, ConnectionError>;
+
+impl Connection {
+    /// The bounds on a block, before the frame's payload is waited for.
+    pub(super) fn check_block(&self, head: Head) -> Result<(), ConnectionError> {
+        let frames = match (head.kind, &self.open_block) {
+            (kind::CONTINUATION, Some(open)) => open.frames + 1,
+            _ => 1,
+        };
+        if frames > self.config.max_header_frames {
+            return Err(calm("a header block of too many frames (RFC 9113 §10.5.1)"));
+        }
+        // Padding and priority fields count as well: no honest block comes near.
+        if self.block.len() + head.len > self.config.max_header_block as usize {
+            return Err(calm("a header block of too many bytes (RFC 9113 §10.5.1)"));
+        }
+        Ok(())
+    }
+
+    /// RFC 9113 §6.2.
+    pub(super) fn headers(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        if head.stream == 0 {
+            return protocol("HEADERS on stream 0 (RFC 9113 §6.2)");
+        }
+        let mut fragment = payload;
+        let mut padding = 0;
+        let short = "HEADERS too short for its fields (RFC 9113 §4.2)";
+        if head.has(flag::PADDED) {
+            let Some((&pad, rest)) = fragment.split_first() else {
+                return error(Reason::FRAME_SIZE_ERROR, short);
+            };
+            padding = usize::from(pad);
+            fragment = rest;
+        }
+        let mut self_dependent = false;
+        if head.has(flag::PRIORITY) {
+            let Some((priority, rest)) = fragment.split_at_checked(5) else {
+                return error(Reason::FRAME_SIZE_ERROR, short);
+            };
+            self_dependent = u32_at(priority, 0) & MAX_ID == head.stream;
+            fragment = rest;
+        }
+        let Some(len) = fragment.len().checked_sub(padding) else {
+            return protocol("padding as long as the payload (RFC 9113 §6.2)");
+        };
+        fragment = &fragment[..len];
+        let open = OpenBlock {
+            stream: head.stream,
+            end_stream: head.has(flag::END_STREAM),
+            self_dependent,
+            frames: 1,
+        };
+        if head.has(flag::END_HEADERS) {
+            return self.whole_block(open, fragment);
+        }
+        self.block.clear();
+        self.block.extend_from_slice(fragment);
+        self.open_block = Some(open);
+        Ok(None)
+    }
+
+    /// RFC 9113 §6.10; `begin` has checked that it goes on with the open block.
+    pub(super) fn continuation(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        let Some(mut open) = self.open_block.take() else {
+            return Ok(None);
+        };
+        self.block.extend_from_slice(payload);
+        if !head.has(flag::END_HEADERS) {
+            open.frames += 1;
+            self.open_block = Some(open);
+            return Ok(None);
+        }
+        let mut block = std::mem::take(&mut self.block);
+        let event = self.whole_block(open, &block);
+        block.clear();
+        self.block = block;
+        event
+    }
+
+    /// A block is complete.
+    fn whole_block(&mut self, block: OpenBlock, fragment: &[u8]) -> Outcome {
+        self.header_since = None;
+        let target = self.target(block.stream)?;
+        let mut headers = self.arenas.pop().unwrap_or_default();
+        let keep = match target {
+            Target::Late | Target::Closed => 0,
+            Target::New | Target::Live(_) => self.config.max_header_list as usize,
+        };
+        let list_size = match self.decoder.decode(fragment, keep, &mut headers) {
+            Ok(decoded) => decoded.list_size,
+            Err(e) => return error(Reason::COMPRESSION_ERROR, e.0),
+        };
+        match target {
+            Target::New => self.request(block, headers, list_size),
+            Target::Live(at) => self.live_block(at, block, headers, list_size),
+            Target::Late => {
+                self.recycle(headers);
+                self.limits.late_headers(self.now)?;
+                Ok(None)
+            }
+            Target::Closed => {
+                self.recycle(headers);
+                self.closed_error(block.stream)
+            }
+        }
+    }
+
+    /// Whose the block of `stream` is (RFC 9113 §5.1, §5.1.1).
+    fn target(&self, stream: u32) -> Result<Target, ConnectionError> {
+        if let Some(at) = self.streams.find(stream) {
+            return match self.streams.get(at) {
+                Some(s) if s.state != State::Opening => Ok(Target::Live(at)),
+                _ => protocol("HEADERS on an idle stream (RFC 9113 §5.1)"),
+            };
+        }
+        if self.is_idle(stream) {
+            return match self.role {
+                Role::Server if stream % 2 == 1 => Ok(Target::New),
+                Role::Server => protocol("a client's stream of even number (RFC 9113 §5.1.1)"),
+                Role::Client => protocol("HEADERS on a stream never opened (RFC 9113 §5.1)"),
+            };
+        }
+        match self.streams.cause(stream) {
+            Closed::ByUs | Closed::Forgotten => Ok(Target::Late),
+            Closed::ByPeer => Ok(Target::Closed),
+            Closed::Ended => error(
+                Reason::STREAM_CLOSED,
+                "HEADERS after END_STREAM (RFC 9113 §5.1)",
+            ),
+            Closed::NeverOpened => protocol("a stream number below the last (RFC 9113 §5.1.1)"),
+        }
+    }
+
+    /// Server role: a request.
+    fn request(&mut self, block: OpenBlock, headers: Headers, list_size: usize) -> Outcome {
+        let stream = block.stream;
+        self.last_remote = stream;
+        self.limits.stream_opened(self.now);
+        let refused = self.our_goaway.is_some_and(|last| stream > last)
+            || self.streams.len() >= self.config.max_concurrent_streams as usize;
+        if refused {
+            self.recycle(headers);
+            // Nothing was processed: the client may try again (RFC 9113 §8.7).
+            self.refuse(stream, Reason::REFUSED_STREAM)?;
+            return Ok(None);
+        }
+        let body = headers.content_length();
+        let large = list_size > self.config.max_header_list as usize;
+        let fault = if list_size > self.config.max_header_list_hard as usize {
+            Some((
+                Reason::ENHANCE_YOUR_CALM,
+                "a header list above the hard limit",
+            ))
+        } else if block.self_dependent {
+            Some((Reason::PROTOCOL_ERROR, SELF_DEPENDENT))
+        } else if large {
+            None
+        } else if let Err(rule) = headers.validate(Kind::Request) {
+            Some((Reason::PROTOCOL_ERROR, rule))
+        } else if block.end_stream && body.is_some_and(|n| n > 0) {
+            Some((Reason::PROTOCOL_ERROR, CONTENT_LENGTH))
+        } else {
+            None
+        };
+        if let Some((reason, rule)) = fault {
+            self.recycle(headers);
+            self.refuse(stream, reason)?;
+            return Ok(Some(Event::Malformed {
+                stream,
+                key: u32::MAX,
+                rule,
+            }));
+        }
+        let state = if block.end_stream {
+            State::HalfClosedRemote
+        } else {
+            State::Open
+        };
+        let mut s = self.new_stream(stream, u32::MAX, state);
+        s.head_received = true;
+        let key = s.key;
+        let end_stream = block.end_stream;
+        if large {
+            s.deaf = true;
+            s.head = Some(headers);
+            self.streams.insert(s);
+            return Ok(Some(Event::HeadersTooLarge {
+                stream,
+                key,
+                end_stream,
+            }));
+        }
+        s.content_left = body;
+        s.content_length = body.unwrap_or(0);
+        self.streams.insert(s);
+        Ok(Some(Event::Headers {
+            stream,
+            key,
+            headers,
+            end_stream,
+        }))
+    }
+
+    /// Resets a stream that never got an entry.
+    fn refuse(&mut self, stream: u32, reason: Reason) -> Result<(), ConnectionError> {
+        self.limits.provoked(self.now)?;
+        self.limits.stream_cancelled();
+        frame::write_reset(self.out.frames(), stream, reason.0);
+        self.streams.remember(stream, Closed::ByUs);
+        Ok(())
+    }
+
+    /// A response head, or trailers of either side.
+    fn live_block(
+        &mut self,
+        at: Handle,
+        block: OpenBlock,
+        headers: Headers,
+        list_size: usize,
+    ) -> Outcome {
+        let Some(s) = self.streams.get(at) else {
+            return Ok(None);
+        };
+        if s.remote_ended() {
+            self.recycle(headers);
+            return self.stream_error(at, Reason::STREAM_CLOSED);
+        }
+        if block.self_dependent {
+            self.recycle(headers);
+            return self.malformed(at, SELF_DEPENDENT);
+        }
+        if list_size > self.config.max_header_list_hard as usize {
+            self.recycle(headers);
+            return self.stream_error(at, Reason::ENHANCE_YOUR_CALM);
+        }
+        if s.head_received {
+            self.trailers(at, block, headers, list_size)
+        } else {
+            self.response(at, block, headers, list_size)
+        }
+    }
+
+    /// Client role: a response head, 1xx or final.
+    fn response(
+        &mut self,
+        at: Handle,
+        block: OpenBlock,
+        headers: Headers,
+        list_size: usize,
+    ) -> Outcome {
+        let end_stream = block.end_stream;
+        let large = list_size > self.config.max_header_list as usize;
+        if !large && let Err(rule) = headers.validate(Kind::Response) {
+            self.recycle(headers);
+            return self.malformed(at, rule);
+        }
+        let informational = !large && matches!(headers.status(), Some(100..=199));
+        if informational {
+            self.limits.control(self.now)?;
+            if end_stream {
+                self.recycle(headers);
+                return self.malformed(at, "a 1xx head with END_STREAM (RFC 9113 §8.1)");
+            }
+        } else {
+            self.limits.stream_opened(self.now);
+            self.cancels.answered(at.id);
+        }
+        let Some(s) = self.streams.get_mut(at) else {
+            return Ok(None);
+        };
+        let (stream, key, told) = (s.id, s.key, s.doomed.is_none());
+        s.head_received |= !informational;
+        if large {
+            s.deaf = true;
+        } else if !informational {
+            s.content_left = headers.content_length();
+            s.content_length = s.content_left.unwrap_or(0);
+            if end_stream {
+                // HEAD and 304 have a length and no content (RFC 9113 §8.1.1).
+                s.content_left = None;
+            }
+        }
+        let event = if !told {
+            self.recycle(headers);
+            None
+        } else if large {
+            s.head = Some(headers);
+            Some(Event::HeadersTooLarge {
+                stream,
+                key,
+                end_stream,
+            })
+        } else {
+            Some(Event::Headers {
+                stream,
+                key,
+                headers,
+                end_stream,
+            })
+        };
+        if !informational {
+            if end_stream {
+                self.remote_end(at);
+            }
+            // This answer may have confirmed pairs, or be the one of a stream whose reset waits.
+            self.answered(at);
+        }
+        Ok(event)
+    }
+
+    /// Trailers (RFC 9113 §8.1).
+    fn trailers(
+        &mut self,
+        at: Handle,
+        block: OpenBlock,
+        headers: Headers,
+        list_size: usize,
+    ) -> Outcome {
+        let Some(s) = self.streams.get(at) else {
+            return Ok(None);
+        };
+        if !block.end_stream {
+            self.recycle(headers);
+            return self.malformed(at, "HEADERS in a body without END_STREAM (RFC 9113 §8.1)");
+        }
+        let (stream, key) = (s.id, s.key);
+        if !s.audible() {
+            self.recycle(headers);
+            self.remote_end(at);
+            return Ok(None);
+        }
+        if list_size > self.config.max_header_list as usize {
+            self.recycle(headers);
+            return self.stream_error(at, Reason::ENHANCE_YOUR_CALM);
+        }
+        let none_at_all = self.role == Role::Client && s.content_left == Some(s.content_length);
+        let short = s.content_left.is_some_and(|left| left > 0) && !none_at_all;
+        let fault = match headers.validate(Kind::Trailers) {
+            Err(rule) => Some(rule),
+            Ok(()) if short => Some(CONTENT_LENGTH),
+            Ok(()) => None,
+        };
+        if let Some(rule) = fault {
+            self.recycle(headers);
+            return self.malformed(at, rule);
+        }
+        self.remote_end(at);
+        Ok(Some(Event::Trailers {
+            stream,
+            key,
+            headers,
+        }))
+    }
+
+    /// Client role: `at` was answered. A reset of it that waited can't be an early one any more.
+    fn answered(&mut self, at: Handle) {
+        if self.doomed == 0 {
+            return;
+        }
+        if let Some(reason) = self.streams.get(at).and_then(|s| s.doomed) {
+            self.write_reset(at, reason);
+        }
+        self.release_cancels();
+    }
+
+    /// Since when a header block is incomplete.
+    pub fn header_block_since(&self) -> Option<Instant> {
+        self.header_since
+    }
+}
+
+/// RFC 7540 §5.3.1: the one rule of the old priority scheme that is a stream error.
+const SELF_DEPENDENT: &str = "a stream that depends on itself (RFC 7540 §5.3.1)";

@@ -1,0 +1,158 @@
+//! Client role: how fast streams may be cancelled that the peer may not have accepted yet.
+//!
+//! Servers built on `h2` end the whole connection at the 21st RST_STREAM that they read before
+//! they accepted its stream, and one connection carries many clients' RPCs. So at most
+//! [`UNCONFIRMED`] HEADERS+RST pairs are under way; what confirms a pair is either the response
+//! head of a later stream (servers accept in order) or the answer to a PING sent after the
+//! reset. Further resets wait, their streams stay and swallow what comes. The PING is sent only
+//! when a reset waits: `grpc` servers count PINGs without traffic as strikes.
+
+use std::collections::VecDeque;
+
+use crate::stream::Handle;
+
+/// The resets of one connection that aren't known to be harmless yet.
+#[derive(Debug, Default)]
+pub(crate) struct Cancels {
+    /// Pairs under way: stream, and the number of the pair.
+    unconfirmed: Vec<(u32, u64)>,
+    /// Streams whose reset waits.
+    waiting: VecDeque<Handle>,
+    /// The highest stream that the peer has answered.
+    answered: u32,
+    /// Pairs ever sent.
+    sent: u64,
+    /// The PING under way: its payload, and the pairs sent before it.
+    ping: Option<(u64, u64)>,
+    /// PINGs ever sent.
+    pings: u32,
+}
+
+impl Cancels {
+    /// Whether a reset of `stream`, which has no response head yet, may reach the peer before it
+    /// accepted the stream.
+    pub(crate) fn is_pair(&self, stream: u32) -> bool {
+        stream > self.answered
+    }
+
+    /// Whether another pair may go now.
+    pub(crate) fn may_send(&self) -> bool {
+        self.unconfirmed.len() < UNCONFIRMED
+    }
+
+    /// A pair goes.
+    pub(crate) fn sent(&mut self, stream: u32) {
+        self.sent += 1;
+        self.unconfirmed.push((stream, self.sent));
+    }
+
+    /// A reset has to wait.
+    pub(crate) fn wait(&mut self, at: Handle) {
+        self.waiting.push_back(at);
+    }
+
+    /// The next waiting reset, if it may go now.
+    pub(crate) fn next(&mut self) -> Option<Handle> {
+        if self.may_send() {
+            self.waiting.pop_front()
+        } else {
+            None
+        }
+    }
+
+    /// The peer answered `stream`: it has accepted all streams up to it.
+    #[inline]
+    pub(crate) fn answered(&mut self, stream: u32) {
+        self.answered = self.answered.max(stream);
+        if !self.unconfirmed.is_empty() {
+            self.unconfirmed.retain(|&(id, _)| id > stream);
+        }
+    }
+
+    /// The payload of a PING to send now, if resets wait and none is under way.
+    pub(crate) fn ping(&mut self) -> Option<u64> {
+        if self.waiting.is_empty() || self.ping.is_some() || self.may_send() {
+            return None;
+        }
+        self.pings = self.pings.wrapping_add(1);
+        let payload = ENGINE_PING | u64::from(self.pings);
+        self.ping = Some((payload, self.sent));
+        Some(payload)
+    }
+
+    /// An answer to a PING: whether it was the engine's own.
+    pub(crate) fn pong(&mut self, payload: u64) -> bool {
+        match self.ping {
+            Some((ours, upto)) if ours == payload => {
+                self.ping = None;
+                self.unconfirmed.retain(|&(_, n)| n > upto);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Pairs under way: half of what `h2` bears, since what one read of the peer's brings may be the
+/// end of one batch and the beginning of the next.
+pub(crate) const UNCONFIRMED: usize = 10;
+
+/// The engine's own PINGs have this in their upper half; the owner's must not.
+pub(crate) const ENGINE_PING: u64 = 0x68_32_63_61 << 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Cancels {
+        let mut c = Cancels::default();
+        for i in 0..UNCONFIRMED as u32 {
+            assert!(c.may_send());
+            c.sent(2 * i + 1);
+        }
+        c
+    }
+
+    #[test]
+    fn the_eleventh_waits_for_a_ping_sent_after_the_tenth() {
+        let mut c = full();
+        assert_eq!(c.ping(), None, "nothing waits");
+        let at = Handle { slot: 0, id: 21 };
+        c.wait(at);
+        assert_eq!(c.next(), None);
+        let ping = c.ping().unwrap();
+        assert_eq!(c.ping(), None, "one at a time");
+        assert!(!c.pong(1) && c.next().is_none());
+        assert!(c.pong(ping));
+        assert_eq!(c.next(), Some(at));
+        assert_ne!(ping, {
+            let mut c2 = c;
+            for i in 0..UNCONFIRMED as u32 {
+                c2.sent(100 + i);
+            }
+            c2.wait(at);
+            c2.ping().unwrap()
+        });
+    }
+
+    #[test]
+    fn a_response_to_a_later_stream_confirms_earlier_pairs() {
+        let mut c = full();
+        c.answered(9);
+        assert_eq!(c.unconfirmed.len(), UNCONFIRMED - 5);
+        assert!(!c.is_pair(7) && c.is_pair(11));
+        c.answered(1001);
+        assert!(c.unconfirmed.is_empty());
+    }
+
+    #[test]
+    fn a_ping_confirms_only_what_went_before_it() {
+        let mut c = full();
+        c.wait(Handle { slot: 0, id: 21 });
+        let ping = c.ping().unwrap();
+        c.answered(3);
+        c.sent(23);
+        assert!(c.pong(ping));
+        assert_eq!(c.unconfirmed.len(), 1);
+    }
+}

@@ -1,0 +1,140 @@
+//! What a connection tells its owner.
+
+use std::time::Instant;
+
+use crate::{error::Reason, headers::Headers};
+
+/// Which end of the connection we are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// We open streams (towards a backend).
+    Client,
+    /// The peer opens streams (an untrusted client).
+    Server,
+}
+
+/// What arrived.
+///
+/// `stream` is the stream's id; `key` the owner's own number for it, as given to
+/// [`open`](super::Connection::open) or [`set_key`](super::Connection::set_key), `u32::MAX` before.
+/// `end_stream`: the peer has ended its half with this.
+#[derive(Debug)]
+#[expect(
+    missing_docs,
+    reason = "the fields that all variants share are described above"
+)]
+pub enum Event<'a> {
+    /// A request (server role), or a response head, 1xx included (client role).
+    Headers {
+        stream: u32,
+        key: u32,
+        headers: Headers,
+        end_stream: bool,
+    },
+    /// A request or response whose header list is above `max_header_list`. The stream stays open
+    /// for an answer; what more arrives on it is dropped and credited.
+    HeadersTooLarge {
+        stream: u32,
+        key: u32,
+        end_stream: bool,
+    },
+    /// A message that RFC 9113 §8 calls malformed, or that a strict server would end the
+    /// connection for, breaking `rule`: the engine has already reset the stream; told for
+    /// counters and the access log. `key` is `u32::MAX` for a request that was never told.
+    Malformed {
+        stream: u32,
+        key: u32,
+        rule: &'static str,
+    },
+    /// Trailers; always the end of the peer's half.
+    Trailers {
+        stream: u32,
+        key: u32,
+        headers: Headers,
+    },
+    /// Payload, cut through: any part of a frame, never padding. Empty only with `end_stream`.
+    Data {
+        stream: u32,
+        key: u32,
+        bytes: &'a [u8],
+        end_stream: bool,
+    },
+    /// The stream is gone: the peer reset it (`by_peer`), or the engine did because the peer
+    /// broke a stream rule. `unprocessed`: the peer has proven that it did nothing with it, by a
+    /// GOAWAY or by REFUSED_STREAM before any response head.
+    Reset {
+        stream: u32,
+        key: u32,
+        reason: Reason,
+        by_peer: bool,
+        unprocessed: bool,
+    },
+    /// The peer's SETTINGS were applied; `first` for the ones that open the connection.
+    Settings { first: bool },
+    /// The peer's GOAWAY. Streams above `last_stream` follow as `Reset { unprocessed: true }`
+    /// (client role), as do those that `flush` hasn't put on the wire yet.
+    GoAway { last_stream: u32, reason: Reason },
+    /// The answer to a PING of the owner's, by its `payload`.
+    Pong { payload: u64 },
+}
+
+/// Queued bytes of a stream went into the output: now the other leg may be credited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The stream's id.
+    pub stream: u32,
+    /// The owner's number.
+    pub key: u32,
+    /// How many bytes.
+    pub bytes: usize,
+}
+
+/// Why a stream can't be opened now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Wait for [`Event::Settings`].
+    #[error("the peer's SETTINGS have not come yet")]
+    NotReady,
+    /// Wait for a stream to end, or use another connection.
+    #[error("as many streams are open as the peer allows")]
+    Full,
+    /// Use another connection.
+    #[error("the connection is going away")]
+    GoingAway,
+}
+
+/// What a stream's queued bytes wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockedBy {
+    /// The stream's window: the far end's application doesn't read.
+    StreamWindow,
+    /// The connection's window: other streams hold it.
+    ConnectionWindow,
+    /// The output: the socket doesn't take bytes, or other streams' turns come first.
+    Output,
+}
+
+/// A stream whose queued bytes wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The stream's id.
+    pub stream: u32,
+    /// The owner's number.
+    pub key: u32,
+    /// When bytes of it were last framed, or the first of these were queued.
+    pub since: Instant,
+    /// What it waits for.
+    pub by: BlockedBy,
+}
+
+/// A stream that was live when its connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// The stream's id.
+    pub stream: u32,
+    /// The owner's number.
+    pub key: u32,
+    /// Whether any byte of our HEADERS left through
+    /// [`consume`](super::Connection::consume).
+    pub headers_left: bool,
+}

@@ -1,0 +1,458 @@
+//! What each frame means, DATA to WINDOW_UPDATE (RFC 9113 §6), except header blocks.
+
+use super::{
+    Connection, Event, Role,
+    receive::{DataFrame, Parse, error, protocol},
+};
+use crate::{
+    error::{ConnectionError, Reason},
+    frame::{self, Head, MAX_ID, flag, kind, u32_at},
+    limits::calm,
+    stream::{Closed, Handle, State},
+};
+
+/// What a frame leads to.
+type Outcome = Result<Option<Event<'static>>, ConnectionError>;
+
+impl Connection {
+    /// A whole frame that isn't DATA.
+    pub(super) fn frame(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        match head.kind {
+            kind::HEADERS => self.headers(head, payload),
+            kind::CONTINUATION => self.continuation(head, payload),
+            kind::PRIORITY => self.priority(head, payload),
+            kind::RST_STREAM => self.rst_stream(head, payload),
+            kind::SETTINGS => self.settings(head, payload),
+            kind::PING => self.pinged(head, payload),
+            kind::GOAWAY => self.goaway(head, payload),
+            kind::WINDOW_UPDATE => self.window_update(head, payload),
+            // A client may never push, and we have told servers not to (RFC 9113 §8.4).
+            kind::PUSH_PROMISE => protocol("PUSH_PROMISE (RFC 9113 §8.4)"),
+            // `begin` sends no other type here.
+            _ => Ok(None),
+        }
+    }
+
+    /// A DATA frame begins (RFC 9113 §6.1): all its rules, applied to the whole frame.
+    pub(super) fn begin_data(&mut self, head: Head, pad: Option<u8>) -> Outcome {
+        if head.stream == 0 {
+            return protocol("DATA on stream 0 (RFC 9113 §6.1)");
+        }
+        let overhead = pad.map_or(0, |pad| usize::from(pad) + 1);
+        let padding = usize::from(pad.unwrap_or(0));
+        let Some(payload) = head.len.checked_sub(overhead) else {
+            return protocol("padding as long as the payload (RFC 9113 §6.1)");
+        };
+        // The whole payload counts, padding and its length included (RFC 9113 §6.9.1).
+        if self.recv.take(head.len, 0).is_err() {
+            return error(
+                Reason::FLOW_CONTROL_ERROR,
+                "DATA beyond the connection's window (RFC 9113 §6.9.1)",
+            );
+        }
+        let end_stream = head.has(flag::END_STREAM);
+        self.limits.data(payload, end_stream, self.now)?;
+        // Until an arm below says otherwise, what comes is dropped.
+        self.skip(payload + padding);
+
+        let slack = if self.settings_since.is_some() {
+            self.config.unacknowledged_slack()
+        } else {
+            0
+        };
+        let client = self.role == Role::Client;
+        let found = self.streams.find(head.stream);
+        let Some((at, s)) = found.and_then(|at| Some((at, self.streams.get_mut(at)?))) else {
+            self.recv.give(head.len);
+            return self.data_after_end(head.stream);
+        };
+        if s.state == State::Opening {
+            return protocol("DATA on an idle stream (RFC 9113 §5.1)");
+        }
+        if s.remote_ended() || !s.head_received || s.recv.take(head.len, slack).is_err() {
+            let reason = if s.remote_ended() {
+                Reason::STREAM_CLOSED
+            } else if !s.head_received {
+                Reason::PROTOCOL_ERROR
+            } else {
+                Reason::FLOW_CONTROL_ERROR
+            };
+            self.recv.give(head.len);
+            return self.stream_error(at, reason);
+        }
+        if s.doomed.is_none()
+            && let Some(left) = s.content_left
+        {
+            // RFC 9113 §8.1.1. A response without any content may announce the length that
+            // a GET would have had.
+            let later = left.checked_sub(payload as u64);
+            let none_at_all = client && payload == 0 && left == s.content_length;
+            match later {
+                Some(later) if !end_stream || later == 0 || none_at_all => {
+                    s.content_left = Some(later);
+                }
+                _ => {
+                    self.recv.give(head.len);
+                    return self.malformed(at, CONTENT_LENGTH);
+                }
+            }
+        }
+        if overhead > 0 {
+            self.drop_data(at, overhead);
+        }
+        self.parse = if payload + padding > 0 || end_stream {
+            Parse::Data(DataFrame {
+                at,
+                left: payload,
+                padding,
+                end_stream,
+            })
+        } else {
+            Parse::Head
+        };
+        Ok(None)
+    }
+
+    /// `n` bytes of a live stream that nobody will pass on: both windows get them back.
+    pub(super) fn drop_data(&mut self, at: Handle, n: usize) {
+        self.recv.give(n);
+        if let Some(s) = self.streams.get_mut(at)
+            && s.doomed.is_none()
+            && !s.remote_ended()
+        {
+            s.recv.give(n);
+            if s.recv.due(self.config.stream_window) && !s.in_updates {
+                s.in_updates = true;
+                self.updates.push(at);
+            }
+        }
+    }
+
+    /// DATA for a stream that isn't live (RFC 9113 §5.1, "idle" and "closed").
+    fn data_after_end(&mut self, stream: u32) -> Outcome {
+        if self.is_idle(stream) {
+            return protocol("DATA on an idle stream (RFC 9113 §5.1)");
+        }
+        match self.streams.cause(stream) {
+            Closed::ByUs | Closed::Forgotten => Ok(None),
+            Closed::ByPeer | Closed::Ended => self.closed_error(stream),
+            Closed::NeverOpened => protocol("DATA on a skipped stream (RFC 9113 §5.1.1)"),
+        }
+    }
+
+    /// RFC 9113 §5.1: a frame after the peer itself ended the stream.
+    pub(super) fn closed_error(&mut self, stream: u32) -> Outcome {
+        self.limits.provoked(self.now)?;
+        frame::write_reset(self.out.frames(), stream, Reason::STREAM_CLOSED.0);
+        self.streams.remember(stream, Closed::ByUs);
+        Ok(None)
+    }
+
+    /// The peer broke a rule of one stream: RST_STREAM, and the owner is told.
+    pub(super) fn stream_error(&mut self, at: Handle, reason: Reason) -> Outcome {
+        Ok(self.break_stream(at, reason)?.map(|key| Event::Reset {
+            stream: at.id,
+            key,
+            reason,
+            by_peer: false,
+            unprocessed: false,
+        }))
+    }
+
+    /// The peer sent a malformed message (RFC 9113 §8.1.1).
+    pub(super) fn malformed(&mut self, at: Handle, rule: &'static str) -> Outcome {
+        let key = self.break_stream(at, Reason::PROTOCOL_ERROR)?;
+        Ok(key.map(|key| Event::Malformed {
+            stream: at.id,
+            key,
+            rule,
+        }))
+    }
+
+    /// Resets a stream for the peer's fault; its key, if the owner still cares.
+    fn break_stream(&mut self, at: Handle, reason: Reason) -> Result<Option<u32>, ConnectionError> {
+        self.limits.provoked(self.now)?;
+        let told = self.write_reset(at, reason).filter(|s| s.doomed.is_none());
+        Ok(told.map(|s| s.key))
+    }
+
+    /// Checked, then ignored (RFC 9113 §5.3.2, §6.3).
+    fn priority(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        self.limits.control(self.now)?;
+        if head.stream == 0 {
+            return protocol("PRIORITY on stream 0 (RFC 9113 §6.3)");
+        }
+        let (reason, rule) = if payload.len() != 5 {
+            (
+                Reason::FRAME_SIZE_ERROR,
+                "PRIORITY of a length other than 5 (RFC 9113 §6.3)",
+            )
+        } else if u32_at(payload, 0) & MAX_ID == head.stream {
+            (
+                Reason::PROTOCOL_ERROR,
+                "a stream that depends on itself (RFC 7540 §5.3.1)",
+            )
+        } else {
+            return Ok(None);
+        };
+        match self.streams.find(head.stream) {
+            Some(at)
+                if self
+                    .streams
+                    .get(at)
+                    .is_some_and(|s| s.state != State::Opening) =>
+            {
+                self.stream_error(at, reason)
+            }
+            // RST_STREAM isn't allowed on idle streams, and is of no use on closed ones.
+            _ => error(reason, rule),
+        }
+    }
+
+    /// RFC 9113 §6.4.
+    fn rst_stream(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        if head.stream == 0 {
+            return protocol("RST_STREAM on stream 0 (RFC 9113 §6.4)");
+        }
+        if payload.len() != 4 {
+            return error(
+                Reason::FRAME_SIZE_ERROR,
+                "RST_STREAM of a length other than 4 (RFC 9113 §6.4)",
+            );
+        }
+        let reason = Reason(u32_at(payload, 0));
+        let Some(at) = self.streams.find(head.stream) else {
+            if self.is_idle(head.stream) {
+                return protocol("RST_STREAM on an idle stream (RFC 9113 §6.4)");
+            }
+            // It crossed our end of the stream.
+            self.limits.control(self.now)?;
+            return Ok(None);
+        };
+        let Some(s) = self.streams.get(at).filter(|s| s.state != State::Opening) else {
+            return protocol("RST_STREAM on an idle stream (RFC 9113 §6.4)");
+        };
+        // REFUSED_STREAM proves that nothing was processed (RFC 9113 §8.7), unless a response
+        // says the contrary.
+        let unprocessed =
+            reason == Reason::REFUSED_STREAM && self.role == Role::Client && !s.head_received;
+        self.limits
+            .reset(self.role == Role::Server && !s.head_sent, self.now)?;
+        let told = self
+            .remove(at, Some(Closed::ByPeer))
+            .filter(|s| s.doomed.is_none());
+        Ok(told.map(|s| Event::Reset {
+            stream: s.id,
+            key: s.key,
+            reason,
+            by_peer: true,
+            unprocessed,
+        }))
+    }
+
+    /// RFC 9113 §6.5.
+    fn settings(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        if head.stream != 0 {
+            return protocol("SETTINGS on a stream (RFC 9113 §6.5)");
+        }
+        if head.has(flag::ACK) {
+            if !payload.is_empty() {
+                return error(
+                    Reason::FRAME_SIZE_ERROR,
+                    "SETTINGS acknowledgement with a payload (RFC 9113 §6.5)",
+                );
+            }
+            if self.settings_since.take().is_none() {
+                self.limits.control(self.now)?;
+            }
+            return Ok(None);
+        }
+        if !payload.len().is_multiple_of(6) {
+            return error(
+                Reason::FRAME_SIZE_ERROR,
+                "SETTINGS of a length that is no multiple of 6 (RFC 9113 §6.5)",
+            );
+        }
+        self.limits.settings(self.now)?;
+        let before = self.peer;
+        self.peer.apply(payload, self.role)?;
+        if self.peer.header_table != before.header_table {
+            self.encoder.set_peer_max(self.peer.header_table as usize);
+        }
+        let by = i64::from(self.peer.initial_window) - i64::from(before.initial_window);
+        if by != 0 {
+            self.shift_windows(by)?;
+        }
+        let first = !std::mem::replace(&mut self.peer_ready, true);
+        self.answer()?;
+        frame::write_settings_ack(self.out.frames());
+        Ok(Some(Event::Settings { first }))
+    }
+
+    /// A new SETTINGS_INITIAL_WINDOW_SIZE moves the windows of all streams (RFC 9113 §6.9.2).
+    fn shift_windows(&mut self, by: i64) -> Result<(), ConnectionError> {
+        for s in self.streams.iter_mut() {
+            if s.send.shift(by).is_err() {
+                return error(
+                    Reason::FLOW_CONTROL_ERROR,
+                    "SETTINGS_INITIAL_WINDOW_SIZE overflows a stream's window (RFC 9113 §6.9.2)",
+                );
+            }
+        }
+        if by > 0 && self.queued > 0 {
+            // Collected first: making ready needs the streams.
+            let open: Vec<u32> = self
+                .streams
+                .iter()
+                .filter(|s| !s.queue.is_empty() && s.state != State::Opening)
+                .filter(|s| !s.in_ready && s.send.available() > 0)
+                .map(|s| s.id)
+                .collect();
+            for at in open
+                .into_iter()
+                .filter_map(|id| self.streams.find(id))
+                .collect::<Vec<_>>()
+            {
+                self.make_ready(at);
+            }
+        }
+        Ok(())
+    }
+
+    /// RFC 9113 §6.7.
+    fn pinged(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        if head.stream != 0 {
+            return protocol("PING on a stream (RFC 9113 §6.7)");
+        }
+        let Ok(payload) = payload.try_into().map(u64::from_be_bytes) else {
+            return error(
+                Reason::FRAME_SIZE_ERROR,
+                "PING of a length other than 8 (RFC 9113 §6.7)",
+            );
+        };
+        if head.has(flag::ACK) && self.cancels.pong(payload) {
+            self.release_cancels();
+            return Ok(None);
+        }
+        self.limits.control(self.now)?;
+        if head.has(flag::ACK) {
+            return Ok(Some(Event::Pong { payload }));
+        }
+        self.answer()?;
+        frame::write_ping(self.out.frames(), payload, true);
+        Ok(None)
+    }
+
+    /// RFC 9113 §6.8.
+    fn goaway(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        if head.stream != 0 {
+            return protocol("GOAWAY on a stream (RFC 9113 §6.8)");
+        }
+        if payload.len() < 8 {
+            return error(
+                Reason::FRAME_SIZE_ERROR,
+                "GOAWAY of a length below 8 (RFC 9113 §6.8)",
+            );
+        }
+        self.limits.control(self.now)?;
+        let last_stream = u32_at(payload, 0) & MAX_ID;
+        let reason = Reason(u32_at(payload, 4));
+        if self.peer_goaway.is_some_and(|before| last_stream > before) {
+            return protocol("GOAWAY whose last stream went up (RFC 9113 §6.8)");
+        }
+        self.peer_goaway = Some(last_stream);
+        if self.role == Role::Client {
+            self.leave_behind(last_stream, reason);
+        }
+        Ok(Some(Event::GoAway {
+            last_stream,
+            reason,
+        }))
+    }
+
+    /// Takes out the streams that the peer won't process: above its last one, and those that
+    /// have no HEADERS on the wire, since no new ones may be opened.
+    fn leave_behind(&mut self, last_stream: u32, reason: Reason) {
+        let mut gone: Vec<(u32, bool)> = self
+            .streams
+            .iter()
+            .map(|s| (s.id, s.state == State::Opening))
+            .filter(|&(id, opening)| opening || id > last_stream)
+            .collect();
+        gone.sort_unstable();
+        self.opening.clear();
+        for (id, opening) in gone {
+            // Frames that the peer sent before it decided are dropped.
+            let cause = (!opening).then_some(Closed::ByUs);
+            if let Some(at) = self.streams.find(id)
+                && let Some(s) = self.remove(at, cause)
+                && s.doomed.is_none()
+            {
+                self.left_behind.push_back((id, s.key, reason));
+            }
+        }
+    }
+
+    /// RFC 9113 §6.9.
+    fn window_update(&mut self, head: Head, payload: &[u8]) -> Outcome {
+        if payload.len() != 4 {
+            return error(
+                Reason::FRAME_SIZE_ERROR,
+                "WINDOW_UPDATE of a length other than 4 (RFC 9113 §6.9)",
+            );
+        }
+        self.limits.update(self.now)?;
+        let by = u32_at(payload, 0) & MAX_ID;
+        if head.stream == 0 {
+            if by == 0 {
+                return protocol("WINDOW_UPDATE of 0 (RFC 9113 §6.9)");
+            }
+            if self.send.shift(i64::from(by)).is_err() {
+                return error(
+                    Reason::FLOW_CONTROL_ERROR,
+                    "the connection's window above 2^31-1 (RFC 9113 §6.9.1)",
+                );
+            }
+            return Ok(None);
+        }
+        let found = self.streams.find(head.stream);
+        let Some((at, s)) = found.and_then(|at| Some((at, self.streams.get_mut(at)?))) else {
+            if self.is_idle(head.stream) {
+                return protocol("WINDOW_UPDATE on an idle stream (RFC 9113 §5.1)");
+            }
+            return Ok(None);
+        };
+        if s.state == State::Opening {
+            return protocol("WINDOW_UPDATE on an idle stream (RFC 9113 §5.1)");
+        }
+        if by == 0 {
+            return self.stream_error(at, Reason::PROTOCOL_ERROR);
+        }
+        if s.send.shift(i64::from(by)).is_err() {
+            return self.stream_error(at, Reason::FLOW_CONTROL_ERROR);
+        }
+        if !s.queue.is_empty() && s.send.available() > 0 {
+            self.make_ready(at);
+        }
+        Ok(None)
+    }
+
+    /// Counts an answer (an acknowledgement) against those that the peer hasn't read yet.
+    fn answer(&mut self) -> Result<(), ConnectionError> {
+        if self.out.left() >= self.answers_until {
+            self.answers = 0;
+            self.answers_until = self.out.position() + 1;
+        }
+        self.answers += 1;
+        if self.answers > UNREAD_ANSWERS {
+            return Err(calm("too many unread acknowledgements (RFC 9113 §10.5)"));
+        }
+        Ok(())
+    }
+}
+
+/// RFC 9113 §8.1.1.
+pub(super) const CONTENT_LENGTH: &str = "content-length and DATA differ (RFC 9113 §8.1.1)";
+
+/// Acknowledgements put out while the peer reads nothing (CVE-2019-9512, CVE-2019-9515).
+const UNREAD_ANSWERS: u32 = 1024;

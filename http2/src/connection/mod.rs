@@ -1,0 +1,505 @@
+//! One connection, either role.
+//!
+//! [`Connection::receive`] cuts the input into frames (`receive.rs`), applies the rules of each
+//! (`frames.rs`, `blocks.rs` for header blocks) and returns at most one event per call, which
+//! borrows the input and never the connection: so the owner may apply it to another connection
+//! at once. The calls that send (`send.rs`) append to one output buffer; what windows don't
+//! allow waits in the streams' queues, and [`Connection::flush`] shares the room fairly among
+//! them. `cancel.rs` paces resets towards a backend.
+
+mod blocks;
+
+mod cancel;
+
+mod event;
+
+mod frames;
+
+mod receive;
+
+mod send;
+
+use std::{collections::VecDeque, time::Instant};
+
+pub use self::event::{Blocked, BlockedBy, Event, OpenError, Orphan, Role, Sent};
+use self::{blocks::OpenBlock, cancel::Cancels, receive::Parse};
+use crate::{
+    error::{ConnectionError, Reason},
+    flow::{RecvWindow, SendWindow},
+    frame::{self, HEAD, MAX_ID},
+    headers::Headers,
+    hpack::{Decoder, Encoder},
+    limits::Limits,
+    output::Output,
+    queue::Pool,
+    settings::{Config, Peer},
+    stream::{Closed, Handle, State, Stream, Streams},
+};
+
+/// One end of an HTTP/2 connection. See the crate's head for how it is driven.
+///
+/// After an error of [`receive`](Self::receive), or [`close`](Self::close), the GOAWAY is the last
+/// thing in the output, and all calls that send do nothing.
+#[derive(Debug)]
+pub struct Connection {
+    role: Role,
+    config: Config,
+    /// The latest time that a call told: stamps for calls without one.
+    now: Instant,
+    /// Why the connection ended, once it has.
+    dead: Option<ConnectionError>,
+
+    // Receiving.
+    parse: Parse,
+    /// A frame's head that came in parts, and how much of it is there.
+    head: [u8; HEAD],
+    head_len: usize,
+    /// The payload of a frame that came in parts (never DATA).
+    partial: Vec<u8>,
+    /// The header block that CONTINUATION frames must go on with.
+    open_block: Option<OpenBlock>,
+    /// Fragments of the open block.
+    block: Vec<u8>,
+    /// Since when a header block, or a frame of one, is incomplete.
+    header_since: Option<Instant>,
+    decoder: Decoder,
+    /// Arenas given back by the owner.
+    arenas: Vec<Headers>,
+    /// Resets that a GOAWAY brought, still to be told.
+    left_behind: VecDeque<(u32, u32, Reason)>,
+    limits: Limits,
+
+    // Both.
+    streams: Streams,
+    /// The highest stream that the peer opened (server role).
+    last_remote: u32,
+    /// The next stream that we open (client role).
+    next_id: u32,
+    recv: RecvWindow,
+    send: SendWindow,
+    peer: Peer,
+    /// The peer's first SETTINGS have come.
+    peer_ready: bool,
+    /// When our SETTINGS went into the output, until they are acknowledged.
+    settings_since: Option<Instant>,
+    /// The last stream of the GOAWAY that the peer sent.
+    peer_goaway: Option<u32>,
+    /// The last stream of the GOAWAY that we sent.
+    our_goaway: Option<u32>,
+
+    // Sending.
+    out: Output,
+    encoder: Encoder,
+    pool: Pool,
+    /// Streams that `open` queued, ascending.
+    opening: VecDeque<Handle>,
+    /// Streams with queued bytes and an open stream window, in the order of their turns.
+    ready: VecDeque<Handle>,
+    /// The last `flush` left streams in `ready`: new data has to queue behind them.
+    backlog: bool,
+    /// Streams with a WINDOW_UPDATE to send.
+    updates: Vec<Handle>,
+    /// For `take_sent`.
+    sent: Vec<Sent>,
+    /// Bytes in all queues.
+    queued: usize,
+    cancels: Cancels,
+    /// Streams whose reset waits.
+    doomed: usize,
+    /// Answers put out since the output was last seen to move on, and where it then ended.
+    answers: u32,
+    answers_until: u64,
+}
+
+impl Connection {
+    /// Starts a connection: the preface (client role) and our SETTINGS are in the output.
+    pub fn new(role: Role, config: Config, now: Instant) -> Self {
+        let mut out = Output::default();
+        if role == Role::Client {
+            out.frames().extend_from_slice(frame::PREFACE);
+        }
+        let (settings, raise) = config.announced(role);
+        frame::write_settings(out.frames(), &settings);
+        if raise > 0 {
+            frame::write_window_update(out.frames(), 0, raise);
+        }
+        let peer = Peer::default();
+        Self {
+            role,
+            config,
+            now,
+            dead: None,
+            parse: match role {
+                Role::Server => Parse::Preface(0),
+                Role::Client => Parse::Head,
+            },
+            head: [0; HEAD],
+            head_len: 0,
+            partial: Vec::new(),
+            open_block: None,
+            block: Vec::new(),
+            header_since: None,
+            decoder: Decoder::new(config.header_table as usize),
+            arenas: Vec::new(),
+            left_behind: VecDeque::new(),
+            limits: Limits::new(now),
+            streams: Streams::default(),
+            last_remote: 0,
+            next_id: 1,
+            recv: RecvWindow::new(config.receive_window()),
+            send: SendWindow::new(peer.initial_window),
+            peer,
+            peer_ready: false,
+            settings_since: Some(now),
+            peer_goaway: None,
+            our_goaway: None,
+            out,
+            encoder: Encoder::new(config.header_table as usize),
+            pool: Pool::default(),
+            opening: VecDeque::new(),
+            ready: VecDeque::new(),
+            backlog: false,
+            updates: Vec::new(),
+            sent: Vec::new(),
+            queued: 0,
+            cancels: Cancels::default(),
+            doomed: 0,
+            answers: 0,
+            answers_until: 0,
+        }
+    }
+
+    /// Takes bytes from the front of `input` until there is an event or `input` is empty. Call it
+    /// until it returns `None`; one event may follow when `input` is already empty.
+    ///
+    /// # Errors
+    /// The peer broke a rule of the whole connection, or spent a flood budget, or the owner
+    /// called [`close`](Self::close): now and ever after. The GOAWAY is in the output; the streams
+    /// are still there for [`streams`](Self::streams).
+    pub fn receive<'a>(
+        &mut self,
+        input: &mut &'a [u8],
+        now: Instant,
+    ) -> Result<Option<Event<'a>>, ConnectionError> {
+        if let Some(e) = self.dead {
+            return Err(e);
+        }
+        self.now = now;
+        self.step(input).inspect_err(|&e| self.die(e))
+    }
+
+    /// Names a stream that the peer opened; later events carry `key`.
+    pub fn set_key(&mut self, stream: u32, key: u32) {
+        if let Some(s) = self.streams.by_id_mut(stream) {
+            s.key = key;
+        }
+    }
+
+    /// `bytes` of this stream's DATA were passed on: the peer gets its windows back
+    /// (WINDOW_UPDATE at half a window). More than was delivered is ignored, as are streams that
+    /// are gone: what they had received was credited to the connection when they went.
+    pub fn credit(&mut self, stream: u32, bytes: usize) {
+        let Some(at) = self.streams.find(stream) else {
+            return;
+        };
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        let n = bytes.min(s.uncredited as usize);
+        s.uncredited -= n as u32;
+        self.recv.give(n);
+        // After END_STREAM nobody needs the stream's window (RFC 9113 §6.9).
+        if !s.remote_ended() {
+            s.recv.give(n);
+            if s.recv.due(self.config.stream_window) && !s.in_updates {
+                s.in_updates = true;
+                self.updates.push(at);
+            }
+        }
+    }
+
+    /// Bytes to write.
+    pub fn output(&self) -> &[u8] {
+        self.out.bytes()
+    }
+
+    /// The socket took `n` bytes of `output`. Then call [`flush`](Self::flush): there is room.
+    pub fn consume(&mut self, n: usize) {
+        self.out.consume(n);
+    }
+
+    /// Tells the peer that the connection will end, without refusing anything yet: GOAWAY with
+    /// the highest id (RFC 9113 §6.8). Follow it with [`ping`](Self::ping), and with
+    /// [`shutdown`](Self::shutdown) when the answer shows that the peer has seen it.
+    pub fn shutdown_notice(&mut self) {
+        if self.dead.is_none() && self.our_goaway.is_none() {
+            self.go_away(MAX_ID, Reason::NO_ERROR);
+        }
+    }
+
+    /// Ends the connection once its streams are done: GOAWAY with the last stream that was taken.
+    /// Later ones are refused (REFUSED_STREAM), and `open` fails. Running streams go on.
+    pub fn shutdown(&mut self, reason: Reason) {
+        if self.dead.is_none() && self.our_goaway.is_none_or(|last| last > self.last_remote) {
+            self.go_away(self.last_remote, reason);
+        }
+    }
+
+    /// Ends the connection now, by the owner's decision: GOAWAY is put out, and `receive` returns
+    /// an error from now on.
+    pub fn close(&mut self, reason: Reason) {
+        if self.dead.is_none() {
+            self.die(ConnectionError {
+                reason,
+                rule: "closed by the owner",
+            });
+        }
+    }
+
+    /// Sends a PING; its answer comes as [`Event::Pong`]. The upper half of `payload` must not be
+    /// `0x68326361`, which marks the engine's own.
+    pub fn ping(&mut self, payload: u64) {
+        if self.dead.is_none() {
+            frame::write_ping(self.out.frames(), payload, false);
+        }
+    }
+
+    /// Whether no stream is live. Streams whose reset waits don't count.
+    pub fn is_empty(&self) -> bool {
+        self.stream_count() == 0
+    }
+
+    /// The number of live streams.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len() - self.doomed
+    }
+
+    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; `u32::MAX` if it named none.
+    pub fn peer_max_streams(&self) -> u32 {
+        self.peer.max_concurrent_streams
+    }
+
+    /// Whether any byte of our HEADERS of this stream left through [`consume`](Self::consume).
+    /// True for streams that are gone.
+    pub fn headers_left(&self, stream: u32) -> bool {
+        self.streams
+            .by_id(stream)
+            .is_none_or(|s| s.headers_at < self.out.left())
+    }
+
+    /// Client role: takes back a stream that `open` queued and `flush` hasn't encoded, with its
+    /// head, to open it on another connection. `None` if it is too late.
+    pub fn take_unopened(&mut self, stream: u32) -> Option<Headers> {
+        let at = self.streams.find(stream)?;
+        let s = self
+            .streams
+            .get_mut(at)
+            .filter(|s| s.state == State::Opening)?;
+        let head = s.head.take();
+        self.opening.retain(|o| *o != at);
+        self.remove(at, None);
+        head
+    }
+
+    /// What was kept of a header list that was told as [`Event::HeadersTooLarge`]: its first
+    /// fields, not validated. Once.
+    pub fn take_large_head(&mut self, stream: u32) -> Option<Headers> {
+        self.streams
+            .by_id_mut(stream)
+            .filter(|s| s.deaf)?
+            .head
+            .take()
+    }
+
+    /// Takes all live streams out, for an owner whose connection has ended.
+    pub fn streams(&mut self) -> impl Iterator<Item = Orphan> + use<> {
+        let left = self.out.left();
+        self.opening.clear();
+        self.ready.clear();
+        self.updates.clear();
+        self.backlog = false;
+        self.queued = 0;
+        self.doomed = 0;
+        self.cancels = Cancels::default();
+        self.streams
+            .take_all()
+            .into_iter()
+            .filter(|(_, s)| s.doomed.is_none())
+            .map(move |(_, s)| Orphan {
+                stream: s.id,
+                key: s.key,
+                headers_left: s.headers_at < left,
+            })
+    }
+
+    /// Since when this stream's queued bytes wait for a window or the output.
+    pub fn blocked(&self, stream: u32) -> Option<Instant> {
+        self.streams.by_id(stream)?.waits_since
+    }
+
+    /// All streams whose queued bytes wait, in no order.
+    pub fn blocked_streams(&self) -> impl Iterator<Item = Blocked> + '_ {
+        self.streams.iter().filter_map(|s| {
+            let by = if s.send.available() == 0 {
+                BlockedBy::StreamWindow
+            } else if self.send.available() == 0 {
+                BlockedBy::ConnectionWindow
+            } else {
+                BlockedBy::Output
+            };
+            Some(Blocked {
+                stream: s.id,
+                key: s.key,
+                since: s.waits_since?,
+                by,
+            })
+        })
+    }
+
+    /// The stream whose queued bytes have waited longest, if any has waited at all by `now`.
+    pub fn oldest_blocked(&self, now: Instant) -> Option<Blocked> {
+        if self.queued == 0 {
+            return None;
+        }
+        self.blocked_streams()
+            .filter(|b| b.since < now)
+            .min_by_key(|b| b.since)
+    }
+
+    /// Bytes held back in the streams' queues.
+    pub fn pending_bytes(&self) -> usize {
+        self.queued
+    }
+
+    /// Bytes of this stream that are held back.
+    pub fn queued(&self, stream: u32) -> usize {
+        self.streams.by_id(stream).map_or(0, |s| s.queue.len())
+    }
+
+    /// Since when our SETTINGS wait for their acknowledgement.
+    pub fn settings_unacked_since(&self) -> Option<Instant> {
+        self.settings_since
+    }
+
+    /// Whether a GOAWAY went either way: no new streams.
+    pub fn going_away(&self) -> bool {
+        self.dead.is_some() || self.peer_goaway.is_some() || self.our_goaway.is_some()
+    }
+
+    /// Whether the peer has ended its half of this stream. True for streams that are gone.
+    pub fn peer_closed(&self, stream: u32) -> bool {
+        self.streams.by_id(stream).is_none_or(Stream::remote_ended)
+    }
+
+    /// Whether the output is so full of heads, trailers and answers that the owner should read no
+    /// more input until the socket has taken some: data alone never gets there.
+    pub fn overfull(&self) -> bool {
+        self.out.len() >= self.config.output_limit + OVERFULL
+    }
+
+    /// Gives a header arena back, so that the next block needs no allocation.
+    pub fn recycle(&mut self, mut headers: Headers) {
+        if self.arenas.len() < ARENAS {
+            headers.clear();
+            self.arenas.push(headers);
+        }
+    }
+
+    /// The output's own buffer, when it is empty: owners with many connections pool them.
+    pub fn take_buffer(&mut self) -> Option<Vec<u8>> {
+        self.out.take_buffer()
+    }
+
+    /// A buffer for the output, when it has none.
+    pub fn give_buffer(&mut self, buf: Vec<u8>) {
+        self.out.give_buffer(buf);
+    }
+
+    /// Gives memory back that only busy times need. For connections that have gone quiet.
+    pub fn shrink(&mut self) {
+        self.arenas = Vec::new();
+        self.pool.clear();
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+        if self.open_block.is_none() {
+            self.block = Vec::new();
+        }
+        self.opening.shrink_to_fit();
+        self.ready.shrink_to_fit();
+        self.updates.shrink_to_fit();
+        self.sent.shrink_to_fit();
+        self.streams.shrink();
+    }
+
+    /// The one way out of the slab: windows, queues and counters are put right. `cause` is
+    /// `None` for a stream that left no trace on the wire.
+    fn remove(&mut self, at: Handle, cause: Option<Closed>) -> Option<Stream> {
+        let mut s = self.streams.remove(at, cause)?;
+        // What was delivered and not passed on won't be credited by anybody else.
+        self.recv.give(s.uncredited as usize);
+        self.queued -= s.queue.clear(&mut self.pool);
+        for headers in [s.head.take(), s.trailers.take()].into_iter().flatten() {
+            self.recycle(headers);
+        }
+        self.doomed -= usize::from(s.doomed.is_some());
+        if cause == Some(Closed::Ended) {
+            self.limits.stream_completed();
+        }
+        Some(s)
+    }
+
+    /// The peer's half is over.
+    fn remote_end(&mut self, at: Handle) {
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        match s.state {
+            State::HalfClosedLocal => {
+                self.remove(at, Some(Closed::Ended));
+            }
+            _ => s.state = State::HalfClosedRemote,
+        }
+    }
+
+    /// Our half is over.
+    fn local_end(&mut self, at: Handle) {
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        match s.state {
+            State::HalfClosedRemote => {
+                self.remove(at, Some(Closed::Ended));
+            }
+            _ => s.state = State::HalfClosedLocal,
+        }
+    }
+
+    fn go_away(&mut self, last: u32, reason: Reason) {
+        // The id may only go down (RFC 9113 §6.8).
+        let last = self.our_goaway.map_or(last, |before| before.min(last));
+        self.our_goaway = Some(last);
+        frame::write_goaway(self.out.frames(), last, reason.0);
+    }
+
+    fn die(&mut self, e: ConnectionError) {
+        self.dead = Some(e);
+        self.go_away(self.last_remote, e.reason);
+    }
+
+    /// Puts waiting bytes of a stream in the order of turns.
+    fn make_ready(&mut self, at: Handle) {
+        if let Some(s) = self.streams.get_mut(at)
+            && !s.in_ready
+        {
+            s.in_ready = true;
+            self.ready.push_back(at);
+        }
+    }
+}
+
+/// Arenas that a connection keeps: heads and trailers of the streams of one turn.
+const ARENAS: usize = 8;
+
+/// Bytes of output beyond the limit on data at which the owner should stop reading.
+const OVERFULL: usize = 64 * 1024;

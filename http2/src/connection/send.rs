@@ -1,0 +1,446 @@
+//! The calls that send, and how their bytes become frames.
+//!
+//! Heads and trailers are encoded at once, since HPACK ties a block to its place in the output;
+//! only `open` waits for `flush`, so that a cancelled stream can vanish without a trace. Data goes
+//! straight into the output when nothing stands before it. What does: a window, the output limit,
+//! streams whose turn comes first, or being small: small pieces wait for the end of the turn and
+//! become one DATA frame, because servers count small frames as an attack (h2 ends a connection
+//! over a hundred empty ones) and each costs nine bytes and a wake-up.
+
+use std::time::Instant;
+
+use super::{Connection, OpenError, Role, Sent};
+use crate::{
+    error::Reason,
+    frame::{self, HEAD, MAX_ID, flag, kind},
+    headers::Headers,
+    stream::{Closed, Handle, State, Stream},
+};
+
+impl Connection {
+    /// Client role: opens a stream. The id is fixed now; the block is encoded at the next
+    /// [`flush`](Self::flush), so a stream that is reset before then leaves no trace on the wire.
+    ///
+    /// # Errors
+    /// Why not now, with the headers back.
+    pub fn open(
+        &mut self,
+        headers: Headers,
+        end_stream: bool,
+        key: u32,
+    ) -> Result<u32, (OpenError, Headers)> {
+        if let Err(e) = self.may_open() {
+            return Err((e, headers));
+        }
+        let id = self.next_id;
+        self.next_id += 2;
+        let mut s = self.new_stream(id, key, State::Opening);
+        s.head = Some(headers);
+        s.finished = end_stream;
+        let at = self.streams.insert(s);
+        self.opening.push_back(at);
+        Ok(id)
+    }
+
+    /// Whether [`open`](Self::open) would succeed now.
+    pub fn can_open(&self) -> bool {
+        self.may_open().is_ok()
+    }
+
+    /// Server role: a response head, after any number of 1xx heads. Ignored after the final head
+    /// and for streams that are gone; a 1xx head can't end the stream.
+    pub fn send_headers(&mut self, stream: u32, headers: &Headers, end_stream: bool) {
+        let Some(at) = self.sendable(stream) else {
+            return;
+        };
+        let informational = matches!(headers.status(), Some(100..=199));
+        let end = end_stream && !informational;
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        if self.role == Role::Client || s.head_sent {
+            return;
+        }
+        s.head_sent = !informational;
+        s.finished = end;
+        s.headers_at = s.headers_at.min(self.out.position());
+        self.write_block(stream, headers, end);
+        if end {
+            self.local_end(at);
+        }
+    }
+
+    /// Trailers, both roles: after everything queued, with END_STREAM.
+    pub fn send_trailers(&mut self, stream: u32, headers: &Headers) {
+        let Some(at) = self.sendable(stream) else {
+            return;
+        };
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        if s.state != State::Opening && !s.head_sent {
+            return;
+        }
+        if s.state != State::Opening && !s.queue.is_empty() && !self.backlog {
+            // Only joined so far: goes now, and the trailers with it.
+            self.pump(at, &[], usize::MAX, false);
+        }
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        s.finished = true;
+        if s.state == State::Opening || !s.queue.is_empty() {
+            s.trailers = Some(headers.clone());
+            return;
+        }
+        self.write_block(stream, headers, true);
+        self.local_end(at);
+    }
+
+    /// Payload. What windows and `output_limit` allow is framed; the rest is queued in the engine
+    /// and told later by [`take_sent`](Self::take_sent), as are pieces below a KiB that wait to be
+    /// joined with what the same turn brings. Returns the bytes that were framed at once. Empty
+    /// with `end_stream: false`: nothing happens.
+    ///
+    /// `None` of it is kept for a stream that is gone, finished, or (server role) has no head yet.
+    pub fn send_data(
+        &mut self,
+        stream: u32,
+        bytes: &[u8],
+        end_stream: bool,
+        now: Instant,
+    ) -> usize {
+        self.now = now;
+        let Some(at) = self.sendable(stream) else {
+            return 0;
+        };
+        let Some(s) = self.streams.get_mut(at) else {
+            return 0;
+        };
+        let opening = s.state == State::Opening;
+        if (!opening && !s.head_sent) || (bytes.is_empty() && !end_stream) {
+            return 0;
+        }
+        s.finished = end_stream;
+        if bytes.is_empty() && s.queue.is_empty() {
+            if !opening {
+                // The end alone: an empty DATA frame needs no window (RFC 9113 §6.9.1).
+                frame::write_head(self.out.frames(), 0, kind::DATA, flag::END_STREAM, stream);
+                self.local_end(at);
+            }
+            return 0;
+        }
+        let framed = if opening || self.backlog {
+            0
+        } else {
+            self.pump(at, bytes, usize::MAX, !end_stream)
+        };
+        let rest = &bytes[framed..];
+        if let Some(s) = self.streams.get_mut(at)
+            && (!s.queue.is_empty() || !rest.is_empty())
+        {
+            s.queue.push(rest, &mut self.pool);
+            self.queued += rest.len();
+            s.waits_since.get_or_insert(now);
+            if !opening && s.send.available() > 0 {
+                self.make_ready(at);
+            }
+        }
+        framed
+    }
+
+    /// Ends a stream both ways. Unknown or ended streams are ignored. Client role: towards a
+    /// stream that the peer may not have accepted yet the frame may wait for earlier ones; for
+    /// the owner the stream is gone at once all the same.
+    pub fn reset(&mut self, stream: u32, reason: Reason) {
+        if self.dead.is_some() {
+            return;
+        }
+        let Some(at) = self.streams.find(stream) else {
+            return;
+        };
+        let Some(s) = self.streams.get_mut(at) else {
+            return;
+        };
+        if s.doomed.is_some() {
+            return;
+        }
+        if s.state == State::Opening {
+            self.opening.retain(|o| *o != at);
+            self.remove(at, None);
+            return;
+        }
+        let pair = self.role == Role::Client && !s.head_received && self.cancels.is_pair(stream);
+        if pair && !self.cancels.may_send() {
+            s.doomed = Some(reason);
+            s.finished = true;
+            s.waits_since = None;
+            let swallowed = std::mem::take(&mut s.uncredited);
+            self.queued -= s.queue.clear(&mut self.pool);
+            s.trailers = None;
+            self.recv.give(swallowed as usize);
+            self.doomed += 1;
+            self.cancels.wait(at);
+            return;
+        }
+        if pair {
+            self.cancels.sent(stream);
+        }
+        self.write_reset(at, reason);
+    }
+
+    /// Frames all that may go: opens, queued data (fair between streams), window updates. Call
+    /// once at the end of a turn and after the socket took bytes; then write
+    /// [`output`](Self::output).
+    pub fn flush(&mut self, now: Instant) {
+        self.now = now;
+        if self.dead.is_some() {
+            return;
+        }
+        self.flush_updates();
+        self.flush_opens();
+        self.flush_queues();
+        if let Some(payload) = self.cancels.ping() {
+            frame::write_ping(self.out.frames(), payload, false);
+        }
+    }
+
+    /// What left the streams' queues for the output, one entry per call, in no order.
+    pub fn take_sent(&mut self) -> Option<Sent> {
+        self.sent.pop()
+    }
+
+    /// A stream as its HEADERS find it.
+    pub(super) fn new_stream(&self, id: u32, key: u32, state: State) -> Stream {
+        Stream::new(
+            id,
+            key,
+            state,
+            crate::flow::RecvWindow::new(self.config.stream_window.min(MAX_ID)),
+            crate::flow::SendWindow::new(self.peer.initial_window),
+        )
+    }
+
+    /// Writes RST_STREAM for a stream and takes it out.
+    pub(super) fn write_reset(&mut self, at: Handle, reason: Reason) -> Option<Stream> {
+        frame::write_reset(self.out.frames(), at.id, reason.0);
+        self.limits.stream_cancelled();
+        self.remove(at, Some(Closed::ByUs))
+    }
+
+    /// Sends resets that waited and may go now.
+    pub(super) fn release_cancels(&mut self) {
+        while let Some(at) = self.cancels.next() {
+            let Some(s) = self.streams.get(at) else {
+                continue;
+            };
+            let Some(reason) = s.doomed else { continue };
+            if !s.head_received && self.cancels.is_pair(at.id) {
+                self.cancels.sent(at.id);
+            }
+            self.write_reset(at, reason);
+        }
+    }
+
+    fn may_open(&self) -> Result<(), OpenError> {
+        if self.role == Role::Server || self.going_away() || self.next_id > MAX_ID {
+            Err(OpenError::GoingAway)
+        } else if !self.peer_ready {
+            Err(OpenError::NotReady)
+        } else if self.streams.len() >= self.peer.max_concurrent_streams as usize {
+            Err(OpenError::Full)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A stream that still takes something from the owner.
+    fn sendable(&self, stream: u32) -> Option<Handle> {
+        if self.dead.is_some() {
+            return None;
+        }
+        let at = self.streams.find(stream)?;
+        self.streams.get(at).filter(|s| !s.finished)?;
+        Some(at)
+    }
+
+    fn flush_updates(&mut self) {
+        if self.recv.due(self.config.receive_window()) {
+            frame::write_window_update(self.out.frames(), 0, self.recv.announce());
+        }
+        for i in 0..self.updates.len() {
+            let at = self.updates[i];
+            let Some(s) = self.streams.get_mut(at) else {
+                continue;
+            };
+            s.in_updates = false;
+            if !s.remote_ended() && s.doomed.is_none() {
+                frame::write_window_update(self.out.frames(), at.id, s.recv.announce());
+            }
+        }
+        self.updates.clear();
+    }
+
+    fn flush_opens(&mut self) {
+        while let Some(&at) = self.opening.front() {
+            let on_wire = self.streams.len() - self.opening.len();
+            if self.out.len() >= self.config.output_limit
+                || on_wire >= self.peer.max_concurrent_streams as usize
+            {
+                return;
+            }
+            self.opening.pop_front();
+            let position = self.out.position();
+            let Some(s) = self.streams.get_mut(at) else {
+                continue;
+            };
+            let Some(head) = s.head.take() else { continue };
+            let end = s.finished && s.queue.is_empty() && s.trailers.is_none();
+            s.state = State::Open;
+            s.head_sent = true;
+            s.headers_at = position;
+            self.write_block(at.id, &head, end);
+            self.recycle(head);
+            if end {
+                self.local_end(at);
+            } else if self.backlog {
+                self.make_ready(at);
+            } else {
+                // One turn at once, so that a small request's frames lie side by side.
+                self.pump(at, &[], 1, false);
+                self.wait_for_turn(at);
+            }
+        }
+    }
+
+    fn flush_queues(&mut self) {
+        while let Some(&at) = self.ready.front() {
+            if self.out.len() >= self.config.output_limit || self.send.available() == 0 {
+                break;
+            }
+            self.ready.pop_front();
+            let Some(s) = self.streams.get_mut(at) else {
+                continue;
+            };
+            s.in_ready = false;
+            self.pump(at, &[], 1, false);
+            self.wait_for_turn(at);
+        }
+        self.backlog = !self.ready.is_empty();
+    }
+
+    /// Queues the stream for another turn, if it has bytes that its own window allows.
+    fn wait_for_turn(&mut self, at: Handle) {
+        if self
+            .streams
+            .get(at)
+            .is_some_and(|s| !s.queue.is_empty() && s.send.available() > 0)
+        {
+            self.make_ready(at);
+        }
+    }
+
+    /// Frames the stream's queue, then `bytes`, in at most `frames` frames, as far as windows and
+    /// output allow; then the trailers that wait, if all has gone. `join`: a rest below
+    /// [`SMALL`] stays for the end of the turn. Returns how many of `bytes` went.
+    fn pump(&mut self, at: Handle, bytes: &[u8], frames: usize, join: bool) -> usize {
+        let Some(s) = self.streams.get_mut(at) else {
+            return 0;
+        };
+        let mut rest = bytes;
+        let mut from_queue = 0;
+        let mut ended = false;
+        for _ in 0..frames {
+            let have = s.queue.len() + rest.len();
+            if have == 0 || (join && have < SMALL) || self.out.len() >= self.config.output_limit {
+                break;
+            }
+            let window = s.send.available().min(self.send.available());
+            let n = have.min(self.peer.max_frame).min(window);
+            if n == 0 {
+                break;
+            }
+            ended = n == have && s.finished && s.trailers.is_none();
+            let flags = if ended { flag::END_STREAM } else { 0 };
+            let out = self.out.frames();
+            frame::write_head(out, n, kind::DATA, flags, at.id);
+            let queued = n.min(s.queue.len());
+            s.queue.pop(queued, out, &mut self.pool);
+            from_queue += queued;
+            let (now, later) = rest.split_at(n - queued);
+            out.extend_from_slice(now);
+            rest = later;
+            s.send.take(n);
+            self.send.take(n);
+            self.limits.data_sent(n);
+        }
+        let went = bytes.len() - rest.len();
+        if from_queue > 0 {
+            self.queued -= from_queue;
+            let key = s.key;
+            match self.sent.last_mut() {
+                Some(last) if last.stream == at.id => last.bytes += from_queue,
+                _ => self.sent.push(Sent {
+                    stream: at.id,
+                    key,
+                    bytes: from_queue,
+                }),
+            }
+        }
+        if s.queue.is_empty() {
+            s.waits_since = None;
+        } else if from_queue > 0 {
+            s.waits_since = Some(self.now);
+        }
+        if ended {
+            self.local_end(at);
+        } else if s.queue.is_empty() && rest.is_empty() {
+            self.send_waiting_trailers(at);
+        }
+        went
+    }
+
+    fn send_waiting_trailers(&mut self, at: Handle) {
+        let Some(trailers) = self.streams.get_mut(at).and_then(|s| s.trailers.take()) else {
+            return;
+        };
+        self.write_block(at.id, &trailers, true);
+        self.recycle(trailers);
+        self.local_end(at);
+    }
+
+    /// HEADERS, and CONTINUATION if the block is larger than a frame (RFC 9113 §4.3).
+    fn write_block(&mut self, stream: u32, headers: &Headers, end_stream: bool) {
+        let max = self.peer.max_frame;
+        let out = self.out.frames();
+        let at = out.len();
+        let end = if end_stream { flag::END_STREAM } else { 0 };
+        frame::write_head(out, 0, kind::HEADERS, end | flag::END_HEADERS, stream);
+        self.encoder.encode(headers, out);
+        let len = out.len() - at - HEAD;
+        if len <= max {
+            frame::patch_len(out, at, len);
+            return;
+        }
+        // Rare: the block is cut, and what is beyond the first frame written again.
+        let rest = out.split_off(at + HEAD + max);
+        frame::patch_len(out, at, max);
+        out[at + FLAGS_AT] = end;
+        let mut parts = rest.chunks(max).peekable();
+        while let Some(part) = parts.next() {
+            let flags = if parts.peek().is_none() {
+                flag::END_HEADERS
+            } else {
+                0
+            };
+            frame::write_head(out, part.len(), kind::CONTINUATION, flags, stream);
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+/// Pieces of data below this wait for the end of the turn to be joined.
+const SMALL: usize = 1024;
+
+/// Where a frame's head has its flags (RFC 9113 §4.1).
+const FLAGS_AT: usize = 4;

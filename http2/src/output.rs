@@ -1,0 +1,115 @@
+//! The bytes to write: one buffer for all frames of a connection, with a read offset.
+//!
+//! Positions count every byte ever put out, so "has this stream's HEADERS left?" is one
+//! comparison however often the buffer was emptied.
+
+/// The output buffer of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    buf: Vec<u8>,
+    /// Bytes of `buf` that the socket has taken.
+    read: usize,
+    /// Bytes that the socket has ever taken.
+    left: u64,
+}
+
+impl Output {
+    /// Where frames are appended.
+    #[inline]
+    pub(crate) fn frames(&mut self) -> &mut Vec<u8> {
+        &mut self.buf
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.buf[self.read..]
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.buf.len() - self.read
+    }
+
+    /// The position of the next byte to be appended.
+    #[inline]
+    pub(crate) fn position(&self) -> u64 {
+        self.left + self.len() as u64
+    }
+
+    /// The position up to which the socket has taken bytes.
+    #[inline]
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// The socket took `n` bytes (never more than there are).
+    pub(crate) fn consume(&mut self, n: usize) {
+        let n = n.min(self.len());
+        self.read += n;
+        self.left += n as u64;
+        if self.read == self.buf.len() {
+            self.buf.clear();
+            self.read = 0;
+        } else if self.read >= COMPACT && self.read >= self.buf.len() / 2 {
+            // At least as many bytes have gone as move now, so every byte moves once at most
+            // on average.
+            self.buf.drain(..self.read);
+            self.read = 0;
+        }
+    }
+
+    /// Takes the buffer itself, if it is empty.
+    pub(crate) fn take_buffer(&mut self) -> Option<Vec<u8>> {
+        (self.buf.is_empty() && self.buf.capacity() > 0).then(|| std::mem::take(&mut self.buf))
+    }
+
+    /// Gives a buffer to write into, if there is none.
+    pub(crate) fn give_buffer(&mut self, mut buf: Vec<u8>) {
+        if self.buf.capacity() == 0 {
+            buf.clear();
+            self.buf = buf;
+        }
+    }
+}
+
+/// Bytes at the buffer's front that are worth moving the rest for.
+const COMPACT: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_go_on_when_the_buffer_is_emptied_or_compacted() {
+        let mut out = Output::default();
+        out.frames().extend_from_slice(&[1; 100_000]);
+        out.consume(60_000);
+        assert_eq!(
+            (out.len(), out.left(), out.position()),
+            (40_000, 60_000, 100_000)
+        );
+        out.consume(10_000);
+        assert_eq!(out.frames().len(), 30_000, "compacted");
+        out.frames().push(2);
+        assert_eq!(out.bytes().len(), 30_001);
+        assert_eq!(out.bytes().last(), Some(&2));
+        out.consume(usize::MAX);
+        assert_eq!(
+            (out.len(), out.left(), out.position()),
+            (0, 100_001, 100_001)
+        );
+    }
+
+    #[test]
+    fn only_an_empty_buffer_is_lent_out() {
+        let mut out = Output::default();
+        assert!(out.take_buffer().is_none());
+        out.give_buffer(Vec::with_capacity(64));
+        out.frames().push(1);
+        assert!(out.take_buffer().is_none());
+        out.give_buffer(vec![9; 9]);
+        assert_eq!(out.bytes(), [1]);
+        out.consume(1);
+        assert_eq!(out.take_buffer().unwrap().capacity(), 64);
+    }
+}
