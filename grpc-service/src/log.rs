@@ -9,7 +9,7 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,9 +56,8 @@ impl Drop for Flush {
             thread::sleep(Duration::from_millis(5));
         }
         let patience = deadline.saturating_duration_since(Instant::now());
-        // Both outcomes end the wait: nobody is left to tell.
-        let (Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)) =
-            flushed.recv_timeout(patience);
+        // Flushed, too late, or no thread any more: the wait is over, and nobody is left to tell.
+        let _ = flushed.recv_timeout(patience);
     }
 }
 
@@ -124,10 +123,7 @@ fn write(queued: &Receiver<Message>, output: impl Write, dropped: &AtomicU64) {
                     flushed
                 }
             };
-            next = match queued.try_recv() {
-                Ok(message) => Some(message),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
+            next = queued.try_recv().ok();
         }
         let _ = output.flush();
         match dropped.swap(0, Ordering::Relaxed) {

@@ -227,7 +227,7 @@ impl Drop for Record {
             http_status,
             grpc_status,
         } = *self;
-        // In µs and not floating, but read as the milliseconds that people think in.
+        // Milliseconds, to three places.
         let duration_ms = started.elapsed().as_micros() as f64 / 1000.0;
         // The targets differ so that probes can be kept out: RUST_LOG=info,rpc::health=off
         if method.starts_with("/grpc.health.v1.Health/") {

@@ -63,12 +63,12 @@ impl Default for Drain {
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The address can't be listened on.
-    #[error("cannot listen on {address}: {}", explain(.source))]
+    #[error("cannot listen on {address}: {}", explain(.error))]
     Listen {
         /// What was asked for.
         address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said; the message explains it, so it is no `source`.
+        error: io::Error,
     },
     /// The host's name can't be a header's value.
     #[error("the host name {0:?} cannot be sent as a header; set HOSTNAME to a name in ASCII")]
@@ -128,7 +128,7 @@ impl Builder {
             .add_service(reflection().build_v1alpha()?)
             .prepare();
 
-        let failed = |source| StartError::Listen { address, source };
+        let failed = |error| StartError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         let rpcs = Rpcs {

@@ -23,12 +23,12 @@ pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u
         Authority::Conflict => {
             return Flow::Respond(Respond::Failure(Failure::InvalidAuthority));
         }
-        Authority::Repeated => headers.retain(|field| field.known != Known::Host),
+        Authority::Repeated => headers.remove_known(Known::Host),
         Authority::FromHost => {
             buffer.clear();
             buffer.extend_from_slice(headers.known(Known::Host).unwrap_or_default());
-            headers.retain(|field| field.known != Known::Host);
-            headers.set(b":authority", buffer);
+            headers.remove_known(Known::Host);
+            headers.set_known(Known::Authority, buffer);
         }
     }
     Flow::Continue
@@ -45,11 +45,7 @@ pub(super) fn fields(
     if facts.drop {
         buffer.clear();
         if facts.connection {
-            for value in headers
-                .iter()
-                .filter(|field| field.known == Known::Connection)
-                .map(|field| field.value)
-            {
+            for value in headers.all_known(Known::Connection) {
                 buffer.extend_from_slice(value);
                 buffer.push(b',');
             }
@@ -59,36 +55,34 @@ pub(super) fn fields(
     }
     if context.version == Version::Http1 {
         // Our own server has already answered it with 100 (RFC 9110 §10.1.1).
-        headers.retain(|field| field.known != Known::Expect);
+        headers.remove_known(Known::Expect);
     }
     match facts.te {
         Te::Clean => {}
-        Te::Mixed => headers.set(b"te", b"trailers"),
-        Te::Foreign => headers.retain(|field| field.known != Known::Te),
+        Te::Mixed => headers.set_known(Known::Te, b"trailers"),
+        Te::Foreign => headers.remove_known(Known::Te),
     }
 
     if facts.forwarded_for {
         buffer.clear();
         for value in headers
-            .iter()
-            .filter(|field| field.known == Known::XForwardedFor)
-            .map(|field| field.value)
+            .all_known(Known::XForwardedFor)
             .filter(|value| !value.is_empty())
         {
             buffer.extend_from_slice(value);
             buffer.extend_from_slice(b", ");
         }
         buffer.extend_from_slice(context.peer.as_bytes());
-        headers.set(b"x-forwarded-for", buffer);
+        headers.set_known(Known::XForwardedFor, buffer);
     } else {
-        headers.push(b"x-forwarded-for", context.peer.as_bytes());
+        headers.push_known(Known::XForwardedFor, context.peer.as_bytes());
     }
 
     let scheme: &[u8] = if context.secure { b"https" } else { b"http" };
     if facts.forwarded_proto {
-        headers.set(b"x-forwarded-proto", scheme);
+        headers.set_known(Known::XForwardedProto, scheme);
     } else {
-        headers.push(b"x-forwarded-proto", scheme);
+        headers.push_known(Known::XForwardedProto, scheme);
     }
 
     if facts.request_id != RequestId::Good {
@@ -97,7 +91,7 @@ pub(super) fn fields(
         let mut text = [0; Hyphenated::LENGTH];
         let id = uuid::Builder::from_random_bytes(bits).into_uuid();
         let id = id.hyphenated().encode_lower(&mut text);
-        headers.set(b"x-request-id", id.as_bytes());
+        headers.set_known(Known::XRequestId, id.as_bytes());
     }
 }
 

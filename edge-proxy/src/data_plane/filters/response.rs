@@ -34,12 +34,12 @@ pub fn head(headers: &mut Headers, context: &ResponseContext<'_>) {
         headers.retain(|field| !is_hop_by_hop(field.known) && field.name != UPSTREAM_TIME);
     }
     if server {
-        headers.set(b"server", context.server_name.as_bytes());
+        headers.set_known(Known::Server, context.server_name.as_bytes());
     } else {
-        headers.push(b"server", context.server_name.as_bytes());
+        headers.push_known(Known::Server, context.server_name.as_bytes());
     }
     if !date {
-        headers.push(b"date", context.date);
+        headers.push_known(Known::Date, context.date);
     }
     if let Some(time) = context.upstream_time {
         let mut digits = itoa::Buffer::new();

@@ -66,7 +66,7 @@ pub fn format(left: Duration) -> Text {
 /// proxy's own limits are the proxy's to enforce.
 pub fn rewrite(headers: &mut Headers, left: Duration) {
     if headers.known(Known::GrpcTimeout).is_some() {
-        headers.set(b"grpc-timeout", format(left).as_bytes());
+        headers.set_known(Known::GrpcTimeout, format(left).as_bytes());
     }
 }
 
@@ -82,3 +82,101 @@ const UNITS: [(u128, u8); 6] = [
     (60_000_000_000, b'M'),
     (3_600_000_000_000, b'H'),
 ];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_what_the_grammar_allows_and_nothing_else() {
+        let hours = |h: u64| Some(Duration::from_secs(h * 3600));
+        let cases: &[(&str, Option<Duration>)] = &[
+            ("1H", hours(1)),
+            ("99999999H", hours(99_999_999)),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("4m", Some(Duration::from_millis(4))),
+            ("5u", Some(Duration::from_micros(5))),
+            ("00000006n", Some(Duration::from_nanos(6))),
+            ("0n", Some(Duration::ZERO)),
+            ("0S", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("100000000n", None),
+            ("-1S", None),
+            ("+1S", None),
+            ("1.5S", None),
+            ("1 S", None),
+            ("1s", None),
+            ("1h", None),
+            ("1S ", None),
+            ("１S", None),
+        ];
+        for (text, wanted) in cases {
+            assert_eq!(parse(text.as_bytes()), *wanted, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn writes_the_finest_unit_that_fits_rounded_down() {
+        let cases = [
+            (Duration::ZERO, "1n"),
+            (Duration::from_nanos(1), "1n"),
+            (Duration::from_nanos(99_999_999), "99999999n"),
+            (Duration::from_nanos(100_000_999), "100000u"),
+            (Duration::from_secs(1), "1000000u"),
+            (Duration::from_micros(99_999_999), "99999999u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_millis(99_999_999), "99999999m"),
+            (Duration::from_millis(100_000_999), "100000S"),
+            (Duration::from_secs(99_999_999), "99999999S"),
+            (Duration::from_secs(100_000_059), "1666667M"),
+            (Duration::from_secs(99_999_999 * 3600), "99999999H"),
+            (Duration::MAX, "99999999H"),
+        ];
+        for (left, wanted) in cases {
+            assert_eq!(format(left).as_bytes(), wanted.as_bytes(), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn the_largest_is_no_instant_and_no_panic() {
+        let largest = parse(b"99999999H").unwrap();
+        assert!(u64::try_from(largest.as_nanos()).is_err());
+        let _ = std::time::Instant::now().checked_add(largest);
+    }
+
+    #[test]
+    fn only_a_request_that_had_one_gets_one() {
+        let mut headers = Headers::new();
+        rewrite(&mut headers, Duration::from_secs(1));
+        assert!(headers.is_empty());
+        headers.push(b"grpc-timeout", b"2S");
+        headers.push(b"grpc-timeout", b"1S");
+        rewrite(&mut headers, Duration::from_millis(1));
+        assert_eq!(headers.len(), 1);
+        assert_eq!(headers.known(Known::GrpcTimeout), Some(&b"1000000n"[..]));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_as_no_more_than_what_is_left(nanos in 1u64..) {
+            let left = Duration::from_nanos(nanos);
+            let text = format(left);
+            let read = parse(text.as_bytes()).unwrap();
+            prop_assert!(read <= left, "{:?} > {:?}", read, left);
+            // A count that was rounded has six digits at least.
+            prop_assert!((left - read).as_nanos() * 100_000 <= left.as_nanos());
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+            if let Some(read) = parse(&bytes) {
+                prop_assert!(parse(format(read).as_bytes()).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Where gRPC messages begin and end in a leg's DATA (gRPC over HTTP/2, "Length-Prefixed-Message": one byte of flags,
+//! four of length, then so many bytes).
+//!
+//! The proxy never looks into messages; it counts them, so that when an upstream fails mid-stream it can stop at the
+//! end of a message and tell a status in trailers. Cut inside a message, many clients report a broken message and
+//! never read the status.
+
+/// One leg's place in its messages. Frames may be cut anywhere, also inside a length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    /// Bytes of the prefix that came, and its length field so far.
+    prefix_len: u8,
+    length: u32,
+    /// Bytes of the payload still to come.
+    payload: u32,
+}
+
+impl Messages {
+    /// At the start of a body, which is a boundary.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `bytes` went by.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let taken = self.step(bytes);
+            bytes = &bytes[taken..];
+        }
+    }
+
+    /// Whether the last message is whole.
+    pub fn at_boundary(&self) -> bool {
+        self.prefix_len == 0 && self.payload == 0
+    }
+
+    /// How many of the `bytes` that come next complete the message that has begun: 0 at a boundary, `None` if they
+    /// don't reach its end.
+    pub fn to_boundary(&self, bytes: &[u8]) -> Option<usize> {
+        let mut place = *self;
+        let mut at = 0;
+        while !place.at_boundary() {
+            if at == bytes.len() {
+                return None;
+            }
+            at += place.step(&bytes[at..]);
+        }
+        Some(at)
+    }
+
+    /// How many of the `bytes` that come next can be kept so that the last message is whole: all messages that end in
+    /// them. `None` if not even the one that has begun does.
+    pub fn last_boundary(&self, bytes: &[u8]) -> Option<usize> {
+        let mut place = *self;
+        let mut last = place.at_boundary().then_some(0);
+        let mut at = 0;
+        while at < bytes.len() {
+            at += place.step(&bytes[at..]);
+            if place.at_boundary() {
+                last = Some(at);
+            }
+        }
+        last
+    }
+
+    /// Takes one byte of a prefix, or all that there is of a payload; says how many. `bytes` isn't empty.
+    fn step(&mut self, bytes: &[u8]) -> usize {
+        if self.payload > 0 {
+            let available = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            let taken = available.min(self.payload);
+            self.payload -= taken;
+            return taken as usize;
+        }
+        if self.prefix_len > 0 {
+            self.length = self.length << 8 | u32::from(bytes[0]);
+        }
+        self.prefix_len += 1;
+        if self.prefix_len == PREFIX {
+            self.payload = self.length;
+            self.prefix_len = 0;
+            self.length = 0;
+        }
+        1
+    }
+}
+
+/// One byte of flags and four of length.
+const PREFIX: u8 = 5;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(payload: usize) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(&(payload as u32).to_be_bytes());
+        // Bytes that would read as a prefix if they were taken for one.
+        bytes.resize(5 + payload, 1);
+        bytes
+    }
+
+    #[test]
+    fn a_body_begins_and_ends_at_a_boundary() {
+        let mut messages = Messages::new();
+        assert!(messages.at_boundary());
+        messages.feed(&[]);
+        assert!(messages.at_boundary());
+        let body = [message(0), message(3), message(70_000)].concat();
+        messages.feed(&body);
+        assert!(messages.at_boundary());
+    }
+
+    #[test]
+    fn tells_how_much_completes_the_message_that_has_begun() {
+        let body = [message(3), message(2)].concat();
+        let mut messages = Messages::new();
+        assert_eq!(messages.to_boundary(&body), Some(0));
+        messages.feed(&body[..2]);
+        assert!(!messages.at_boundary());
+        assert_eq!(messages.to_boundary(&body[2..]), Some(6));
+        assert_eq!(messages.to_boundary(&body[2..7]), None);
+        messages.feed(&body[2..7]);
+        assert_eq!(messages.to_boundary(&body[7..]), Some(1));
+        assert_eq!(messages.last_boundary(&body[7..]), Some(8));
+        assert_eq!(messages.last_boundary(&body[7..14]), Some(1));
+        assert_eq!(messages.last_boundary(&[]), None);
+    }
+
+    #[test]
+    fn an_empty_message_ends_with_its_prefix() {
+        let mut messages = Messages::new();
+        messages.feed(&message(0)[..4]);
+        assert_eq!(messages.to_boundary(&[0]), Some(1));
+    }
+
+    #[test]
+    fn the_longest_length_is_counted() {
+        let mut messages = Messages::new();
+        messages.feed(&[1, 0xff, 0xff, 0xff, 0xff]);
+        messages.feed(&[7; 1000]);
+        assert_eq!(messages.payload, u32::MAX - 1000);
+        assert_eq!(messages.to_boundary(&[7; 10]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn cuts_anywhere_change_nothing(
+            sizes in prop::collection::vec(0usize..40, 0..6),
+            cuts in prop::collection::vec(0usize..300, 0..8),
+        ) {
+            let ends: Vec<usize> = sizes.iter().scan(0, |at, size| {
+                *at += 5 + size;
+                Some(*at)
+            }).collect();
+            let body: Vec<u8> = sizes.iter().flat_map(|size| message(*size)).collect();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(body.len())).collect();
+            cuts.sort_unstable();
+            let mut messages = Messages::new();
+            let mut from = 0;
+            for cut in cuts {
+                messages.feed(&body[from..cut]);
+                from = cut;
+                prop_assert_eq!(messages.at_boundary(), cut == 0 || ends.contains(&cut));
+                let at_or_after = ends.iter().copied().find(|end| *end >= cut);
+                let wanted = if messages.at_boundary() { Some(0) } else { at_or_after.map(|end| end - cut) };
+                prop_assert_eq!(messages.to_boundary(&body[cut..]), wanted);
+                prop_assert_eq!(messages.last_boundary(&body[cut..]), Some(body.len() - cut));
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! May this RPC be attempted again? Only when it is proven that no backend processed it.
+//!
+//! What a failed attempt proves is its [`Outcome`]. Attempts that cost no backend any work (the connection failed, the
+//! request never left) are free. Those that a backend had to refuse draw on a [`Budget`] of tokens, which grows with
+//! the traffic: backends that refuse everything are asked at most 1.2 times as often, and not three times. Pure: time is
+//! passed in.
+
+use std::time::Instant;
+
+use crate::error::{Failure, ResetCause};
+
+/// How an attempt ended before response headers came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The connection was refused or failed.
+    ConnectFailed,
+    /// No connection, or no SETTINGS on it, within `connect_timeout`.
+    ConnectTimeout,
+    /// Opening the stream failed, or not a byte was written to the socket since it was opened.
+    NeverSent,
+    /// RST_STREAM with REFUSED_STREAM: not processed, says RFC 9113 §8.7.
+    RefusedStream,
+    /// The backend's GOAWAY names a lower last stream: not processed (RFC 9113 §6.8).
+    AboveGoaway,
+    /// Anything else after the headers left: it may have been processed.
+    Other(ResetCause),
+}
+
+/// The verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Again, at nobody's cost.
+    Free,
+    /// Again; a token was taken.
+    Paid,
+    /// No: the client gets [`Outcome::failure`].
+    No,
+}
+
+/// Tokens for attempts that a backend had to refuse: 0.2 for each RPC, 3 for each second. One per cluster and worker.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// Thousandths of a token, so that sums are exact.
+    millitokens: u64,
+    /// Until when the time's share has been added.
+    since: Instant,
+}
+
+impl Outcome {
+    /// What the client is told when no further attempt is made.
+    pub fn failure(self) -> Failure {
+        match self {
+            Self::ConnectFailed => Failure::ConnectFailed,
+            Self::ConnectTimeout => Failure::ConnectTimeout,
+            Self::NeverSent | Self::AboveGoaway => {
+                Failure::ResetBeforeHeaders(ResetCause::Termination)
+            }
+            Self::RefusedStream => Failure::ResetBeforeHeaders(ResetCause::RemoteReset),
+            Self::Other(cause) => Failure::ResetBeforeHeaders(cause),
+        }
+    }
+}
+
+impl Budget {
+    /// Full, so that a rollout in the first second goes as well as any other.
+    pub fn new(now: Instant) -> Self {
+        Self { millitokens: CAP, since: now }
+    }
+
+    /// An RPC began.
+    pub fn deposit(&mut self) {
+        self.millitokens = (self.millitokens + PER_RPC).min(CAP);
+    }
+
+    fn withdraw(&mut self, now: Instant) -> bool {
+        // Whole milliseconds only: `since` keeps the rest, so that many small steps add up to the same.
+        let elapsed = now.saturating_duration_since(self.since);
+        let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        if milliseconds > 0 {
+            let earned = milliseconds.saturating_mul(PER_MILLISECOND);
+            self.millitokens = self.millitokens.saturating_add(earned).min(CAP);
+            self.since = now - (elapsed - std::time::Duration::from_millis(milliseconds));
+        }
+        match self.millitokens.checked_sub(TOKEN) {
+            Some(left) => {
+                self.millitokens = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Judges a failed attempt, the `attempts_made`th of its RPC. `body_replayable`: what of the request's body was sent is
+/// still kept. A token is taken from `budget` only if the answer is [`Retry::Paid`].
+pub fn decide(
+    outcome: Outcome,
+    attempts_made: u32,
+    body_replayable: bool,
+    budget: &mut Budget,
+    now: Instant,
+) -> Retry {
+    if attempts_made >= MAX_ATTEMPTS || !body_replayable {
+        return Retry::No;
+    }
+    match outcome {
+        Outcome::ConnectFailed | Outcome::ConnectTimeout | Outcome::NeverSent => Retry::Free,
+        Outcome::RefusedStream | Outcome::AboveGoaway => {
+            if budget.withdraw(now) {
+                Retry::Paid
+            } else {
+                Retry::No
+            }
+        }
+        Outcome::Other(_) => Retry::No,
+    }
+}
+
+/// An RPC's first attempt and two more.
+pub const MAX_ATTEMPTS: u32 = 3;
+
+/// One token, in thousandths.
+const TOKEN: u64 = 1000;
+/// 0.2 tokens.
+const PER_RPC: u64 = 200;
+/// 3 tokens a second.
+const PER_MILLISECOND: u64 = 3;
+/// 100 tokens: as many as streams that one connection's GOAWAY can leave unprocessed at once.
+const CAP: u64 = 100 * TOKEN;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const FREE: [Outcome; 3] = [Outcome::ConnectFailed, Outcome::ConnectTimeout, Outcome::NeverSent];
+    const PAID: [Outcome; 2] = [Outcome::RefusedStream, Outcome::AboveGoaway];
+    const NEVER: [Outcome; 3] = [
+        Outcome::Other(ResetCause::Termination),
+        Outcome::Other(ResetCause::RemoteReset),
+        Outcome::Other(ResetCause::ProtocolError),
+    ];
+
+    fn empty(now: Instant) -> Budget {
+        Budget { millitokens: 0, since: now }
+    }
+
+    #[test]
+    fn only_what_no_backend_processed_is_attempted_again() {
+        let now = Instant::now();
+        let mut budget = Budget::new(now);
+        for outcome in FREE {
+            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::Free, "{outcome:?}");
+        }
+        for outcome in PAID {
+            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::Paid, "{outcome:?}");
+        }
+        for outcome in NEVER {
+            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::No, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn at_most_twice_and_only_with_the_whole_body() {
+        let now = Instant::now();
+        for outcome in FREE.into_iter().chain(PAID).chain(NEVER) {
+            let mut budget = Budget::new(now);
+            let full = budget.millitokens;
+            assert_eq!(decide(outcome, 3, true, &mut budget, now), Retry::No);
+            assert_eq!(decide(outcome, 1, false, &mut budget, now), Retry::No);
+            assert_eq!(budget.millitokens, full, "a refusal costs nothing");
+        }
+        assert_eq!(decide(FREE[0], 2, true, &mut empty(now), now), Retry::Free);
+        assert_eq!(decide(PAID[0], 2, true, &mut Budget::new(now), now), Retry::Paid);
+    }
+
+    #[test]
+    fn five_rpcs_pay_for_one_attempt() {
+        let now = Instant::now();
+        let mut budget = empty(now);
+        let mut again = || decide(Outcome::RefusedStream, 1, true, &mut budget, now);
+        assert_eq!(again(), Retry::No);
+        let mut budget = empty(now);
+        for _ in 0..4 {
+            budget.deposit();
+        }
+        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, now), Retry::No);
+        budget.deposit();
+        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, now), Retry::Paid);
+        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, now), Retry::No);
+        assert_eq!(decide(Outcome::ConnectFailed, 1, true, &mut budget, now), Retry::Free);
+    }
+
+    #[test]
+    fn a_second_pays_for_three_however_finely_it_is_cut() {
+        let start = Instant::now();
+        for step in [Duration::from_micros(700), Duration::from_millis(7), Duration::from_secs(1)] {
+            let mut budget = empty(start);
+            let mut paid = 0;
+            let mut now = start;
+            while now - start <= Duration::from_secs(1) {
+                if decide(Outcome::AboveGoaway, 1, true, &mut budget, now) == Retry::Paid {
+                    paid += 1;
+                }
+                now += step;
+            }
+            while decide(Outcome::AboveGoaway, 1, true, &mut budget, now) == Retry::Paid {
+                paid += 1;
+            }
+            // `now` is up to one step past the second.
+            let earned = (now - start).as_millis() as u64 * 3 / 1000;
+            assert_eq!(paid, earned, "{step:?}");
+        }
+    }
+
+    #[test]
+    fn the_budget_is_capped_and_time_may_stand_still_or_be_long() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        for _ in 0..1000 {
+            budget.deposit();
+        }
+        let later = start + Duration::from_secs(86_400 * 365);
+        let mut paid = 0;
+        while decide(Outcome::RefusedStream, 1, true, &mut budget, later) == Retry::Paid {
+            paid += 1;
+        }
+        assert_eq!(paid, 100);
+        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, start), Retry::No);
+    }
+
+    #[test]
+    fn what_the_client_is_told() {
+        let told = [
+            (Outcome::ConnectFailed, Failure::ConnectFailed),
+            (Outcome::ConnectTimeout, Failure::ConnectTimeout),
+            (Outcome::NeverSent, Failure::ResetBeforeHeaders(ResetCause::Termination)),
+            (Outcome::AboveGoaway, Failure::ResetBeforeHeaders(ResetCause::Termination)),
+            (Outcome::RefusedStream, Failure::ResetBeforeHeaders(ResetCause::RemoteReset)),
+            (
+                Outcome::Other(ResetCause::ProtocolError),
+                Failure::ResetBeforeHeaders(ResetCause::ProtocolError),
+            ),
+        ];
+        for (outcome, failure) in told {
+            assert_eq!(outcome.failure(), failure);
+        }
+        // The table in `error.rs` and this one agree on what proves itself.
+        for outcome in FREE.into_iter().take(2) {
+            assert!(outcome.failure().may_retry());
+        }
+    }
+}
