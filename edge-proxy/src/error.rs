@@ -8,6 +8,8 @@
 
 use std::borrow::Cow;
 
+pub use crate::telemetry::labels::Flag;
+
 /// Why the proxy answers itself: one case per row of the table of local answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
@@ -67,44 +69,6 @@ pub enum Fault {
     Upstream,
     /// This proxy, its configuration or its size.
     Proxy,
-}
-
-/// A short flag of the access log, named as in Envoy's `%RESPONSE_FLAGS%`; [`Flag::Internal`] is ours, Envoy has none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Flag {
-    /// NR: no route.
-    NoRoute,
-    /// UH: no healthy upstream.
-    NoHealthyUpstream,
-    /// UF: upstream connection failure.
-    ConnectFailure,
-    /// UC: upstream connection termination.
-    UpstreamTermination,
-    /// UR: upstream remote reset.
-    UpstreamReset,
-    /// UPE: upstream protocol error.
-    UpstreamProtocolError,
-    /// UT: upstream request timeout.
-    UpstreamTimeout,
-    /// UO: upstream overflow, a circuit limit.
-    UpstreamOverflow,
-    /// URX: the limit of attempts was reached.
-    RetryLimit,
-    /// DC: the client's connection ended.
-    DownstreamTermination,
-    /// DR: the client reset the stream.
-    DownstreamReset,
-    /// DPE: the client broke a rule.
-    DownstreamProtocolError,
-    /// SI: stream idle timeout.
-    StreamIdle,
-    /// OM: overload.
-    Overload,
-    /// DI: drained: the process or the connection came to its end.
-    Drained,
-    /// IE: internal error.
-    Internal,
 }
 
 impl Failure {
@@ -190,22 +154,21 @@ impl Failure {
         match self {
             Self::NoRoute => Flag::NoRoute,
             Self::NoEndpoint | Self::NoHealthyUpstream => Flag::NoHealthyUpstream,
-            Self::ConnectFailed | Self::ConnectTimeout => Flag::ConnectFailure,
+            Self::ConnectFailed | Self::ConnectTimeout => Flag::UpstreamConnectFailure,
             Self::ResetBeforeHeaders(cause) | Self::ResetAfterHeaders(cause) => match cause {
-                ResetCause::Termination => Flag::UpstreamTermination,
+                ResetCause::Termination => Flag::UpstreamConnectionTermination,
                 ResetCause::RemoteReset => Flag::UpstreamReset,
                 ResetCause::ProtocolError => Flag::UpstreamProtocolError,
             },
             Self::DeadlineExceeded => Flag::UpstreamTimeout,
             Self::StreamIdle => Flag::StreamIdle,
-            Self::InvalidAuthority
-            | Self::HeadersTooLarge
-            | Self::GrpcOverHttp1
-            | Self::ConnectMethod => Flag::DownstreamProtocolError,
+            Self::InvalidAuthority => Flag::InvalidHost,
+            Self::HeadersTooLarge | Self::GrpcOverHttp1 | Self::ConnectMethod => {
+                Flag::DownstreamProtocolError
+            }
             Self::Overloaded => Flag::Overload,
             Self::CircuitLimit(_) => Flag::UpstreamOverflow,
-            Self::Draining => Flag::Drained,
-            Self::Internal => Flag::Internal,
+            Self::Draining | Self::Internal => Flag::LocalReset,
         }
     }
 
@@ -235,50 +198,6 @@ impl Failure {
     /// A reset proves it only together with its code or a GOAWAY, which `upstream/retry.rs` judges.
     pub fn may_retry(self) -> bool {
         matches!(self, Self::ConnectFailed | Self::ConnectTimeout)
-    }
-}
-
-impl Flag {
-    /// Every flag, in the order in which a log line lists them.
-    pub const ALL: [Self; 16] = [
-        Self::NoRoute,
-        Self::NoHealthyUpstream,
-        Self::ConnectFailure,
-        Self::UpstreamTermination,
-        Self::UpstreamReset,
-        Self::UpstreamProtocolError,
-        Self::UpstreamTimeout,
-        Self::UpstreamOverflow,
-        Self::RetryLimit,
-        Self::DownstreamTermination,
-        Self::DownstreamReset,
-        Self::DownstreamProtocolError,
-        Self::StreamIdle,
-        Self::Overload,
-        Self::Drained,
-        Self::Internal,
-    ];
-
-    /// Its letters.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoRoute => "NR",
-            Self::NoHealthyUpstream => "UH",
-            Self::ConnectFailure => "UF",
-            Self::UpstreamTermination => "UC",
-            Self::UpstreamReset => "UR",
-            Self::UpstreamProtocolError => "UPE",
-            Self::UpstreamTimeout => "UT",
-            Self::UpstreamOverflow => "UO",
-            Self::RetryLimit => "URX",
-            Self::DownstreamTermination => "DC",
-            Self::DownstreamReset => "DR",
-            Self::DownstreamProtocolError => "DPE",
-            Self::StreamIdle => "SI",
-            Self::Overload => "OM",
-            Self::Drained => "DI",
-            Self::Internal => "IE",
-        }
     }
 }
 
@@ -347,6 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::telemetry::labels::Label as _;
 
     #[test]
     fn the_table_of_local_answers() {
@@ -424,7 +344,7 @@ mod tests {
                 400,
                 13,
                 "invalid authority".into(),
-                "DPE",
+                "IH",
             ),
             (
                 Failure::HeadersTooLarge,
@@ -446,9 +366,9 @@ mod tests {
                 503,
                 14,
                 "the proxy is shutting down".into(),
-                "DI",
+                "LR",
             ),
-            (Failure::Internal, 500, 13, "internal error".into(), "IE"),
+            (Failure::Internal, 500, 13, "internal error".into(), "LR"),
             (
                 Failure::GrpcOverHttp1,
                 505,
@@ -507,16 +427,6 @@ mod tests {
         for (http, grpc) in table {
             assert_eq!(grpc_from_http(http), grpc, "{http}");
         }
-    }
-
-    #[test]
-    fn flags_are_all_listed_in_order_and_spelled_differently() {
-        for (place, flag) in Flag::ALL.iter().enumerate() {
-            assert_eq!(*flag as usize, place);
-        }
-        let spellings: std::collections::HashSet<_> =
-            Flag::ALL.iter().map(|flag| flag.as_str()).collect();
-        assert_eq!(spellings.len(), Flag::ALL.len());
     }
 
     #[test]
