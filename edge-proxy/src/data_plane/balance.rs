@@ -27,12 +27,18 @@ pub fn pick<'a>(cluster: &'a Cluster, tried: &[u64]) -> Option<&'a Arc<Endpoint>
     };
     let start = turn % eligible.len();
     let in_turn = || eligible[start..].iter().chain(&eligible[..start]);
-    in_turn().find(|endpoint| !tried.contains(&endpoint.shared.id)).or_else(|| in_turn().next())
+    in_turn()
+        .find(|endpoint| !tried.contains(&endpoint.shared.id))
+        .or_else(|| in_turn().next())
 }
 
 /// Why [`pick`] found nothing.
 pub fn absence(cluster: &Cluster) -> Failure {
-    if cluster.endpoints.is_empty() { Failure::NoEndpoint } else { Failure::NoHealthyUpstream }
+    if cluster.endpoints.is_empty() {
+        Failure::NoEndpoint
+    } else {
+        Failure::NoHealthyUpstream
+    }
 }
 
 #[cfg(test)]
@@ -86,7 +92,11 @@ mod tests {
     fn workers_share_the_turn() {
         let cluster = cluster(4, 4);
         let counts = thread::scope(|scope| {
-            let worker = || (0..1000).map(|_| id(pick(&cluster, &[]))).collect::<Vec<_>>();
+            let worker = || {
+                (0..1000)
+                    .map(|_| id(pick(&cluster, &[])))
+                    .collect::<Vec<_>>()
+            };
             let workers: Vec<_> = (0..4).map(|_| scope.spawn(worker)).collect();
             let mut counts: HashMap<u64, usize> = HashMap::new();
             for worker in workers {
@@ -103,7 +113,11 @@ mod tests {
     #[test]
     fn another_attempt_goes_elsewhere_and_takes_no_turn() {
         let cluster = cluster(3, 3);
-        let ids: Vec<_> = cluster.endpoints.iter().map(|endpoint| endpoint.shared.id).collect();
+        let ids: Vec<_> = cluster
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.shared.id)
+            .collect();
         for round in 0..6 {
             let first = id(pick(&cluster, &[]));
             assert_eq!(first, ids[round % 3]);

@@ -14,14 +14,20 @@ impl DateCache {
     /// With the text of `now`.
     pub fn new(now: SystemTime) -> Self {
         let second = seconds(now);
-        Self { second, text: text(second) }
+        Self {
+            second,
+            text: text(second),
+        }
     }
 
     /// The date at `now`, as `Sun, 06 Nov 1994 08:49:37 GMT`.
     pub fn at(&mut self, now: SystemTime) -> &[u8] {
         let second = seconds(now);
         if second != self.second {
-            *self = Self { second, text: text(second) };
+            *self = Self {
+                second,
+                text: text(second),
+            };
         }
         self.text.as_bytes()
     }
@@ -29,7 +35,9 @@ impl DateCache {
 
 /// A clock that is set wrong must not end a worker: what the format can't tell becomes the nearest that it can.
 fn seconds(now: SystemTime) -> u64 {
-    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     since.as_secs().min(LAST_SECOND)
 }
 
@@ -49,14 +57,20 @@ mod tests {
         let then = SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_999);
         let mut cache = DateCache::new(then);
         assert_eq!(cache.at(then), b"Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(cache.at(then + Duration::from_millis(1)), b"Sun, 06 Nov 1994 08:49:38 GMT");
+        assert_eq!(
+            cache.at(then + Duration::from_millis(1)),
+            b"Sun, 06 Nov 1994 08:49:38 GMT"
+        );
         assert_eq!(cache.at(then), b"Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     #[test]
     fn a_clock_out_of_range_is_no_panic() {
         let mut cache = DateCache::new(SystemTime::UNIX_EPOCH - Duration::from_secs(1));
-        assert_eq!(cache.at(SystemTime::UNIX_EPOCH), b"Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(
+            cache.at(SystemTime::UNIX_EPOCH),
+            b"Thu, 01 Jan 1970 00:00:00 GMT"
+        );
         let far = SystemTime::UNIX_EPOCH + Duration::from_secs(LAST_SECOND + 1);
         assert_eq!(cache.at(far), b"Fri, 31 Dec 9999 23:59:59 GMT");
     }

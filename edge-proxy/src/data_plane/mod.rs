@@ -15,6 +15,9 @@ pub mod balance;
 /// Step 8: to a backend.
 pub mod upstream;
 
+/// Step 9: the proxy answers itself, in the client's protocol.
+pub mod answer;
+
 /// The `date` header's text.
 pub mod date;
 

@@ -63,9 +63,18 @@ impl RouteTable {
                 parent = prefixes[at].parent;
             }
             let first = parent.map_or(index, |at| index.min(prefixes[at].first));
-            prefixes.push(Prefix { start, end, parent, first });
+            prefixes.push(Prefix {
+                start,
+                end,
+                parent,
+                first,
+            });
         }
-        Self { routes, prefixes, bytes }
+        Self {
+            routes,
+            prefixes,
+            bytes,
+        }
     }
 
     /// All of them, in file order.
@@ -90,7 +99,9 @@ impl RouteTable {
     }
 
     fn position(&self, path: &[u8]) -> Option<usize> {
-        let behind = self.prefixes.partition_point(|prefix| self.text(prefix) <= path);
+        let behind = self
+            .prefixes
+            .partition_point(|prefix| self.text(prefix) <= path);
         let mut at = behind.checked_sub(1);
         while let Some(prefix) = at.and_then(|at| self.prefixes.get(at)) {
             if path.starts_with(self.text(prefix)) {
@@ -116,14 +127,21 @@ mod tests {
     fn table<S: AsRef<str>>(prefixes: &[S]) -> RouteTable {
         let routes = prefixes.iter().enumerate().map(|(cluster, prefix)| Route {
             prefix: prefix.as_ref().into(),
-            action: RouteAction::Cluster { cluster, timeout: None, max_grpc_timeout: None },
+            action: RouteAction::Cluster {
+                cluster,
+                timeout: None,
+                max_grpc_timeout: None,
+            },
         });
         RouteTable::new(routes.collect())
     }
 
     fn found(table: &RouteTable, path: &str) -> Option<usize> {
         let route = table.find(path.as_bytes())?;
-        table.routes().iter().position(|other| std::ptr::eq(other, route))
+        table
+            .routes()
+            .iter()
+            .position(|other| std::ptr::eq(other, route))
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::snapshot::EdgeHealthCheck;
 pub struct Facts {
     /// A gRPC request: answers of ours take gRPC's form.
     pub grpc: bool,
+    /// The method is HEAD: an answer has no body.
+    pub head: bool,
     /// What the client gives the RPC, if it is gRPC and said so in a way that can be read.
     pub grpc_timeout: Option<Duration>,
     /// The listener's health check.
@@ -95,7 +97,10 @@ impl Facts {
 
         for field in headers.iter() {
             match field.known {
-                Known::Method => facts.connect = field.value == b"CONNECT",
+                Known::Method => {
+                    facts.head = field.value == b"HEAD";
+                    facts.connect = field.value == b"CONNECT";
+                }
                 Known::Path => health_path = path == Some(field.value),
                 Known::Authority => authority = Some(field.value),
                 Known::Host => match host {

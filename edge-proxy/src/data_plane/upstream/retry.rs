@@ -64,7 +64,10 @@ impl Outcome {
 impl Budget {
     /// Full, so that a rollout in the first second goes as well as any other.
     pub fn new(now: Instant) -> Self {
-        Self { millitokens: CAP, since: now }
+        Self {
+            millitokens: CAP,
+            since: now,
+        }
     }
 
     /// An RPC began.
@@ -134,7 +137,11 @@ mod tests {
 
     use super::*;
 
-    const FREE: [Outcome; 3] = [Outcome::ConnectFailed, Outcome::ConnectTimeout, Outcome::NeverSent];
+    const FREE: [Outcome; 3] = [
+        Outcome::ConnectFailed,
+        Outcome::ConnectTimeout,
+        Outcome::NeverSent,
+    ];
     const PAID: [Outcome; 2] = [Outcome::RefusedStream, Outcome::AboveGoaway];
     const NEVER: [Outcome; 3] = [
         Outcome::Other(ResetCause::Termination),
@@ -143,7 +150,10 @@ mod tests {
     ];
 
     fn empty(now: Instant) -> Budget {
-        Budget { millitokens: 0, since: now }
+        Budget {
+            millitokens: 0,
+            since: now,
+        }
     }
 
     #[test]
@@ -151,13 +161,25 @@ mod tests {
         let now = Instant::now();
         let mut budget = Budget::new(now);
         for outcome in FREE {
-            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::Free, "{outcome:?}");
+            assert_eq!(
+                decide(outcome, 1, true, &mut budget, now),
+                Retry::Free,
+                "{outcome:?}"
+            );
         }
         for outcome in PAID {
-            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::Paid, "{outcome:?}");
+            assert_eq!(
+                decide(outcome, 1, true, &mut budget, now),
+                Retry::Paid,
+                "{outcome:?}"
+            );
         }
         for outcome in NEVER {
-            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::No, "{outcome:?}");
+            assert_eq!(
+                decide(outcome, 1, true, &mut budget, now),
+                Retry::No,
+                "{outcome:?}"
+            );
         }
     }
 
@@ -172,7 +194,10 @@ mod tests {
             assert_eq!(budget.millitokens, full, "a refusal costs nothing");
         }
         assert_eq!(decide(FREE[0], 2, true, &mut empty(now), now), Retry::Free);
-        assert_eq!(decide(PAID[0], 2, true, &mut Budget::new(now), now), Retry::Paid);
+        assert_eq!(
+            decide(PAID[0], 2, true, &mut Budget::new(now), now),
+            Retry::Paid
+        );
     }
 
     #[test]
@@ -185,17 +210,33 @@ mod tests {
         for _ in 0..4 {
             budget.deposit();
         }
-        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, now), Retry::No);
+        assert_eq!(
+            decide(Outcome::RefusedStream, 1, true, &mut budget, now),
+            Retry::No
+        );
         budget.deposit();
-        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, now), Retry::Paid);
-        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, now), Retry::No);
-        assert_eq!(decide(Outcome::ConnectFailed, 1, true, &mut budget, now), Retry::Free);
+        assert_eq!(
+            decide(Outcome::RefusedStream, 1, true, &mut budget, now),
+            Retry::Paid
+        );
+        assert_eq!(
+            decide(Outcome::RefusedStream, 1, true, &mut budget, now),
+            Retry::No
+        );
+        assert_eq!(
+            decide(Outcome::ConnectFailed, 1, true, &mut budget, now),
+            Retry::Free
+        );
     }
 
     #[test]
     fn a_second_pays_for_three_however_finely_it_is_cut() {
         let start = Instant::now();
-        for step in [Duration::from_micros(700), Duration::from_millis(7), Duration::from_secs(1)] {
+        for step in [
+            Duration::from_micros(700),
+            Duration::from_millis(7),
+            Duration::from_secs(1),
+        ] {
             let mut budget = empty(start);
             let mut paid = 0;
             let mut now = start;
@@ -227,7 +268,10 @@ mod tests {
             paid += 1;
         }
         assert_eq!(paid, 100);
-        assert_eq!(decide(Outcome::RefusedStream, 1, true, &mut budget, start), Retry::No);
+        assert_eq!(
+            decide(Outcome::RefusedStream, 1, true, &mut budget, start),
+            Retry::No
+        );
     }
 
     #[test]
@@ -235,9 +279,18 @@ mod tests {
         let told = [
             (Outcome::ConnectFailed, Failure::ConnectFailed),
             (Outcome::ConnectTimeout, Failure::ConnectTimeout),
-            (Outcome::NeverSent, Failure::ResetBeforeHeaders(ResetCause::Termination)),
-            (Outcome::AboveGoaway, Failure::ResetBeforeHeaders(ResetCause::Termination)),
-            (Outcome::RefusedStream, Failure::ResetBeforeHeaders(ResetCause::RemoteReset)),
+            (
+                Outcome::NeverSent,
+                Failure::ResetBeforeHeaders(ResetCause::Termination),
+            ),
+            (
+                Outcome::AboveGoaway,
+                Failure::ResetBeforeHeaders(ResetCause::Termination),
+            ),
+            (
+                Outcome::RefusedStream,
+                Failure::ResetBeforeHeaders(ResetCause::RemoteReset),
+            ),
             (
                 Outcome::Other(ResetCause::ProtocolError),
                 Failure::ResetBeforeHeaders(ResetCause::ProtocolError),
