@@ -1,2 +1,57 @@
-//! flags -> config -> App.
-fn main() {}
+//! Flags, configuration, the app, the exit code; nothing else.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use edge_proxy::{
+    cli::{self, Command},
+    control_plane::config::{Config, Loaded},
+};
+
+/// Gives memory back and costs the least per RPC of the allocators that were tried.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let ended = match cli::parse() {
+        Command::Run { config } => run(config),
+        Command::Check { config } => {
+            cli::check(&config, &mut io::stdout(), &mut io::stderr()).context("cannot print")
+        }
+        Command::Schema => cli::schema(&mut io::stdout())
+            .map(|()| cli::EXIT_DONE)
+            .context("cannot print"),
+    };
+    ExitCode::from(ended.unwrap_or_else(|error| {
+        // Standard error is the last resort: when it is closed there is nobody to tell.
+        let _ = tell(&error);
+        cli::EXIT_FAILED
+    }))
+}
+
+/// Serves until told to end, or fails before anything was started.
+fn run(source: PathBuf) -> anyhow::Result<u8> {
+    let loaded = match Config::load(&source).and_then(Loaded::check_files) {
+        Ok(loaded) => loaded,
+        Err(wrong) => {
+            cli::refuse(&wrong, &mut io::stderr()).context("cannot print")?;
+            return Ok(cli::EXIT_WRONG);
+        }
+    };
+    cli::warn(&loaded.warnings, &mut io::stderr()).context("cannot print")?;
+    anyhow::bail!("cannot start: the app isn't wired yet")
+}
+
+/// The error and what caused it, in one block.
+fn tell(error: &anyhow::Error) -> io::Result<()> {
+    let mut out = io::stderr().lock();
+    writeln!(out, "error: {error}")?;
+    error
+        .chain()
+        .skip(1)
+        .try_for_each(|cause| writeln!(out, "  because: {cause}"))
+}

@@ -310,7 +310,8 @@ pub(super) struct ClusterHttp2 {
     pub(super) initial_connection_window_size: Option<At<u64>>,
 }
 
-/// A duration as written; `validate.rs` reads it.
+/// A duration: digits and one of ms, s, m, h.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(rename = "Duration")]
 pub(super) struct Span(#[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h)$"))] pub(super) String);

@@ -17,17 +17,21 @@ use crate::{
 };
 
 mod file;
+mod files;
 mod place;
 mod problem;
 mod read;
+mod restart;
 #[cfg(test)]
 mod tests;
 mod validate;
 mod values;
 
+use self::files::PairPlaces;
 pub use self::{
     place::Place,
     problem::{ConfigErrors, Problem},
+    restart::restart_needed,
 };
 
 /// A configuration that is right, and what to look at all the same.
@@ -37,6 +41,8 @@ pub struct Loaded {
     pub config: Config,
     /// In the file's order; `check` prints them, `run` logs them.
     pub warnings: Vec<Problem>,
+    file: PathBuf,
+    pair: PairPlaces,
 }
 
 /// A configuration that can't be wrong any more: every reference resolved, every number in range.
@@ -69,6 +75,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// The JSON Schema of the configuration file.
+    pub fn schema() -> schemars::Schema {
+        schemars::schema_for!(file::File)
+    }
+
     /// Reads and validates the file at `path`.
     ///
     /// # Errors
@@ -101,9 +112,15 @@ impl Config {
         let (written, outline) = read::read(text, file)?;
         let mut report = problem::Report::new(file, &outline);
         let config = validate::validate(&written, resources, &mut report);
+        let tls = &written.listener.tls;
         Ok(Loaded {
             config,
             warnings: report.finish()?,
+            file: file.to_owned(),
+            pair: PairPlaces {
+                certificate_chain: tls.certificate_chain.place,
+                private_key: tls.private_key.place,
+            },
         })
     }
 }

@@ -274,3 +274,53 @@ fn a_file_that_cannot_be_read_is_one_error() {
          give the path of the YAML file"
     );
 }
+
+#[test]
+fn a_restart_is_needed_for_what_is_made_at_start() {
+    let old = config(MINIMAL);
+    assert_eq!(restart_needed(&old, &old), Vec::<&str>::new());
+    let new = config(&format!(
+        "{}server_name: other\nworkers: 3\nadmin: {{ address: 127.0.0.1:1 }}\n\
+         probes: {{ address: 127.0.0.1:2 }}\naccess_log: {{ format: off, path: /log }}\n\
+         dns: {{ nameservers: [10.0.0.10] }}\ndrain: {{ time: 1s }}\n",
+        with("0.0.0.0:8443", "0.0.0.0:8444")
+    ));
+    assert_eq!(
+        restart_needed(&old, &new),
+        [
+            "workers",
+            "dns.nameservers",
+            "listener.address",
+            "admin.address",
+            "probes.address",
+            "access_log.format",
+            "access_log.path"
+        ]
+    );
+    let new = config(&with(
+        "    cluster: echo-grpc",
+        "    cluster: echo-grpc\n    timeout: 1s",
+    ));
+    assert_eq!(restart_needed(&old, &new), Vec::<&str>::new());
+}
+
+proptest::proptest! {
+    /// Whatever is written: an answer with its place, never a panic.
+    #[test]
+    fn any_text_is_answered(
+        at in 0..DEFAULTS.len(),
+        cut in 0..40_usize,
+        put in "[ \\n\\t:,{}\\[\\]\"'&*#|>@%!?/a-z0-9.\u{0}ü-]{0,12}",
+    ) {
+        let end = (at + cut).min(DEFAULTS.len());
+        let text = format!("{}{put}{}", &DEFAULTS[..at], &DEFAULTS[end..]);
+        if let Err(errors) = parse(&text) {
+            proptest::prop_assert!(!errors.errors.is_empty());
+            let of_file = "edge-proxy.yaml: ";
+            for error in &errors.errors {
+                let whole = error.to_string();
+                proptest::prop_assert!(error.place.is_some() || whole.starts_with(of_file), "{whole}");
+            }
+        }
+    }
+}

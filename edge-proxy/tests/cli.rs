@@ -1,0 +1,157 @@
+//! The program as the operator meets it: what it prints and the code it ends with.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+/// Runs the program in this package's folder, so that messages name files by the same path everywhere.
+fn edge_proxy(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_edge-proxy"))
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("the program starts")
+}
+
+/// Exit code, standard output and standard error, for a snapshot.
+fn told(output: &Output) -> String {
+    format!(
+        "exit code: {}\n--- stdout\n{}--- stderr\n{}",
+        output.status.code().expect("it ends by itself"),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    )
+}
+
+/// `check` of a minimal configuration with this pair; the directory's name is left out.
+fn check_pair(directory: &Path, certificate_chain: &str, private_key: &str) -> String {
+    let path = |name: &str| directory.join(name).display().to_string();
+    let file = path("edge-proxy.yaml");
+    let text = format!(
+        "\
+listener:
+  address: 127.0.0.1:0
+  tls:
+    certificate_chain: {}
+    private_key: {}
+routes: [{{ prefix: /, cluster: echo }}]
+clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
+",
+        path(certificate_chain),
+        path(private_key)
+    );
+    fs::write(&file, text).expect("the file is written");
+    let told = told(&edge_proxy(&["check", "--config", &file]));
+    told.replace(&directory.display().to_string(), "DIR")
+}
+
+/// Two pairs: `one.crt`, `one.key`, `two.crt`, `two.key`.
+fn pairs() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for name in ["one", "two"] {
+        let pair = rcgen::generate_simple_self_signed(["grpc.example.com".to_owned()])
+            .expect("a certificate is made");
+        let write = |extension, text: String| {
+            fs::write(directory.path().join(format!("{name}.{extension}")), text)
+                .expect("the file is written");
+        };
+        write("crt", pair.cert.pem());
+        write("key", pair.signing_key.serialize_pem());
+    }
+    directory
+}
+
+#[test]
+fn check_tells_every_mistake_at_once() {
+    let output = edge_proxy(&["check", "--config", "tests/configurations/wrong.yaml"]);
+    insta::assert_snapshot!(told(&output));
+}
+
+#[test]
+fn check_warns_and_accepts() {
+    let output = edge_proxy(&["check", "--config", "tests/configurations/suspicious.yaml"]);
+    insta::assert_snapshot!(told(&output));
+}
+
+#[test]
+fn check_accepts_the_deployed_sample() {
+    // On this machine the certificate may be there or not: only the verdict is the same everywhere.
+    let output = edge_proxy(&["check", "--config", "../deploy/edge-proxy/edge-proxy.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert!(
+        !String::from_utf8_lossy(&output.stderr).contains("error"),
+        "{}",
+        told(&output)
+    );
+}
+
+#[test]
+fn check_looks_at_the_certificate() {
+    let directory = pairs();
+    fs::write(directory.path().join("empty.crt"), "").expect("the file is written");
+    let whole = fs::read_to_string(directory.path().join("one.key")).expect("the key is there");
+    fs::write(directory.path().join("cut.key"), &whole[..whole.len() / 2])
+        .expect("the file is written");
+    let told = [
+        ("one.crt", "one.key"),
+        ("one.crt", "two.key"),
+        ("one.crt", "later.key"),
+        ("later.crt", "later.key"),
+        ("empty.crt", "one.key"),
+        ("one.crt", "cut.key"),
+        ("one.crt", "one.crt"),
+        ("one.key", "one.key"),
+        (".", "one.key"),
+    ]
+    .map(|(chain, key)| {
+        format!(
+            "=== {chain} and {key}\n{}",
+            check_pair(directory.path(), chain, key)
+        )
+    })
+    .join("\n");
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn a_wrong_configuration_starts_nothing() {
+    for arguments in [
+        &["run", "--config", "tests/configurations/wrong.yaml"][..],
+        &["--config", "tests/configurations/wrong.yaml"],
+    ] {
+        let output = edge_proxy(arguments);
+        let check = edge_proxy(&["check", "--config", "tests/configurations/wrong.yaml"]);
+        assert_eq!(told(&output), told(&check));
+    }
+}
+
+#[test]
+fn a_missing_configuration_starts_nothing() {
+    let run = edge_proxy(&["run", "--config", "tests/configurations/none.yaml"]);
+    insta::assert_snapshot!(told(&run));
+}
+
+#[test]
+fn the_schema_is_json_that_knows_every_key() {
+    let output = edge_proxy(&["schema"]);
+    assert_eq!(output.status.code(), Some(0));
+    let schema: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("the schema is JSON");
+    insta::assert_snapshot!(serde_json::to_string_pretty(&schema).expect("JSON is text"));
+}
+
+#[test]
+fn help_and_version() {
+    insta::assert_snapshot!(told(&edge_proxy(&["--help"])));
+    let version = edge_proxy(&["--version"]);
+    let text = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert_eq!(version.status.code(), Some(0));
+    assert!(
+        text.starts_with(concat!("edge-proxy ", env!("CARGO_PKG_VERSION"), " (")),
+        "{text}"
+    );
+    assert_eq!(edge_proxy(&[]).status.code(), Some(2));
+    insta::assert_snapshot!("mistyped", told(&edge_proxy(&["chekc", "--config", "f"])));
+}
