@@ -7,8 +7,6 @@
 
 use std::time::Instant;
 
-use crate::error::{Failure, ResetCause};
-
 /// How an attempt ended before response headers came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -23,7 +21,7 @@ pub enum Outcome {
     /// The backend's GOAWAY names a lower last stream: not processed (RFC 9113 §6.8).
     AboveGoaway,
     /// Anything else after the headers left: it may have been processed.
-    Other(ResetCause),
+    Other,
 }
 
 /// The verdict.
@@ -33,7 +31,7 @@ pub enum Retry {
     Free,
     /// Again; a token was taken.
     Paid,
-    /// No: the client gets [`Outcome::failure`].
+    /// No: the client is told of the failure.
     No,
 }
 
@@ -44,21 +42,6 @@ pub struct Budget {
     millitokens: u64,
     /// Until when the time's share has been added.
     since: Instant,
-}
-
-impl Outcome {
-    /// What the client is told when no further attempt is made.
-    pub fn failure(self) -> Failure {
-        match self {
-            Self::ConnectFailed => Failure::ConnectFailed,
-            Self::ConnectTimeout => Failure::ConnectTimeout,
-            Self::NeverSent | Self::AboveGoaway => {
-                Failure::ResetBeforeHeaders(ResetCause::Termination)
-            }
-            Self::RefusedStream => Failure::ResetBeforeHeaders(ResetCause::RemoteReset),
-            Self::Other(cause) => Failure::ResetBeforeHeaders(cause),
-        }
-    }
 }
 
 impl Budget {
@@ -115,7 +98,7 @@ pub fn decide(
                 Retry::No
             }
         }
-        Outcome::Other(_) => Retry::No,
+        Outcome::Other => Retry::No,
     }
 }
 
@@ -143,11 +126,6 @@ mod tests {
         Outcome::NeverSent,
     ];
     const PAID: [Outcome; 2] = [Outcome::RefusedStream, Outcome::AboveGoaway];
-    const NEVER: [Outcome; 3] = [
-        Outcome::Other(ResetCause::Termination),
-        Outcome::Other(ResetCause::RemoteReset),
-        Outcome::Other(ResetCause::ProtocolError),
-    ];
 
     fn empty(now: Instant) -> Budget {
         Budget {
@@ -174,19 +152,13 @@ mod tests {
                 "{outcome:?}"
             );
         }
-        for outcome in NEVER {
-            assert_eq!(
-                decide(outcome, 1, true, &mut budget, now),
-                Retry::No,
-                "{outcome:?}"
-            );
-        }
+        assert_eq!(decide(Outcome::Other, 1, true, &mut budget, now), Retry::No);
     }
 
     #[test]
     fn at_most_twice_and_only_with_the_whole_body() {
         let now = Instant::now();
-        for outcome in FREE.into_iter().chain(PAID).chain(NEVER) {
+        for outcome in FREE.into_iter().chain(PAID).chain([Outcome::Other]) {
             let mut budget = Budget::new(now);
             let full = budget.millitokens;
             assert_eq!(decide(outcome, 3, true, &mut budget, now), Retry::No);
@@ -272,36 +244,5 @@ mod tests {
             decide(Outcome::RefusedStream, 1, true, &mut budget, start),
             Retry::No
         );
-    }
-
-    #[test]
-    fn what_the_client_is_told() {
-        let told = [
-            (Outcome::ConnectFailed, Failure::ConnectFailed),
-            (Outcome::ConnectTimeout, Failure::ConnectTimeout),
-            (
-                Outcome::NeverSent,
-                Failure::ResetBeforeHeaders(ResetCause::Termination),
-            ),
-            (
-                Outcome::AboveGoaway,
-                Failure::ResetBeforeHeaders(ResetCause::Termination),
-            ),
-            (
-                Outcome::RefusedStream,
-                Failure::ResetBeforeHeaders(ResetCause::RemoteReset),
-            ),
-            (
-                Outcome::Other(ResetCause::ProtocolError),
-                Failure::ResetBeforeHeaders(ResetCause::ProtocolError),
-            ),
-        ];
-        for (outcome, failure) in told {
-            assert_eq!(outcome.failure(), failure);
-        }
-        // The table in `error.rs` and this one agree on what proves itself.
-        for outcome in FREE.into_iter().take(2) {
-            assert!(outcome.failure().may_retry());
-        }
     }
 }
