@@ -62,6 +62,25 @@ impl Queue {
         }
     }
 
+    /// Drops the last `n` bytes (at most [`len`](Self::len)).
+    pub(crate) fn unpush(&mut self, mut n: usize, pool: &mut Pool) {
+        self.len -= n;
+        while n > 0 {
+            let Some(last) = self.rest.back_mut() else {
+                self.front.truncate(self.front.len() - n);
+                return;
+            };
+            let cut = last.len().min(n);
+            last.truncate(last.len() - cut);
+            n -= cut;
+            if last.is_empty()
+                && let Some(empty) = self.rest.pop_back()
+            {
+                pool.give(empty);
+            }
+        }
+    }
+
     /// Drops everything; the number of bytes that it held.
     pub(crate) fn clear(&mut self, pool: &mut Pool) -> usize {
         pool.give(std::mem::take(&mut self.front));

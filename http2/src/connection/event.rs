@@ -85,8 +85,10 @@ pub struct Sent {
     pub stream: u32,
     /// The owner's number.
     pub key: u32,
-    /// How many bytes.
+    /// How many bytes; 0 if only the end was still to come.
     pub bytes: usize,
+    /// Our half of the stream has ended with this.
+    pub end_stream: bool,
 }
 
 /// Why a stream can't be opened now.

@@ -332,6 +332,22 @@ impl Connection {
             })
     }
 
+    /// The owner's numbers of all live streams, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = u32> + '_ {
+        self.streams
+            .iter()
+            .filter(|s| s.doomed.is_none())
+            .map(|s| s.key)
+    }
+
+    /// Whether our half of this stream has ended: END_STREAM is in the output. True for streams
+    /// that are gone.
+    pub fn send_closed(&self, stream: u32) -> bool {
+        self.streams
+            .by_id(stream)
+            .is_none_or(|s| s.state == State::HalfClosedLocal)
+    }
+
     /// Since when this stream's queued bytes wait for a window or the output.
     pub fn blocked(&self, stream: u32) -> Option<Instant> {
         self.streams.by_id(stream)?.waits_since

@@ -149,6 +149,23 @@ impl Connection {
         framed
     }
 
+    /// Takes back the last `bytes` of what [`send_data`](Self::send_data) was given for this stream,
+    /// if all of them are still queued; says whether.
+    pub fn unqueue(&mut self, stream: u32, bytes: usize) -> bool {
+        let Some(s) = self.streams.by_id_mut(stream) else {
+            return false;
+        };
+        if s.queue.len() < bytes {
+            return false;
+        }
+        s.queue.unpush(bytes, &mut self.pool);
+        if s.queue.is_empty() {
+            s.waits_since = None;
+        }
+        self.queued -= bytes;
+        true
+    }
+
     /// Ends a stream both ways. Unknown or ended streams are ignored. Client role: towards a
     /// stream that the peer may not have accepted yet the frame may wait for earlier ones; for
     /// the owner the stream is gone at once all the same.
@@ -375,38 +392,45 @@ impl Connection {
             self.limits.data_sent(n);
         }
         let went = bytes.len() - rest.len();
-        if from_queue > 0 {
-            self.queued -= from_queue;
-            let key = s.key;
-            match self.sent.last_mut() {
-                Some(last) if last.stream == at.id => last.bytes += from_queue,
-                _ => self.sent.push(Sent {
-                    stream: at.id,
-                    key,
-                    bytes: from_queue,
-                }),
-            }
-        }
+        self.queued -= from_queue;
         if s.queue.is_empty() {
             s.waits_since = None;
         } else if from_queue > 0 {
             s.waits_since = Some(self.now);
         }
+        let (key, empty) = (s.key, s.queue.is_empty());
         if ended {
             self.local_end(at);
-        } else if s.queue.is_empty() && rest.is_empty() {
-            self.send_waiting_trailers(at);
+        } else if empty && rest.is_empty() {
+            ended = self.send_waiting_trailers(at);
+        }
+        // What went at once is the caller's to know.
+        if from_queue > 0 || (ended && bytes.is_empty()) {
+            match self.sent.last_mut() {
+                Some(last) if last.stream == at.id => {
+                    last.bytes += from_queue;
+                    last.end_stream |= ended;
+                }
+                _ => self.sent.push(Sent {
+                    stream: at.id,
+                    key,
+                    bytes: from_queue,
+                    end_stream: ended,
+                }),
+            }
         }
         went
     }
 
-    fn send_waiting_trailers(&mut self, at: Handle) {
+    /// Whether there were any.
+    fn send_waiting_trailers(&mut self, at: Handle) -> bool {
         let Some(trailers) = self.streams.get_mut(at).and_then(|s| s.trailers.take()) else {
-            return;
+            return false;
         };
         self.write_block(at.id, &trailers, true);
         self.recycle(trailers);
         self.local_end(at);
+        true
     }
 
     /// HEADERS, and CONTINUATION if the block is larger than a frame (RFC 9113 §4.3).
