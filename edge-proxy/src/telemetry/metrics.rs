@@ -2,34 +2,30 @@
 //!
 //! Every thread that serves requests has a [`Shard`]; it alone writes to it ([`Counter`] says why).
 //! What belongs to an RPC is in a [`Series`] (route × cluster × method), found once per RPC by one
-//! hash look-up, and in its [`ClusterSeries`]. What the control plane counts is rare and in
-//! [`Control`](super::control::Control). A scrape adds the shards up: [`totals`](super::totals).
+//! hash look-up, and in its [`ClusterSeries`]. A scrape adds the shards up
+//! ([`totals`](super::totals)) and joins what the control plane reports of itself.
 
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
-pub use super::labels::{
-    AttemptResult, CertificateLoad, CheckResult, Flag, Flags, HandshakeResult, Label, Limit,
-    LookupResult, ReloadResult, ResetCause, Side,
-};
 use super::methods::{Methods, UNKNOWN};
 pub use super::{
-    control::{Control, ControlCluster},
     counter::{Counter, Gauge, SharedCounter},
     histogram::Histogram,
+    labels::{AttemptResult, Flag, Flags, HandshakeResult, Label, Limit, ResetCause, Side},
 };
 
 /// Everything that the process counts. One per process, shared by all threads.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Written by the control plane's thread.
-    pub control: Control,
     /// For the uptime.
-    pub(super) started: Instant,
+    started: Instant,
+    /// Set once, by whoever starts the access log.
+    access_log_dropped: OnceLock<Arc<SharedCounter>>,
     methods: Arc<Methods>,
     shards: Mutex<Vec<Arc<Shard>>>,
 }
@@ -91,8 +87,8 @@ impl Metrics {
     /// With everything at zero and the uptime starting now.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            control: Control::default(),
             started: Instant::now(),
+            access_log_dropped: OnceLock::new(),
             methods: Arc::default(),
             shards: Mutex::default(),
         })
@@ -116,6 +112,23 @@ impl Metrics {
         });
         lock(&self.shards).push(Arc::clone(&shard));
         shard
+    }
+
+    /// Where the access log counts the lines that it drops. Only the first call has an effect.
+    pub fn watch_access_log(&self, dropped: Arc<SharedCounter>) {
+        let _ = self.access_log_dropped.set(dropped);
+    }
+
+    /// Lines that the access log dropped.
+    pub fn access_log_dropped(&self) -> u64 {
+        self.access_log_dropped
+            .get()
+            .map_or(0, |dropped| dropped.get())
+    }
+
+    /// Since [`new`](Self::new).
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// All shards made so far.

@@ -14,7 +14,5 @@ pub mod labels;
 /// Which gRPC methods have a label of their own.
 pub mod methods;
 
-/// What the control plane counts.
-pub mod control;
 /// What is counted where: shards, series, the control plane's numbers.
 pub mod metrics;

@@ -1,1 +1,0 @@
-//! Step 10. (Skeleton.)

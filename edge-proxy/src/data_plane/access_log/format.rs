@@ -1,0 +1,504 @@
+//! One record as one line: JSON, or `key=value` words.
+//!
+//! The same keys in the same order in every line, `null` (`-` in text) where there is nothing, so
+//! that a line can be parsed by position too. Clients' bytes are copied in runs up to the next one
+//! that needs an escape: nearly always that is one run.
+
+use std::{
+    io::Write,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use super::{AccessLogFormat, Record};
+use crate::telemetry::labels::{Flags, Label};
+
+/// Formats the lines of one worker.
+#[derive(Debug)]
+pub(super) struct Formatter {
+    json: bool,
+    clock: Clock,
+}
+
+/// The formatted second that the last line was in: most lines are in the same one.
+#[derive(Debug)]
+struct Clock {
+    second: u64,
+    /// `2026-11-22T23:39:24.`
+    text: Vec<u8>,
+}
+
+/// Adds one key and its value at a time.
+struct Line<'a> {
+    out: &'a mut Vec<u8>,
+    json: bool,
+}
+
+impl Formatter {
+    pub(super) fn new(format: AccessLogFormat) -> Self {
+        let clock = Clock {
+            second: u64::MAX,
+            text: Vec::new(),
+        };
+        Self {
+            json: format == AccessLogFormat::Json,
+            clock,
+        }
+    }
+
+    /// Appends `record` and a newline to `out`.
+    pub(super) fn line(&mut self, out: &mut Vec<u8>, record: &Record<'_>) {
+        out.reserve(TYPICAL);
+        let mut line = Line {
+            out,
+            json: self.json,
+        };
+        line.key("{\"time\":", "time=");
+        line.time(&mut self.clock, record.time);
+        line.key(",\"request_id\":", " request_id=");
+        line.text(record.request_id);
+        line.key(",\"client\":", " client=");
+        line.address(record.client);
+        line.key(",\"protocol\":", " protocol=");
+        line.text(record.protocol.as_bytes());
+        line.key(",\"method\":", " method=");
+        line.text(record.method);
+        line.key(",\"authority\":", " authority=");
+        line.text(record.authority);
+        line.key(",\"path\":", " path=");
+        line.text(record.path);
+        line.key(",\"status\":", " status=");
+        line.number(record.status);
+        line.key(",\"grpc_status\":", " grpc_status=");
+        line.option(record.grpc_status, Line::number);
+        line.key(",\"flags\":", " flags=");
+        line.flags(record.flags);
+        line.key(",\"detail\":", " detail=");
+        line.option(record.detail.map(str::as_bytes), Line::text);
+        line.key(",\"bytes_in\":", " bytes_in=");
+        line.number(record.bytes_in);
+        line.key(",\"bytes_out\":", " bytes_out=");
+        line.number(record.bytes_out);
+        line.key(",\"duration_ms\":", " duration_ms=");
+        line.millis(record.duration);
+        line.key(",\"upstream_ms\":", " upstream_ms=");
+        line.option(record.upstream_time, Line::millis);
+        line.key(",\"attempts\":", " attempts=");
+        line.number(record.attempts);
+        line.key(",\"cluster\":", " cluster=");
+        line.option(record.cluster.map(str::as_bytes), Line::text);
+        line.key(",\"endpoint\":", " endpoint=");
+        line.option(record.endpoint.map(str::as_bytes), Line::text);
+        line.key(",\"user_agent\":", " user_agent=");
+        line.text(record.user_agent);
+        line.key("}\n", "\n");
+    }
+}
+
+impl Line<'_> {
+    #[inline]
+    fn key(&mut self, json: &'static str, text: &'static str) {
+        self.out
+            .extend_from_slice(if self.json { json } else { text }.as_bytes());
+    }
+
+    #[inline]
+    fn option<T>(&mut self, value: Option<T>, some: impl FnOnce(&mut Self, T)) {
+        match value {
+            Some(value) => some(self, value),
+            None => self.key("null", "-"),
+        }
+    }
+
+    #[inline]
+    fn number(&mut self, number: impl itoa::Integer) {
+        self.out
+            .extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// Milliseconds with three decimals.
+    fn millis(&mut self, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.number(micros / 1000);
+        self.out.push(b'.');
+        self.three_digits((micros % 1000) as u16);
+    }
+
+    fn three_digits(&mut self, number: u16) {
+        let digit = |n: u16| b'0' + (n % 10) as u8;
+        self.out
+            .extend_from_slice(&[digit(number / 100), digit(number / 10), digit(number)]);
+    }
+
+    /// RFC 3339, UTC, with milliseconds.
+    fn time(&mut self, clock: &mut Clock, time: SystemTime) {
+        let since_epoch = time
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        if clock.second != since_epoch.as_secs() {
+            clock.set(since_epoch.as_secs());
+        }
+        self.key("\"", "");
+        self.out.extend_from_slice(&clock.text);
+        self.three_digits(since_epoch.subsec_millis() as u16);
+        self.key("Z\"", "Z");
+    }
+
+    fn address(&mut self, address: IpAddr) {
+        self.key("\"", "");
+        match address {
+            IpAddr::V4(address) => {
+                let [a, b, c, d] = address.octets();
+                self.number(a);
+                for octet in [b, c, d] {
+                    self.out.push(b'.');
+                    self.number(octet);
+                }
+            }
+            IpAddr::V6(address) => {
+                // Writing to a Vec can't fail.
+                let _ = write!(self.out, "{address}");
+            }
+        }
+        self.key("\"", "");
+    }
+
+    /// `UF,URX`, or Envoy's `-` for none.
+    fn flags(&mut self, flags: Flags) {
+        self.key("\"", "");
+        if flags.is_empty() {
+            self.out.push(b'-');
+        }
+        for (i, flag) in flags.iter().enumerate() {
+            if i > 0 {
+                self.out.push(b',');
+            }
+            self.out.extend_from_slice(flag.as_str().as_bytes());
+        }
+        self.key("\"", "");
+    }
+
+    /// A client's bytes: cut, and escaped so that they can't end the value, the line, or a terminal's
+    /// patience.
+    fn text(&mut self, bytes: &[u8]) {
+        let bytes = cut(bytes);
+        if self.json {
+            self.out.push(b'"');
+            escape(self.out, bytes, JSON_PLAIN, json_escape);
+            self.out.push(b'"');
+        } else if !bytes.is_empty() && bytes != b"-" && bytes.iter().all(|b| is(WORD, *b)) {
+            self.out.extend_from_slice(bytes);
+        } else {
+            self.out.push(b'"');
+            escape(self.out, bytes, JSON_PLAIN, text_escape);
+            self.out.push(b'"');
+        }
+    }
+}
+
+impl Clock {
+    fn set(&mut self, second: u64) {
+        self.second = second;
+        self.text.clear();
+        // Only a clock beyond the year 9999 is out of range.
+        let time = i64::try_from(second)
+            .ok()
+            .and_then(|s| jiff::Timestamp::from_second(s).ok());
+        let time = time.unwrap_or(jiff::Timestamp::MAX);
+        let _ = write!(self.text, "{}.", time.strftime("%Y-%m-%dT%H:%M:%S"));
+    }
+}
+
+/// The first [`FIELD`] bytes; less, when those would end inside a character.
+fn cut(bytes: &[u8]) -> &[u8] {
+    if bytes.len() <= FIELD {
+        return bytes;
+    }
+    let is_start = |i: &usize| bytes[*i] & 0xc0 != 0x80;
+    // More than three continuation bytes aren't UTF-8: nothing to keep whole then.
+    let end = (FIELD - 3..=FIELD).rev().find(is_start).unwrap_or(FIELD);
+    &bytes[..end]
+}
+
+/// Copies what is `plain`, and leaves each other character to `special`, which gets the rest and says
+/// how many bytes it took.
+fn escape(
+    out: &mut Vec<u8>,
+    mut rest: &[u8],
+    plain: u8,
+    special: impl Fn(&mut Vec<u8>, &[u8]) -> usize,
+) {
+    loop {
+        let run = rest
+            .iter()
+            .position(|b| !is(plain, *b))
+            .unwrap_or(rest.len());
+        out.extend_from_slice(&rest[..run]);
+        rest = &rest[run..];
+        if rest.is_empty() {
+            return;
+        }
+        let taken = special(out, rest);
+        rest = &rest[taken..];
+    }
+}
+
+/// RFC 8259 §7. Bytes that aren't UTF-8 become U+FFFD; control characters of Unicode are escaped too.
+fn json_escape(out: &mut Vec<u8>, rest: &[u8]) -> usize {
+    let c = match first_char(rest) {
+        Ok(c) => c,
+        Err(length) => {
+            out.extend_from_slice(b"\\ufffd");
+            return length;
+        }
+    };
+    match c {
+        '"' => out.extend_from_slice(b"\\\""),
+        '\\' => out.extend_from_slice(b"\\\\"),
+        c if c.is_control() => {
+            // All of them are below U+00A0; writing to a Vec can't fail.
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        }
+        c => out.extend_from_slice(&rest[..c.len_utf8()]),
+    }
+    c.len_utf8()
+}
+
+/// Like a Rust byte string: `\"`, `\\`, `\xNN` for control characters and what isn't UTF-8.
+fn text_escape(out: &mut Vec<u8>, rest: &[u8]) -> usize {
+    let (bytes, plain) = match first_char(rest) {
+        Ok(c @ ('"' | '\\')) => {
+            out.push(b'\\');
+            (c.len_utf8(), true)
+        }
+        Ok(c) => (c.len_utf8(), !c.is_control()),
+        Err(length) => (length, false),
+    };
+    for byte in &rest[..bytes] {
+        if plain {
+            out.push(*byte);
+        } else {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    bytes
+}
+
+/// The character that `bytes` (not empty) begin with, or how many bytes aren't one.
+fn first_char(bytes: &[u8]) -> Result<char, usize> {
+    let head = &bytes[..bytes.len().min(4)];
+    // A non-empty slice has a first chunk.
+    let chunk = head.utf8_chunks().next();
+    match chunk.map(|chunk| (chunk.valid().chars().next(), chunk.invalid().len())) {
+        Some((Some(c), _)) => Ok(c),
+        Some((None, invalid)) => Err(invalid.max(1)),
+        None => Err(1),
+    }
+}
+
+#[inline]
+fn is(class: u8, byte: u8) -> bool {
+    CLASSES[byte as usize] & class != 0
+}
+
+/// Needs no escape in a JSON string.
+const JSON_PLAIN: u8 = 1;
+/// Needs no quotes in text.
+const WORD: u8 = 2;
+/// What each byte may be used for.
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0x20;
+    while byte < 0x7f {
+        if byte != b'"' as usize && byte != b'\\' as usize {
+            classes[byte] = if byte == b' ' as usize || byte == b'=' as usize {
+                JSON_PLAIN
+            } else {
+                JSON_PLAIN | WORD
+            };
+        }
+        byte += 1;
+    }
+    classes
+};
+
+/// Bytes of a client's field that are kept.
+const FIELD: usize = 256;
+/// Room for most lines.
+const TYPICAL: usize = 768;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::telemetry::labels::Flag;
+
+    /// An ordinary RPC that went well.
+    pub(in super::super) fn record() -> Record<'static> {
+        Record {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_390_764_042),
+            request_id: b"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11",
+            client: IpAddr::from([203, 0, 113, 9]),
+            method: b"POST",
+            path: b"/api.Echo/Echo",
+            authority: b"grpc.example.com",
+            protocol: "HTTP/2",
+            status: 200,
+            grpc_status: Some(0),
+            flags: Flags::NONE,
+            detail: None,
+            bytes_in: 11,
+            bytes_out: 1_024,
+            duration: Duration::from_micros(1_234),
+            upstream_time: Some(Duration::from_nanos(999_999)),
+            attempts: 1,
+            cluster: Some("echo-grpc"),
+            endpoint: Some("10.0.0.7:8081"),
+            user_agent: b"grpc-go/1.70.0",
+        }
+    }
+
+    fn line(format: AccessLogFormat, record: &Record<'_>) -> String {
+        let mut out = Vec::new();
+        Formatter::new(format).line(&mut out, record);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn json(record: &Record<'_>) -> Value {
+        let line = line(AccessLogFormat::Json, record);
+        assert_eq!(line.matches('\n').count(), 1, "{line}");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+
+    #[test]
+    fn json_has_every_field_in_one_line() {
+        insta::assert_snapshot!(line(AccessLogFormat::Json, &record()), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11","client":"203.0.113.9","protocol":"HTTP/2","method":"POST","authority":"grpc.example.com","path":"/api.Echo/Echo","status":200,"grpc_status":0,"flags":"-","detail":null,"bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":0.999,"attempts":1,"cluster":"echo-grpc","endpoint":"10.0.0.7:8081","user_agent":"grpc-go/1.70.0"}"#);
+    }
+
+    #[test]
+    fn text_has_every_field_in_one_line() {
+        insta::assert_snapshot!(line(AccessLogFormat::Text, &record()), @r#"time=2026-11-22T23:39:24.042Z request_id=0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11 client=203.0.113.9 protocol=HTTP/2 method=POST authority=grpc.example.com path=/api.Echo/Echo status=200 grpc_status=0 flags=- detail=- bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=0.999 attempts=1 cluster=echo-grpc endpoint=10.0.0.7:8081 user_agent=grpc-go/1.70.0"#);
+    }
+
+    #[test]
+    fn what_is_not_there_is_null() {
+        let refused = Record {
+            client: "2001:db8::1".parse().unwrap(),
+            status: 503,
+            grpc_status: None,
+            flags: Flags::from(Flag::UpstreamConnectFailure).with(Flag::UpstreamRetryLimit),
+            detail: Some("connection timeout"),
+            upstream_time: None,
+            cluster: None,
+            endpoint: None,
+            user_agent: b"",
+            ..record()
+        };
+        insta::assert_snapshot!(line(AccessLogFormat::Json, &refused), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11","client":"2001:db8::1","protocol":"HTTP/2","method":"POST","authority":"grpc.example.com","path":"/api.Echo/Echo","status":503,"grpc_status":null,"flags":"UF,URX","detail":"connection timeout","bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":null,"attempts":1,"cluster":null,"endpoint":null,"user_agent":""}"#);
+        insta::assert_snapshot!(line(AccessLogFormat::Text, &refused), @r#"time=2026-11-22T23:39:24.042Z request_id=0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11 client=2001:db8::1 protocol=HTTP/2 method=POST authority=grpc.example.com path=/api.Echo/Echo status=503 grpc_status=- flags=UF,URX detail="connection timeout" bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=- attempts=1 cluster=- endpoint=- user_agent="""#);
+    }
+
+    #[test]
+    fn text_escapes_what_would_end_a_value() {
+        let odd = Record {
+            path: b"/a b=\"c\"\\\n\x1b[31m\xff",
+            authority: b"-",
+            user_agent: "Gr\u{fc}\u{df}e\u{85}".as_bytes(),
+            ..record()
+        };
+        let line = line(AccessLogFormat::Text, &odd);
+        assert!(
+            line.contains(r#" path="/a b=\"c\"\\\x0a\x1b[31m\xff" "#),
+            "{line}"
+        );
+        assert!(line.contains(r#" authority="-" "#), "{line}");
+        assert!(line.contains(r#" user_agent="Grüße\xc2\x85""#), "{line}");
+    }
+
+    #[test]
+    fn json_escapes_and_stays_json() {
+        let path = b"/\"\\\x00\x1f\x7f\n\xff\xc3\xc3\xa9\xf0\x9f\x98\x80\xc2\x85\xed\xa0\x80";
+        let value = json(&Record { path, ..record() });
+        let replaced = "/\"\\\0\u{1f}\u{7f}\n\u{fffd}\u{fffd}é😀\u{85}\u{fffd}\u{fffd}\u{fffd}";
+        assert_eq!(value["path"], replaced);
+        let line = line(AccessLogFormat::Json, &Record { path, ..record() });
+        assert!(!line.trim_end().chars().any(char::is_control), "{line}");
+    }
+
+    #[test]
+    fn fields_are_cut_at_256_bytes_between_characters() {
+        let cut = |path: &str| {
+            let value = json(&Record {
+                path: path.as_bytes(),
+                ..record()
+            });
+            value["path"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(cut(&"a".repeat(256)), "a".repeat(256));
+        assert_eq!(cut(&"a".repeat(70_000)), "a".repeat(256));
+        for (character, kept) in [("é", 128), ("€", 85), ("😀", 64)] {
+            assert_eq!(cut(&character.repeat(200)), character.repeat(kept));
+        }
+        assert_eq!(
+            cut(&format!("a{}", "😀".repeat(100))),
+            format!("a{}", "😀".repeat(63))
+        );
+        let garbage = [0x80; 300];
+        let value = json(&Record {
+            path: &garbage,
+            ..record()
+        });
+        assert_eq!(value["path"], "\u{fffd}".repeat(256));
+    }
+
+    #[test]
+    fn times_are_utc_with_milliseconds_and_may_go_back() {
+        let mut formatter = Formatter::new(AccessLogFormat::Json);
+        let mut time = |millis| {
+            let mut out = Vec::new();
+            let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            formatter.line(&mut out, &Record { time, ..record() });
+            let value: Value = serde_json::from_slice(&out).unwrap();
+            value["time"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(time(951_782_400_001), "2000-02-29T00:00:00.001Z");
+        assert_eq!(time(951_782_400_999), "2000-02-29T00:00:00.999Z");
+        assert_eq!(time(951_782_399_999), "2000-02-28T23:59:59.999Z");
+        assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(
+            json(&Record {
+                time: before,
+                ..record()
+            })["time"],
+            "1970-01-01T00:00:00.000Z"
+        );
+    }
+
+    #[test]
+    fn durations_are_milliseconds_with_three_decimals() {
+        let value = json(&Record {
+            duration: Duration::from_micros(61_005_007),
+            ..record()
+        });
+        assert_eq!(value["duration_ms"], 61_005.007);
+        assert_eq!(value["upstream_ms"], 0.999);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_make_one_line_of_json(
+            path in proptest::collection::vec(any::<u8>(), 0..600),
+            user_agent in ".{0,300}",
+        ) {
+            let odd = Record { path: &path, user_agent: user_agent.as_bytes(), ..record() };
+            let value = json(&odd);
+            let kept = value["user_agent"].as_str().unwrap();
+            prop_assert!(user_agent.starts_with(kept));
+            prop_assert!(kept.len() == user_agent.len() || kept.len() > FIELD - 4);
+            prop_assert_eq!(line(AccessLogFormat::Text, &odd).lines().count(), 1);
+        }
+    }
+}
