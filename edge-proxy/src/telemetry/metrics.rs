@@ -341,7 +341,7 @@ impl Hasher for Itself {
 }
 
 /// Nothing is left half-done under these locks: after a panic elsewhere the data is still whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

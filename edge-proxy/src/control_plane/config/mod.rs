@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+pub use crate::data_plane::access_log::{AccessLogConfig, AccessLogFormat};
 use crate::{
     cgroup::Resources,
     snapshot::{ClusterPolicy, ListenerPolicy, Route},
@@ -132,26 +133,6 @@ pub struct Drain {
     pub time: Duration,
     /// How long running RPCs may take after it.
     pub deadline: Duration,
-}
-
-/// `access_log`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLogConfig {
-    /// `json`, `text` or `off`.
-    pub format: AccessLogFormat,
-    /// `None`: standard output.
-    pub path: Option<PathBuf>,
-}
-
-/// `access_log.format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLogFormat {
-    /// One JSON object a line.
-    Json,
-    /// `key=value` words.
-    Text,
-    /// None.
-    Off,
 }
 
 /// One cluster as configured: what the control plane needs to find and check its endpoints.
