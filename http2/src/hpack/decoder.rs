@@ -218,3 +218,95 @@ const LATE_UPDATE: DecodeError =
     DecodeError("a table size update after the beginning of a block (RFC 7541 §4.2)");
 /// A scratch above this isn't kept for the connection's life.
 const SCRATCH: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Headers, DecodeError> {
+        let mut headers = Headers::new();
+        let decoded = decoder.decode(block, usize::MAX, &mut headers)?;
+        assert_eq!(decoded.list_size, headers.list_size());
+        Ok(headers)
+    }
+
+    fn refused(block: &[u8]) -> &'static str {
+        decode(&mut Decoder::new(4096), block).expect_err("an error").0
+    }
+
+    #[test]
+    fn indexes_without_an_entry_are_refused() {
+        assert_eq!(refused(&[0x80]), "index 0 (RFC 7541 §6.1)");
+        for block in [&[0x80 | 62][..], &[0xff, 0xff, 0xff, 0xff, 0x7f], &[0x7f, 0x00, 1, b'x'], &[0x0f, 0x30, 1, b'x']] {
+            assert_eq!(refused(block), NO_ENTRY.0);
+        }
+    }
+
+    #[test]
+    fn cut_blocks_are_refused() {
+        let block = b"\x40\x03abc\x03def\x0f\x10\x02xy";
+        for end in 1..block.len() {
+            let result = decode(&mut Decoder::new(4096), &block[..end]);
+            assert_eq!(result.is_ok(), end == 9, "cut at {end}");
+        }
+    }
+
+    #[test]
+    fn size_updates_come_first_and_stay_below_what_we_announced() {
+        let mut decoder = Decoder::new(4096);
+        assert!(decode(&mut decoder, &[0x20, 0x3f, 0xe1, 0x1f, 0x82]).is_ok());
+        assert!(refused(&[0x3f, 0xe2, 0x1f]).starts_with("a table size above"));
+        assert_eq!(refused(&[0x82, 0x20]), LATE_UPDATE.0);
+        assert!(decode(&mut Decoder::new(10_000), &[0x3f, 0xe2, 0x1f]).is_ok());
+    }
+
+    #[test]
+    fn a_smaller_table_is_due_once_our_settings_are_acknowledged() {
+        let mut decoder = Decoder::new(100);
+        assert!(decode(&mut decoder, b"\x40\x01a\x01b").is_ok());
+        decoder.settings_acknowledged();
+        assert!(decode(&mut decoder, &[0x82]).is_err());
+        let mut decoder = Decoder::new(100);
+        assert!(decode(&mut decoder, b"\x40\x01a\x01b\xbe").is_ok());
+        decoder.settings_acknowledged();
+        assert!(decode(&mut decoder, &[0x3f, 69, 0xbe]).is_ok());
+        assert!(decode(&mut decoder, &[0x3f, 70]).is_err());
+    }
+
+    #[test]
+    fn what_is_beyond_keep_is_counted_and_still_enters_the_table() {
+        let mut decoder = Decoder::new(4096);
+        let mut headers = Headers::new();
+        headers.push(b"x", b"y");
+        // :method: GET is 42; then a literal that is indexed, one that isn't, and the first again.
+        let block = b"\x82\x40\x01a\x01b\x00\x01c\x01d\xbe";
+        let decoded = decoder.decode(block, 75, &mut headers).expect("a block");
+        assert_eq!(decoded.list_size, 42 + 3 * 34);
+        assert_eq!(headers.iter().map(|f| f.name).collect::<Vec<_>>(), [&b"x"[..], b":method"]);
+        assert_eq!(headers.list_size(), 34 + 42);
+        assert_eq!(decode(&mut decoder, &[0xbe]).expect("an entry").get(b"a"), Some(&b"b"[..]));
+    }
+
+    /// One large entry and thousands of references to it: the list is a hundred megabytes, what is held is not.
+    #[test]
+    fn references_to_a_large_entry_cost_only_counting() {
+        let mut block = vec![0x40, 1, b'a'];
+        integer::encode(4000, 7, 0, &mut block);
+        block.extend([b'v'; 4000]);
+        let mut decoder = Decoder::new(4096);
+        let mut one = Headers::new();
+        let size = decoder.decode(&block, usize::MAX, &mut one).map(|d| d.list_size);
+        let size = size.expect("a block");
+        block.extend([0xbe; 28_000]);
+        let mut headers = Headers::new();
+        let decoded = decoder.decode(&block, 8192, &mut headers).expect("a block");
+        assert_eq!(decoded.list_size, size * 28_001);
+        assert!(headers.list_size() <= 8192 && headers.arena().capacity() < 16_384);
+    }
+
+    #[test]
+    fn never_indexed_is_kept() {
+        let headers = decode(&mut Decoder::new(4096), b"\x10\x01a\x01b").expect("a block");
+        assert!(headers.lines().all(|(_, _, meta)| meta.never_indexed));
+    }
+}

@@ -266,3 +266,132 @@ const LARGEST_PART: usize = 4;
 const LONGEST_PATH: usize = 256;
 /// Fields remembered that came when the table was full; a power of two. 256 bytes, and only then.
 const REFUSED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hpack::Decoder;
+
+    fn encode(encoder: &mut Encoder, fields: &[(&str, &str)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encoder.encode(&fields.iter().copied().collect(), &mut out);
+        out
+    }
+
+    /// Whether a field becomes an index when it is sent a second time.
+    fn repeats_as_index(name: &str, value: &str) -> bool {
+        let mut encoder = Encoder::new(4096);
+        encode(&mut encoder, &[(name, value)]);
+        encode(&mut encoder, &[(name, value)]) == [0xbe]
+    }
+
+    #[test]
+    fn static_entries_are_one_byte() {
+        for index in 1..=61u8 {
+            let (line, name_len) = STATIC_TABLE.line(index);
+            let (name, value) = line.split_at(name_len);
+            let id = NameId::of(name);
+            assert_eq!(static_index(id, value), Some(index));
+            if id.indexing() == Indexing::Table {
+                let mut out = Vec::new();
+                Encoder::new(4096).encode(&Headers::from_iter([(name, value)]), &mut out);
+                assert_eq!(out, [0x80 | index]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_repeats_is_indexed() {
+        for (name, value) in [
+            (":path", "/api.Echo/Echo"),
+            (":authority", "grpc.example.com"),
+            ("te", "trailers"),
+            ("user-agent", "grpc-go/1.75.0"),
+            ("grpc-status", "0"),
+            ("x-tenant", "a"),
+        ] {
+            assert!(repeats_as_index(name, value), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_a_messages_own_is_not_indexed() {
+        let long = "v".repeat(1024);
+        let long_path = format!("/{long}");
+        for (name, value) in [
+            ("grpc-timeout", "100m"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            ("x-request-id", "1"),
+            ("content-length", "5"),
+            ("grpc-message", "x"),
+            ("x-envoy-upstream-service-time", "1"),
+            ("date", "Mon, 21 Oct 2013 20:13:21 GMT"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("grpc-trace-bin", "AAAA"),
+            (":path", "/a?b"),
+            (":path", &long_path[..300]),
+            ("x-large", &long),
+        ] {
+            assert!(!repeats_as_index(name, value), "{name}");
+            let mut encoder = Encoder::new(4096);
+            let first = encode(&mut encoder, &[(name, value)]);
+            assert_eq!(first[0] & 0xf0, WITHOUT_INDEXING, "{name}");
+            assert!(encoder.table.get(0).is_none());
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_indexed() {
+        for name in ["authorization", "cookie", "set-cookie", "proxy-authorization"] {
+            assert_eq!(encode(&mut Encoder::new(4096), &[(name, "s")])[0] & 0xf0, NEVER_INDEXED);
+        }
+    }
+
+    #[test]
+    fn only_what_was_seen_before_enters_a_full_table() {
+        let mut encoder = Encoder::new(4096);
+        encode(&mut encoder, &[("te", "trailers")]);
+        for i in 0..1000 {
+            encode(&mut encoder, &[("x-once", &i.to_string())]);
+        }
+        // 4096 bytes were filled, and then nothing pushed out what was there.
+        assert_eq!(encode(&mut encoder, &[("te", "trailers")])[0] & 0x80, INDEXED);
+        let new = [("x-new", "value")];
+        assert_eq!(encode(&mut encoder, &new)[0], WITHOUT_INDEXING);
+        assert_eq!(encode(&mut encoder, &new)[0] & 0xc0, WITH_INDEXING);
+        assert_eq!(encode(&mut encoder, &new), [0xbe]);
+    }
+
+    #[test]
+    fn the_table_is_capped_and_its_changes_told_smallest_first() {
+        let one = [(":method", "GET")];
+        let mut encoder = Encoder::new(4096);
+        encoder.set_peer_max(1 << 20);
+        assert_eq!(encode(&mut encoder, &one), [0x82], "the cap is the initial size: nothing to tell");
+        encoder.set_peer_max(100);
+        assert_eq!(encode(&mut encoder, &one), [0x3f, 69, 0x82]);
+        assert_eq!(encode(&mut encoder, &one), [0x82]);
+        encode(&mut encoder, &[("x-a", "b")]);
+        encoder.set_peer_max(0);
+        encoder.set_peer_max(200);
+        encoder.set_peer_max(100);
+        assert_eq!(encode(&mut encoder, &one), [0x20, 0x3f, 69, 0x82]);
+        assert!(encoder.table.get(0).is_none());
+        encoder.set_peer_max(0);
+        let field = [("x-a", "b")];
+        assert_eq!(encode(&mut encoder, &field)[..2], [0x20, WITHOUT_INDEXING]);
+        assert_eq!(encode(&mut Encoder::new(0), &one), [0x20, 0x82]);
+    }
+
+    #[test]
+    fn a_hash_that_collides_is_no_hit() {
+        let mut encoder = Encoder::new(4096);
+        let mut decoder = Decoder::new(4096);
+        for (name, value) in [("ab", "c"), ("a", "bc"), ("abc", ""), ("ab", "c")] {
+            let mut headers = Headers::new();
+            let block = encode(&mut encoder, &[(name, value)]);
+            decoder.decode(&block, 100, &mut headers).expect("our own encoding");
+            assert_eq!(headers.get(name.as_bytes()), Some(value.as_bytes()));
+        }
+    }
+}

@@ -223,3 +223,104 @@ const LENGTHS: [u8; 257] = [
     20, 24, 20, 21, 22, 21, 21, 23, 22, 22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
     30,
 ];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encoded(text: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(text, &mut out);
+        out
+    }
+
+    fn decoded(src: &[u8]) -> Result<Vec<u8>, DecodeError> {
+        let mut out = b"before".to_vec();
+        let result = decode(src, &mut out);
+        assert!(out.starts_with(b"before"));
+        assert!(result.is_ok() || out.len() == 6, "a failed decoding leaves nothing behind");
+        result.map(|()| out.split_off(6))
+    }
+
+    /// Bit by bit, as RFC 7541 §5.2 says it, to compare with.
+    fn bit_by_bit(src: &[u8]) -> Option<Vec<u8>> {
+        let (mut out, mut code, mut bits) = (Vec::new(), 0u32, 0u8);
+        for at in 0..src.len() * 8 {
+            code = code << 1 | u32::from(src[at / 8] >> (7 - at % 8) & 1);
+            bits += 1;
+            let symbol = (0..257).find(|&s| LENGTHS[s] == bits && CODES[s] == code);
+            match symbol {
+                Some(256) => return None,
+                Some(symbol) => {
+                    out.push(symbol as u8);
+                    (code, bits) = (0, 0);
+                }
+                None => {}
+            }
+        }
+        (bits < 8 && code == (1 << bits) - 1).then_some(out)
+    }
+
+    #[test]
+    fn codes_of_appendix_b() {
+        for (symbol, code, bits) in
+            [(b'0', 0x0, 5), (b'a', 0x3, 5), (b' ', 0x14, 6), (b':', 0x5c, 7), (b'\\', 0x7fff0, 19), (0, 0x1ff8, 13), (10, 0x3fff_fffc, 30), (22, 0x3fff_fffe, 30), (255, 0x3ff_ffee, 26), (249, 0xfff_fffe, 28)]
+        {
+            assert_eq!((CODES[symbol as usize], LENGTHS[symbol as usize]), (code, bits), "{symbol}");
+        }
+        assert_eq!((CODES[256], LENGTHS[256]), (0x3fff_ffff, 30));
+    }
+
+    #[test]
+    fn every_pair_of_bytes_round_trips() {
+        for pair in 0..=u16::MAX {
+            let text = pair.to_be_bytes();
+            let code = encoded(&text);
+            assert_eq!(code.len(), encoded_len(&text));
+            assert_eq!(decoded(&code).as_deref(), Ok(&text[..]));
+        }
+    }
+
+    #[test]
+    fn padding_is_up_to_seven_ones() {
+        assert_eq!(decoded(b"").as_deref(), Ok(&b""[..]));
+        // '0' has the code 00000.
+        assert_eq!(decoded(&[0b0000_0111]).as_deref(), Ok(&b"0"[..]));
+        for wrong in [&[0b0000_0110][..], &[0b0000_0001, 0b1111_1110], &[0b0000_0111, 0xff], &[0xff], &[0xff; 3]] {
+            assert!(decoded(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn eos_is_an_error() {
+        assert!(decoded(&[0xff; 4]).is_err());
+        assert!(decoded(&[0b0000_0111, 0xff, 0xff, 0xff, 0xff]).is_err());
+        assert!(decoded(&[&encoded(b"some text before it ")[..], &[0xff; 40]].concat()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_round_trips(text: Vec<u8>) {
+            let code = encoded(&text);
+            prop_assert_eq!(code.len(), encoded_len(&text));
+            prop_assert_eq!(decoded(&code), Ok(text));
+        }
+
+        #[test]
+        fn decoding_agrees_with_bit_by_bit(src in prop::collection::vec(any::<u8>(), 0..40)) {
+            prop_assert_eq!(decoded(&src).ok(), bit_by_bit(&src));
+        }
+
+        #[test]
+        fn a_code_that_was_cut_or_changed_agrees_too(text in "[ -~]{0,60}", at: usize, bit in 0..8u8, cut: bool) {
+            let mut code = encoded(text.as_bytes());
+            if !code.is_empty() {
+                let at = at % code.len();
+                if cut { code.truncate(at) } else { code[at] ^= 1 << bit }
+            }
+            prop_assert_eq!(decoded(&code).ok(), bit_by_bit(&code));
+        }
+    }
+}
