@@ -231,13 +231,20 @@ mod tests {
     }
 
     fn refused(block: &[u8]) -> &'static str {
-        decode(&mut Decoder::new(4096), block).expect_err("an error").0
+        decode(&mut Decoder::new(4096), block)
+            .expect_err("an error")
+            .0
     }
 
     #[test]
     fn indexes_without_an_entry_are_refused() {
         assert_eq!(refused(&[0x80]), "index 0 (RFC 7541 §6.1)");
-        for block in [&[0x80 | 62][..], &[0xff, 0xff, 0xff, 0xff, 0x7f], &[0x7f, 0x00, 1, b'x'], &[0x0f, 0x30, 1, b'x']] {
+        for block in [
+            &[0x80 | 62][..],
+            &[0xff, 0xff, 0xff, 0xff, 0x7f],
+            &[0x7f, 0x00, 1, b'x'],
+            &[0x0f, 0x30, 1, b'x'],
+        ] {
             assert_eq!(refused(block), NO_ENTRY.0);
         }
     }
@@ -282,9 +289,15 @@ mod tests {
         let block = b"\x82\x40\x01a\x01b\x00\x01c\x01d\xbe";
         let decoded = decoder.decode(block, 75, &mut headers).expect("a block");
         assert_eq!(decoded.list_size, 42 + 3 * 34);
-        assert_eq!(headers.iter().map(|f| f.name).collect::<Vec<_>>(), [&b"x"[..], b":method"]);
+        assert_eq!(
+            headers.iter().map(|f| f.name).collect::<Vec<_>>(),
+            [&b"x"[..], b":method"]
+        );
         assert_eq!(headers.list_size(), 34 + 42);
-        assert_eq!(decode(&mut decoder, &[0xbe]).expect("an entry").get(b"a"), Some(&b"b"[..]));
+        assert_eq!(
+            decode(&mut decoder, &[0xbe]).expect("an entry").get(b"a"),
+            Some(&b"b"[..])
+        );
     }
 
     /// One large entry and thousands of references to it: the list is a hundred megabytes, what is held is not.
@@ -295,7 +308,9 @@ mod tests {
         block.extend([b'v'; 4000]);
         let mut decoder = Decoder::new(4096);
         let mut one = Headers::new();
-        let size = decoder.decode(&block, usize::MAX, &mut one).map(|d| d.list_size);
+        let size = decoder
+            .decode(&block, usize::MAX, &mut one)
+            .map(|d| d.list_size);
         let size = size.expect("a block");
         block.extend([0xbe; 28_000]);
         let mut headers = Headers::new();

@@ -320,7 +320,10 @@ mod tests {
         let long_path = format!("/{long}");
         for (name, value) in [
             ("grpc-timeout", "100m"),
-            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            (
+                "traceparent",
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ),
             ("x-request-id", "1"),
             ("content-length", "5"),
             ("grpc-message", "x"),
@@ -342,8 +345,16 @@ mod tests {
 
     #[test]
     fn secrets_are_never_indexed() {
-        for name in ["authorization", "cookie", "set-cookie", "proxy-authorization"] {
-            assert_eq!(encode(&mut Encoder::new(4096), &[(name, "s")])[0] & 0xf0, NEVER_INDEXED);
+        for name in [
+            "authorization",
+            "cookie",
+            "set-cookie",
+            "proxy-authorization",
+        ] {
+            assert_eq!(
+                encode(&mut Encoder::new(4096), &[(name, "s")])[0] & 0xf0,
+                NEVER_INDEXED
+            );
         }
     }
 
@@ -355,7 +366,10 @@ mod tests {
             encode(&mut encoder, &[("x-once", &i.to_string())]);
         }
         // 4096 bytes were filled, and then nothing pushed out what was there.
-        assert_eq!(encode(&mut encoder, &[("te", "trailers")])[0] & 0x80, INDEXED);
+        assert_eq!(
+            encode(&mut encoder, &[("te", "trailers")])[0] & 0x80,
+            INDEXED
+        );
         let new = [("x-new", "value")];
         assert_eq!(encode(&mut encoder, &new)[0], WITHOUT_INDEXING);
         assert_eq!(encode(&mut encoder, &new)[0] & 0xc0, WITH_INDEXING);
@@ -367,7 +381,11 @@ mod tests {
         let one = [(":method", "GET")];
         let mut encoder = Encoder::new(4096);
         encoder.set_peer_max(1 << 20);
-        assert_eq!(encode(&mut encoder, &one), [0x82], "the cap is the initial size: nothing to tell");
+        assert_eq!(
+            encode(&mut encoder, &one),
+            [0x82],
+            "the cap is the initial size: nothing to tell"
+        );
         encoder.set_peer_max(100);
         assert_eq!(encode(&mut encoder, &one), [0x3f, 69, 0x82]);
         assert_eq!(encode(&mut encoder, &one), [0x82]);
@@ -390,7 +408,9 @@ mod tests {
         for (name, value) in [("ab", "c"), ("a", "bc"), ("abc", ""), ("ab", "c")] {
             let mut headers = Headers::new();
             let block = encode(&mut encoder, &[(name, value)]);
-            decoder.decode(&block, 100, &mut headers).expect("our own encoding");
+            decoder
+                .decode(&block, 100, &mut headers)
+                .expect("our own encoding");
             assert_eq!(headers.get(name.as_bytes()), Some(value.as_bytes()));
         }
     }

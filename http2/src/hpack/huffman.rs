@@ -53,7 +53,8 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
     let (mut at, mut len) = (0usize, 0usize);
     // As long as a whole word can be loaded.
     while at / 8 + 8 <= src.len() {
-        step(word(src, at), &mut at, out, &mut len)?;
+        // With fewer than 30 of the 57 bits left, a long code waits for the next word.
+        step::<27>(word(src, at), &mut at, out, &mut len)?;
     }
     // The rest, made longer by ones: no code of up to 12 bits can begin among them.
     let from = at / 8;
@@ -65,7 +66,8 @@ fn decode_into(src: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
         if left < 8 && word >> (64 - left) == (1 << left) - 1 {
             break;
         }
-        step(word, &mut at, out, &mut len)?;
+        // What looks like a long code may be the padding: that is looked at first.
+        step::<0>(word, &mut at, out, &mut len)?;
     }
     if at > total { Err(PADDING) } else { Ok(len) }
 }
@@ -78,27 +80,32 @@ fn word(src: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes) << (at % 8)
 }
 
-/// Decodes what four look-ups yield, or one symbol of a long code.
+/// Decodes what four look-ups yield, and the long code that comes next, if one does and they took at most `SPARE` bits.
 #[inline]
-fn step(mut word: u64, at: &mut usize, out: &mut [u8], len: &mut usize) -> Result<(), DecodeError> {
-    let (mut symbols, mut count, mut used) = (0u64, 0u32, 0u32);
-    let mut entry = 0;
+fn step<const SPARE: u32>(
+    mut word: u64,
+    at: &mut usize,
+    out: &mut [u8],
+    len: &mut usize,
+) -> Result<(), DecodeError> {
+    let (mut symbols, mut places, mut used, mut last) = (0u64, 0u32, 0u32, 0u32);
     for _ in 0..4 {
         // A long code's entry takes no bits, so that it is met again to the end of the loop.
-        entry = PAIRS[(word >> (64 - WINDOW)) as usize];
-        let bits = entry >> 24;
-        symbols |= u64::from(entry & 0xffff) << (8 * count);
-        count += entry >> 16 & 0xff;
-        word <<= bits;
-        used += bits;
+        let entry = PAIRS[(word >> (64 - WINDOW)) as usize];
+        symbols |= u64::from(entry >> 16) << (places & 63);
+        places += entry >> 8 & 0xff;
+        // The mask is what the processor's shift does anyway.
+        last = entry & 63;
+        word <<= last;
+        used += last;
     }
     let room = out.get_mut(*len..*len + 8).ok_or(PADDING)?;
     room.copy_from_slice(&symbols.to_le_bytes());
-    *len += count as usize;
+    *len += (places / 8) as usize;
     *at += used as usize;
-    if entry >> 24 == 0 && used == 0 {
+    if last == 0 && used <= SPARE {
         let (symbol, bits) = long_code(word)?;
-        out[*len] = symbol;
+        *out.get_mut(*len).ok_or(PADDING)? = symbol;
         *len += 1;
         *at += bits;
     }
@@ -106,7 +113,7 @@ fn step(mut word: u64, at: &mut usize, out: &mut [u8], len: &mut usize) -> Resul
 }
 
 /// The symbol of a code above [`WINDOW`] bits at the top of `word`, and the code's length.
-#[cold]
+#[inline(never)]
 fn long_code(word: u64) -> Result<(u8, usize), DecodeError> {
     let code = (word >> 34) as u32;
     // In a canonical code all codes of one length are numbers in a row.
@@ -164,7 +171,8 @@ const fn codes() -> ([u32; 257], [u16; 257]) {
     (codes, symbols)
 }
 
-/// For each 12 bits: symbols in the low two bytes, how many in the third, bits that they take in the fourth.
+/// For each 12 bits: the bits that its symbols take in the low byte, the bits that they have decoded (8 or 16) in the
+/// second, the symbols in the upper two. The first is what the next look-up waits for, so it needs no shift.
 const fn pairs() -> [u32; 1 << WINDOW] {
     // One symbol per window first, as `length << 8 | symbol`, then each window looks up what follows its first symbol.
     let mut single = [0u16; 1 << WINDOW];
@@ -189,9 +197,9 @@ const fn pairs() -> [u32; 1 << WINDOW] {
             let next = single[(window << bits) & ((1 << WINDOW) - 1)];
             let (more, second) = ((next >> 8) as u32, (next & 0xff) as u32);
             pairs[window] = if more != 0 && bits + more <= WINDOW {
-                (bits + more) << 24 | 2 << 16 | second << 8 | symbol
+                second << 24 | symbol << 16 | 16 << 8 | (bits + more)
             } else {
-                bits << 24 | 1 << 16 | symbol
+                symbol << 16 | 8 << 8 | bits
             };
         }
         window += 1;
@@ -240,7 +248,10 @@ mod tests {
         let mut out = b"before".to_vec();
         let result = decode(src, &mut out);
         assert!(out.starts_with(b"before"));
-        assert!(result.is_ok() || out.len() == 6, "a failed decoding leaves nothing behind");
+        assert!(
+            result.is_ok() || out.len() == 6,
+            "a failed decoding leaves nothing behind"
+        );
         result.map(|()| out.split_off(6))
     }
 
@@ -265,10 +276,23 @@ mod tests {
 
     #[test]
     fn codes_of_appendix_b() {
-        for (symbol, code, bits) in
-            [(b'0', 0x0, 5), (b'a', 0x3, 5), (b' ', 0x14, 6), (b':', 0x5c, 7), (b'\\', 0x7fff0, 19), (0, 0x1ff8, 13), (10, 0x3fff_fffc, 30), (22, 0x3fff_fffe, 30), (255, 0x3ff_ffee, 26), (249, 0xfff_fffe, 28)]
-        {
-            assert_eq!((CODES[symbol as usize], LENGTHS[symbol as usize]), (code, bits), "{symbol}");
+        for (symbol, code, bits) in [
+            (b'0', 0x0, 5),
+            (b'a', 0x3, 5),
+            (b' ', 0x14, 6),
+            (b':', 0x5c, 7),
+            (b'\\', 0x7fff0, 19),
+            (0, 0x1ff8, 13),
+            (10, 0x3fff_fffc, 30),
+            (22, 0x3fff_fffe, 30),
+            (255, 0x3ff_ffee, 26),
+            (249, 0xfff_fffe, 28),
+        ] {
+            assert_eq!(
+                (CODES[symbol as usize], LENGTHS[symbol as usize]),
+                (code, bits),
+                "{symbol}"
+            );
         }
         assert_eq!((CODES[256], LENGTHS[256]), (0x3fff_ffff, 30));
     }
@@ -288,7 +312,13 @@ mod tests {
         assert_eq!(decoded(b"").as_deref(), Ok(&b""[..]));
         // '0' has the code 00000.
         assert_eq!(decoded(&[0b0000_0111]).as_deref(), Ok(&b"0"[..]));
-        for wrong in [&[0b0000_0110][..], &[0b0000_0001, 0b1111_1110], &[0b0000_0111, 0xff], &[0xff], &[0xff; 3]] {
+        for wrong in [
+            &[0b0000_0110][..],
+            &[0b0000_0001, 0b1111_1110],
+            &[0b0000_0111, 0xff],
+            &[0xff],
+            &[0xff; 3],
+        ] {
             assert!(decoded(wrong).is_err(), "{wrong:?}");
         }
     }
