@@ -1,6 +1,11 @@
 //! HPACK by random input: our two halves against each other, the decoder against a model that follows the RFC word by
 //! word, and both against the crate `h2` over an in-memory connection.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is impossible here should end the test"
+)]
+
 use std::collections::VecDeque;
 
 use bytes::Bytes;

@@ -137,6 +137,17 @@ impl Headers {
         Self::default()
     }
 
+    /// An empty block with room for `fields` fields of together `bytes` bytes.
+    pub fn with_capacity(fields: usize, bytes: usize) -> Self {
+        let (bytes, entries) = (Vec::with_capacity(bytes), Vec::with_capacity(fields));
+        Self {
+            bytes,
+            entries,
+            live: 0,
+            seen: 0,
+        }
+    }
+
     /// Appends. Pseudo-header fields first, as RFC 9113 §8.3 wants it (the caller keeps the order).
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         self.push_with(Meta::of(NameId::of(name)), name, value);
@@ -381,6 +392,14 @@ impl Headers {
 
 /// For the decoder and the encoder: fields with what is known of them.
 impl Headers {
+    /// Room for an ordinary block, in two allocations, before the first field is decoded.
+    #[inline]
+    pub(crate) fn make_room(&mut self) {
+        if self.entries.capacity() == 0 {
+            *self = Self::with_capacity(ORDINARY_FIELDS, ORDINARY_BYTES);
+        }
+    }
+
     /// The byte buffer, for the decoder to append a name and a value to before it calls [`commit`](Self::commit).
     #[inline]
     pub(crate) fn arena(&mut self) -> &mut Vec<u8> {
@@ -479,6 +498,9 @@ impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
 
 /// RFC 9113 §6.5.2 and RFC 7541 §4.1: what a field counts besides its octets.
 pub(crate) const FIELD_OVERHEAD: usize = 32;
+/// A gRPC request of a proxy's client: a dozen fields, some with ids. Larger blocks grow.
+const ORDINARY_FIELDS: usize = 16;
+const ORDINARY_BYTES: usize = 512;
 /// Unused bytes below this are never worth a move.
 const GARBAGE: usize = 1024;
 

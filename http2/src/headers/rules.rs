@@ -146,10 +146,10 @@ pub(super) fn status_code(value: &[u8]) -> Option<u16> {
 
 /// The rules of one field alone.
 fn fault(id: NameId, name: &[u8], value: &[u8]) -> Option<Fault> {
-    if id.is_other() {
-        if let Some(fault) = name_fault(name) {
-            return Some(fault);
-        }
+    if id.is_other()
+        && let Some(fault) = name_fault(name)
+    {
+        return Some(fault);
     }
     if let Some(fault) = value_fault(value) {
         return Some(fault);

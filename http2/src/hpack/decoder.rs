@@ -60,6 +60,7 @@ impl Decoder {
         into: &mut Headers,
     ) -> Result<Decoded, DecodeError> {
         self.size_updates(&mut block)?;
+        into.make_room();
         let mut list_size = 0usize;
         while let Some((&first, rest)) = block.split_first() {
             block = rest;

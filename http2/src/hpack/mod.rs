@@ -2,8 +2,12 @@
 //!
 //! Made for a proxy, where the blocks of one connection repeat themselves: what is found out about a field once (its
 //! characters are allowed, the number of its name, a hash of its content) stands in the decoder's table, goes with the
-//! field through [`Headers`](crate::Headers), and saves the encoder of the other side its look-up. The parts: [`huffman`] and
-//! [`integer`] for the primitives, [`table`] for the two tables, [`index`] for the encoder's way from content to entry.
+//! field through [`Headers`], and saves the encoder of the other side its look-up. The parts: `huffman` and `integer` for the
+//! primitives, `table` for the static and the dynamic table, `index` for the encoder's way from a content to its entry.
+//!
+//! [`Headers`]: crate::Headers
+
+use std::hash::{BuildHasher as _, Hasher as _};
 
 mod decoder;
 mod encoder;
@@ -33,8 +37,6 @@ pub(crate) fn content_hash(line: &[u8]) -> u32 {
     let hash = hasher.finish();
     ((hash >> 32) as u32 ^ hash as u32).max(1)
 }
-
-use std::hash::{BuildHasher as _, Hasher as _};
 
 /// SETTINGS_HEADER_TABLE_SIZE before any SETTINGS (RFC 9113 §6.5.2): the size that both tables start with.
 const INITIAL_TABLE_SIZE: usize = 4096;

@@ -1,9 +1,9 @@
 //! The static table and the dynamic table, RFC 7541 §2.3.
 //!
 //! The dynamic table is a ring of entries, newest at the back, over one byte buffer in which every entry's name and value
-//! stand in one piece: insertion appends, eviction moves a mark, and when the dead bytes in front are more than the
-//! living ones those move to the front. So an index is one subtraction away from its bytes, nothing is allocated per
-//! entry, and the buffer is at most about twice the table's size. An idle connection's table holds nothing.
+//! stand in one piece: insertion appends, eviction moves a mark, and when a third of the buffer is dead the
+//! living bytes move to its front. So an index is one subtraction away from its bytes, nothing is allocated per entry,
+//! and the buffer needs at most about one and a half times the table's size. An idle connection's table holds nothing.
 
 use std::collections::VecDeque;
 
@@ -144,13 +144,13 @@ impl DynamicTable {
         }
     }
 
-    /// Moves the living bytes to the front once they are the smaller part: each byte is moved at most once on average.
+    /// Moves the living bytes to the front once a third of all is dead: on average two bytes move for each inserted.
     fn compact(&mut self) {
         let dead = match self.entries.front() {
             Some(oldest) => oldest.start.wrapping_sub(self.base) as usize,
             None => self.bytes.len(),
         };
-        if dead > self.bytes.len() / 2 {
+        if dead > self.bytes.len() / 3 {
             self.bytes.copy_within(dead.., 0);
             self.bytes.truncate(self.bytes.len() - dead);
             self.base = self.base.wrapping_add(dead as u32);
