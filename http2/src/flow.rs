@@ -97,12 +97,6 @@ impl RecvWindow {
         self.open += i64::from(n);
         n
     }
-
-    /// Bytes that the peer may send and those about to be announced.
-    #[cfg(test)]
-    pub(crate) fn whole(&self) -> i64 {
-        self.open + i64::from(self.credit)
-    }
 }
 
 #[cfg(test)]

@@ -110,14 +110,12 @@ impl Peer {
             let value = u32_at(entry, 2);
             match u16::from_be_bytes([entry[0], entry[1]]) {
                 id::HEADER_TABLE_SIZE => self.header_table = value,
-                id::ENABLE_PUSH => {
-                    // A server may only say 0, and a client nothing above 1.
-                    if value > 1 || (value == 1 && role == Role::Client) {
-                        return Err(broken(
-                            Reason::PROTOCOL_ERROR,
-                            "SETTINGS_ENABLE_PUSH (RFC 9113 §6.5.2)",
-                        ));
-                    }
+                // A server may only say 0, and a client nothing above 1.
+                id::ENABLE_PUSH if value > u32::from(role == Role::Server) => {
+                    return Err(broken(
+                        Reason::PROTOCOL_ERROR,
+                        "SETTINGS_ENABLE_PUSH (RFC 9113 §6.5.2)",
+                    ));
                 }
                 id::MAX_CONCURRENT_STREAMS => self.max_concurrent_streams = value,
                 id::INITIAL_WINDOW_SIZE => {

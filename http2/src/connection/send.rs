@@ -359,7 +359,7 @@ impl Connection {
 
     /// Frames the stream's queue, then `bytes`, in at most `frames` frames, as far as windows and
     /// output allow; then the trailers that wait, if all has gone. `join`: a rest below
-    /// [`SMALL`] stays for the end of the turn. Returns how many of `bytes` went.
+    /// [`SMALL`] stays for the end of the turn, or for a full frame. Returns how many of `bytes` went.
     fn pump(&mut self, at: Handle, bytes: &[u8], frames: usize, join: bool) -> usize {
         let Some(s) = self.streams.get_mut(at) else {
             return 0;
@@ -369,7 +369,8 @@ impl Connection {
         let mut ended = false;
         for _ in 0..frames {
             let have = s.queue.len() + rest.len();
-            if have == 0 || (join && have < SMALL) || self.out.len() >= self.config.output_limit {
+            let joins = join && rest.len() < SMALL && have < self.peer.max_frame;
+            if have == 0 || joins || self.out.len() >= self.config.output_limit {
                 break;
             }
             let window = s.send.available().min(self.send.available());

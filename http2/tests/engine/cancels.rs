@@ -1,0 +1,142 @@
+//! Resets towards a backend are paced.
+
+use http2::{Config, Reason};
+
+use crate::support::*;
+
+fn resets(sent: &[Frame]) -> Vec<u32> {
+    sent.iter()
+        .filter(|f| f.kind == RST_STREAM)
+        .map(|f| f.stream)
+        .collect()
+}
+
+fn pings(sent: &[Frame]) -> Vec<u64> {
+    sent.iter()
+        .filter(|f| f.kind == PING)
+        .map(|f| u64::from_be_bytes(f.payload[..].try_into().unwrap()))
+        .collect()
+}
+
+/// Opens and cancels `n` streams; what went out.
+fn cancel(s: &mut Script, n: u32) -> Vec<Frame> {
+    for key in 0..n {
+        let stream = s.opened(key, false);
+        s.engine.reset(stream, Reason::CANCEL);
+        assert!(s.engine.is_empty(), "for the owner it is gone");
+    }
+    s.sent()
+}
+
+#[test]
+fn the_eleventh_waits_for_the_answer_to_a_ping() {
+    let mut s = Script::client(Config::default());
+    let sent = cancel(&mut s, 10);
+    assert_eq!(resets(&sent).len(), 1, "each in its own flush");
+    assert_eq!(pings(&sent), []);
+    let stream = s.opened(0, false);
+    s.engine.reset(stream, Reason::CANCEL);
+    s.engine.reset(stream, Reason::CANCEL);
+    let sent = s.sent();
+    assert_eq!(resets(&sent), []);
+    let [payload] = pings(&sent)[..] else {
+        panic!("{sent:?}")
+    };
+    // What comes for it meanwhile is swallowed, and credited.
+    assert!(s.sent().is_empty());
+    s.quiet(&pong(payload));
+    assert_eq!(resets(&s.sent()), [stream]);
+    s.quiet(&data(stream, b"late", false));
+}
+
+#[test]
+fn a_waiting_stream_swallows_its_response() {
+    let mut s = Script::client(Config {
+        stream_window: 70_000,
+        connection_window: 70_000,
+        ..Config::default()
+    });
+    cancel(&mut s, 10);
+    let a = s.opened(7, false);
+    let b = s.opened(7, true);
+    s.engine.reset(a, Reason::CANCEL);
+    s.engine.reset(b, Reason::CANCEL);
+    s.sent();
+    assert_eq!(s.engine.streams().count(), 0);
+    let mut s = Script::client(Config {
+        stream_window: 70_000,
+        connection_window: 70_000,
+        ..Config::default()
+    });
+    cancel(&mut s, 10);
+    let a = s.opened(7, true);
+    s.engine.reset(a, Reason::CANCEL);
+    s.sent();
+    // An informational head doesn't prove that the stream was accepted by the application, a
+    // final one does: then the reset need not wait.
+    let early = s.headers(a, &list(&[(":status", "103")]), false);
+    s.quiet(&early);
+    assert_eq!(resets(&s.sent()), []);
+    let head = s.headers(a, &response(), false);
+    s.quiet(&head);
+    assert_eq!(resets(&s.sent()), [a]);
+    s.quiet(&data(a, &[0; 16_000], false).repeat(4));
+    assert_eq!(
+        s.sent().iter().filter(|f| f.kind == WINDOW_UPDATE).count(),
+        1
+    );
+}
+
+#[test]
+fn a_response_on_a_later_stream_confirms_without_a_ping() {
+    let mut s = Script::client(Config::default());
+    cancel(&mut s, 10);
+    let live = s.opened(1, true);
+    let head = s.headers(live, &response(), true);
+    s.one(&head);
+    let sent = cancel(&mut s, 10);
+    assert_eq!((resets(&sent).len(), pings(&sent)), (1, vec![]));
+}
+
+#[test]
+fn streams_that_were_answered_are_reset_at_once() {
+    let mut s = Script::client(Config::default());
+    for key in 0..50 {
+        let stream = s.opened(key, false);
+        let head = s.headers(stream, &response(), false);
+        s.one(&head);
+        s.engine.reset(stream, Reason::CANCEL);
+        assert_eq!(resets(&s.sent()), [stream]);
+    }
+}
+
+#[test]
+fn a_reset_by_the_peer_ends_a_waiting_one_silently() {
+    let mut s = Script::client(Config::default());
+    cancel(&mut s, 10);
+    let stream = s.opened(1, false);
+    s.engine.reset(stream, Reason::CANCEL);
+    let payload = pings(&s.sent())[0];
+    s.quiet(&rst(stream, 8));
+    s.quiet(&pong(payload));
+    assert_eq!(resets(&s.sent()), []);
+}
+
+#[test]
+fn waiting_streams_count_against_the_peer_s_limit() {
+    let mut s = Script::client_after(Config::default(), &[(3, 1)]);
+    cancel(&mut s, 10);
+    let stream = s.opened(1, false);
+    s.engine.reset(stream, Reason::CANCEL);
+    assert!(s.engine.is_empty() && !s.engine.can_open());
+}
+
+#[test]
+fn a_server_never_waits() {
+    let mut s = Script::server(Config::default());
+    for i in 0..50 {
+        s.requested(2 * i + 1, false);
+        s.engine.reset(2 * i + 1, Reason::CANCEL);
+        assert_eq!(resets(&s.sent()).len(), 1);
+    }
+}

@@ -1,0 +1,301 @@
+//! What the calls put on the wire, and in which order.
+
+use http2::{Config, Headers, OpenError, Reason, Sent};
+
+use crate::support::*;
+
+fn kinds(sent: &[Frame]) -> Vec<(u8, u32)> {
+    sent.iter().map(|f| (f.kind, f.stream)).collect()
+}
+
+#[test]
+fn a_unary_call_is_headers_and_one_data_frame() {
+    let mut s = Script::client(Config::default());
+    let stream = s.engine.open(request(), false, 3).unwrap();
+    assert!(s.engine.output().is_empty(), "open only queues");
+    s.engine.send_data(stream, b"hello", true, s.now);
+    let sent = s.sent();
+    assert_eq!(kinds(&sent), [(HEADERS, 1), (DATA, 1)]);
+    assert_eq!((sent[0].flags, sent[1].flags), (END_HEADERS, END_STREAM));
+    assert_eq!(
+        s.engine.take_sent(),
+        Some(Sent {
+            stream: 1,
+            key: 3,
+            bytes: 5
+        })
+    );
+    let mut head = Headers::new();
+    s.decoder
+        .decode(&sent[0].payload, 1 << 20, &mut head)
+        .unwrap();
+    assert_eq!(fields(&head), fields(&request()));
+}
+
+#[test]
+fn a_call_without_a_body_is_one_frame() {
+    let mut s = Script::client(Config::default());
+    s.engine.open(request(), true, 0).unwrap();
+    let late = s.engine.open(request(), false, 0).unwrap();
+    s.engine.send_data(late, b"", true, s.now);
+    let sent = s.sent();
+    assert_eq!(kinds(&sent), [(HEADERS, 1), (HEADERS, 3)]);
+    assert!(sent.iter().all(|f| f.flags == END_HEADERS | END_STREAM));
+}
+
+#[test]
+fn a_unary_response_joins_what_one_turn_brought() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), false);
+    for part in [&b"he"[..], b"ll", b"", b"o"] {
+        s.engine.send_data(1, part, false, s.now);
+    }
+    s.engine.send_trailers(1, &trailers());
+    let sent = s.sent();
+    assert_eq!(kinds(&sent), [(HEADERS, 1), (DATA, 1), (HEADERS, 1)]);
+    assert_eq!(sent[1].payload, b"hello");
+    assert_eq!(sent[2].flags, END_HEADERS | END_STREAM);
+    assert!(s.engine.is_empty());
+    assert_eq!(s.engine.take_sent().unwrap().bytes, 5);
+}
+
+#[test]
+fn small_messages_of_one_turn_become_one_frame_per_stream() {
+    let mut s = Script::server(Config::default());
+    for stream in [1, 3] {
+        s.requested(stream, true);
+        s.engine.send_headers(stream, &response(), false);
+    }
+    s.sent();
+    for _ in 0..50 {
+        for stream in [1, 3] {
+            assert_eq!(s.engine.send_data(stream, &[7; 25], false, s.now), 0);
+        }
+    }
+    let sent = s.sent();
+    assert_eq!(kinds(&sent), [(DATA, 1), (DATA, 3)]);
+    assert!(sent.iter().all(|f| f.payload.len() == 1250));
+}
+
+#[test]
+fn bulk_goes_at_once_behind_what_was_joined() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), false);
+    s.engine.send_data(1, &[1; 5], false, s.now);
+    assert_eq!(s.engine.send_data(1, &[2; 4000], false, s.now), 4000);
+    let sent = s.sent();
+    assert_eq!(sent[1].payload, [&[1; 5][..], &[2; 4000]].concat());
+}
+
+#[test]
+fn an_empty_frame_is_never_sent_without_an_end() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), false);
+    s.sent();
+    s.engine.send_data(1, b"", false, s.now);
+    assert!(s.sent().is_empty());
+    s.engine.send_data(1, b"", true, s.now);
+    assert_eq!(frames(&data(1, b"", true)), s.sent());
+}
+
+#[test]
+fn trailers_wait_behind_queued_data() {
+    let mut s = Script::server_after(Config::default(), &[(4, 5)]);
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), false);
+    s.engine.send_data(1, b"hello world", false, s.now);
+    s.engine.send_trailers(1, &trailers());
+    s.engine.send_data(1, b"after the end", false, s.now);
+    assert_eq!(kinds(&s.sent()), [(HEADERS, 1), (DATA, 1)]);
+    s.quiet(&window(1, 100));
+    let sent = s.sent();
+    assert_eq!(kinds(&sent), [(DATA, 1), (HEADERS, 1)]);
+    assert_eq!(
+        (sent[0].flags, sent[1].flags),
+        (0, END_HEADERS | END_STREAM)
+    );
+    assert!(s.engine.is_empty());
+}
+
+#[test]
+fn trailers_without_data_need_no_window() {
+    let mut s = Script::client_after(Config::default(), &[(4, 0)]);
+    let stream = s.engine.open(request(), false, 0).unwrap();
+    s.engine.send_trailers(stream, &trailers());
+    assert_eq!(kinds(&s.sent()), [(HEADERS, 1), (HEADERS, 1)]);
+}
+
+#[test]
+fn heads_keep_their_order() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_data(1, b"too early", false, s.now);
+    s.engine.send_trailers(1, &trailers());
+    s.engine.send_headers(1, &list(&[(":status", "103")]), true);
+    s.engine.send_headers(1, &response(), false);
+    s.engine.send_headers(1, &response(), false);
+    let sent = s.sent();
+    assert_eq!(kinds(&sent), [(HEADERS, 1), (HEADERS, 1)]);
+    assert!(sent.iter().all(|f| f.flags == END_HEADERS));
+}
+
+#[test]
+fn large_blocks_are_continued() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    let mut head = response();
+    for i in 0..5 {
+        head.push(format!("x-{i}").as_bytes(), &[b'~'; 8000]);
+    }
+    s.engine.send_headers(1, &head, true);
+    let sent = s.sent();
+    assert_eq!(
+        kinds(&sent),
+        [(HEADERS, 1), (CONTINUATION, 1), (CONTINUATION, 1)]
+    );
+    assert_eq!(
+        sent.iter().map(|f| f.flags).collect::<Vec<_>>(),
+        [END_STREAM, 0, END_HEADERS]
+    );
+    let block: Vec<u8> = sent.iter().flat_map(|f| f.payload.clone()).collect();
+    let mut back = Headers::new();
+    s.decoder.decode(&block, 1 << 20, &mut back).unwrap();
+    assert_eq!(fields(&back), fields(&head));
+}
+
+#[test]
+fn a_stream_reset_before_the_flush_leaves_no_trace() {
+    let mut s = Script::client(Config::default());
+    let gone = s.engine.open(request(), false, 0).unwrap();
+    let stays = s.engine.open(request(), true, 1).unwrap();
+    s.engine.send_data(gone, &[7; 5000], false, s.now);
+    s.engine.reset(gone, Reason::CANCEL);
+    s.engine.credit(gone, 5);
+    assert_eq!(kinds(&s.sent()), [(HEADERS, stays)]);
+    assert_eq!((s.engine.stream_count(), s.engine.pending_bytes()), (1, 0));
+}
+
+#[test]
+fn an_unopened_stream_can_be_taken_back() {
+    let mut s = Script::client(Config::default());
+    let stream = s.engine.open(request(), false, 0).unwrap();
+    assert!(!s.engine.headers_left(stream));
+    let head = s.engine.take_unopened(stream).unwrap();
+    assert_eq!(fields(&head), fields(&request()));
+    assert!(s.sent().is_empty() && s.engine.is_empty());
+    let stream = s.engine.open(head, false, 0).unwrap();
+    s.sent();
+    assert!(s.engine.take_unopened(stream).is_none());
+}
+
+#[test]
+fn headers_have_left_when_their_first_byte_has() {
+    let mut s = Script::client(Config::default());
+    s.engine.ping(1);
+    let stream = s.engine.open(request(), true, 0).unwrap();
+    s.engine.flush(s.now);
+    s.engine.consume(17);
+    assert!(!s.engine.headers_left(stream));
+    s.engine.consume(1);
+    assert!(s.engine.headers_left(stream));
+}
+
+#[test]
+fn open_says_why_not() {
+    let mut s = Script::raw(http2::Role::Client, Config::default());
+    assert_eq!(
+        s.engine.open(request(), true, 0).unwrap_err().0,
+        OpenError::NotReady
+    );
+    s.feed(&settings(&[(3, 1)])).unwrap();
+    let stream = s.engine.open(request(), true, 0).unwrap();
+    assert_eq!(
+        s.engine.open(request(), true, 0).unwrap_err().0,
+        OpenError::Full
+    );
+    s.engine.reset(stream, Reason::CANCEL);
+    assert!(s.engine.can_open());
+    s.feed(&goaway(0, 0)).unwrap();
+    assert_eq!(
+        s.engine.open(request(), true, 0).unwrap_err().0,
+        OpenError::GoingAway
+    );
+    let mut s = Script::server(Config::default());
+    assert!(s.engine.open(request(), true, 0).is_err());
+}
+
+#[test]
+fn a_limit_that_falls_holds_streams_back_that_are_not_on_the_wire() {
+    let mut s = Script::client_after(Config::default(), &[(3, 2)]);
+    let first = s.opened(0, true);
+    s.engine.open(request(), true, 0).unwrap();
+    s.feed(&settings(&[(3, 1)])).unwrap();
+    assert_eq!(kinds(&s.sent()), [(SETTINGS, 0)]);
+    let head = s.headers(first, &response(), true);
+    s.one(&head);
+    assert_eq!(kinds(&s.sent()), [(HEADERS, 3)]);
+}
+
+#[test]
+fn opens_wait_while_the_output_is_full() {
+    let config = Config {
+        output_limit: 10,
+        ..Config::default()
+    };
+    let mut s = Script::client(config);
+    s.engine.ping(1);
+    s.engine.open(request(), true, 0).unwrap();
+    s.engine.flush(s.now);
+    assert_eq!(kinds(&frames(s.engine.output())), [(PING, 0)]);
+    s.sent();
+    assert_eq!(kinds(&s.sent()), [(HEADERS, 1)]);
+}
+
+#[test]
+fn calls_out_of_order_are_ignored() {
+    let mut s = Script::server(Config::default());
+    for stream in [0, 1, 2, 7, u32::MAX] {
+        s.engine.send_headers(stream, &response(), true);
+        s.engine.send_data(stream, b"x", true, s.now);
+        s.engine.send_trailers(stream, &trailers());
+        s.engine.reset(stream, Reason::CANCEL);
+        s.engine.credit(stream, 5);
+        s.engine.set_key(stream, 1);
+        assert!(s.engine.take_unopened(stream).is_none() && s.engine.blocked(stream).is_none());
+        assert!(s.engine.headers_left(stream) && s.engine.peer_closed(stream));
+    }
+    s.engine.consume(100);
+    assert!(s.sent().is_empty());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), true);
+    s.sent();
+    s.engine.send_trailers(1, &trailers());
+    s.engine.reset(1, Reason::CANCEL);
+    assert!(s.sent().is_empty(), "it has ended");
+}
+
+#[test]
+fn the_peer_s_header_table_is_kept_to() {
+    let mut s = Script::client_after(Config::default(), &[(1, 0)]);
+    s.decoder = http2::hpack::Decoder::new(0);
+    s.opened(0, true);
+    s.opened(0, true);
+}
+
+#[test]
+fn buffers_can_be_pooled() {
+    let mut s = Script::server(Config::default());
+    s.engine.ping(1);
+    assert!(s.engine.take_buffer().is_none());
+    s.sent();
+    assert!(s.engine.take_buffer().is_some());
+    s.engine.give_buffer(Vec::with_capacity(1 << 12));
+    s.engine.ping(1);
+    s.sent();
+    assert_eq!(s.engine.take_buffer().unwrap().capacity(), 1 << 12);
+    s.engine.shrink();
+    s.requested(1, true);
+}

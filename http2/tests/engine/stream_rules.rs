@@ -1,0 +1,386 @@
+//! Rules whose breach ends one stream, and what is allowed (RFC 9113 §5.1, §8).
+
+use http2::{Config, Reason};
+
+use crate::support::*;
+
+#[test]
+fn a_request_with_body_and_trailers() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    s.engine.set_key(1, 9);
+    assert_eq!(
+        s.one(&data(1, b"abc", false)),
+        Got::Data(1, 9, b"abc".to_vec(), false)
+    );
+    assert!(!s.engine.peer_closed(1));
+    let t = s.headers(1, &trailers(), true);
+    assert_eq!(s.one(&t), Got::Trailers(1, 9, fields(&trailers())));
+    assert!(s.engine.peer_closed(1) && s.engine.stream_count() == 1);
+    s.engine.send_headers(1, &response(), true);
+    assert!(s.engine.is_empty());
+}
+
+#[test]
+fn a_response_after_informational_ones() {
+    let mut s = Script::client(Config::default());
+    s.opened(4, true);
+    for status in ["100", "103"] {
+        let head = list(&[(":status", status)]);
+        let bytes = s.headers(1, &head, false);
+        assert_eq!(s.one(&bytes), Got::Headers(1, 4, fields(&head), false));
+    }
+    let head = s.headers(1, &response(), false);
+    assert!(matches!(s.one(&head), Got::Headers(1, 4, _, false)));
+    assert_eq!(s.one(&data(1, b"", true)), Got::Data(1, 4, vec![], true));
+    assert!(s.engine.is_empty());
+}
+
+#[test]
+fn an_informational_response_cannot_end_the_stream() {
+    let mut s = Script::client(Config::default());
+    s.opened(4, true);
+    let bytes = s.headers(1, &list(&[(":status", "103")]), true);
+    let got = s.breaks(&bytes, 1, Reason::PROTOCOL_ERROR);
+    assert!(matches!(got[..], [Got::Malformed(1, 4, _)]));
+}
+
+#[test]
+fn data_before_the_response_head_is_an_error_of_the_stream() {
+    let mut s = Script::client(Config::default());
+    s.opened(4, true);
+    let got = s.breaks(&data(1, b"abc", false), 1, Reason::PROTOCOL_ERROR);
+    assert!(matches!(
+        got[..],
+        [Got::Reset {
+            key: 4,
+            by_peer: false,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn trailers_end_the_stream() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    let t = s.headers(1, &trailers(), false);
+    let got = s.breaks(&t, 1, Reason::PROTOCOL_ERROR);
+    assert!(matches!(got[..], [Got::Malformed(1, _, _)]));
+}
+
+#[test]
+fn malformed_messages_are_errors_of_their_stream() {
+    for bad in [
+        list(&[(":method", "GET"), (":scheme", "http")]),
+        list(&[
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/"),
+            ("Upper", "1"),
+        ]),
+        list(&[
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/"),
+            ("connection", "close"),
+        ]),
+        list(&[
+            (":method", "GET"),
+            (":scheme", "http"),
+            ("a", "b"),
+            (":path", "/"),
+        ]),
+        list(&[
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/"),
+            ("te", "gzip"),
+        ]),
+    ] {
+        let mut s = Script::server(Config::default());
+        let bytes = s.headers(1, &bad, true);
+        let got = s.breaks(&bytes, 1, Reason::PROTOCOL_ERROR);
+        assert!(
+            matches!(got[..], [Got::Malformed(1, u32::MAX, _)]),
+            "{got:?}"
+        );
+        assert!(s.engine.is_empty());
+        s.requested(3, true);
+    }
+    let mut s = Script::client(Config::default());
+    s.opened(4, true);
+    let bytes = s.headers(1, &list(&[("a", "b")]), false);
+    let got = s.breaks(&bytes, 1, Reason::PROTOCOL_ERROR);
+    assert!(matches!(got[..], [Got::Malformed(1, 4, _)]), "{got:?}");
+}
+
+#[test]
+fn pseudo_fields_in_trailers_are_malformed() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    let t = s.headers(1, &list(&[(":path", "/")]), true);
+    s.breaks(&t, 1, Reason::PROTOCOL_ERROR);
+}
+
+fn sized(length: &str) -> http2::Headers {
+    let mut head = request();
+    head.push(b"content-length", length.as_bytes());
+    head
+}
+
+#[test]
+fn content_length_and_data_agree() {
+    type Rest = fn(&mut Script) -> Vec<u8>;
+    let too_much: Rest = |_| data(1, b"12345", false);
+    let too_little: Rest = |_| data(1, b"123", true);
+    let short_with_trailers: Rest = |s| {
+        let t = s.headers(1, &trailers(), true);
+        [data(1, b"123", false), t].concat()
+    };
+    for rest in [too_much, too_little, short_with_trailers] {
+        let mut s = Script::server(Config::default());
+        let head = s.headers(1, &sized("4"), false);
+        s.one(&head);
+        let rest = rest(&mut s);
+        let got = s.breaks(&rest, 1, Reason::PROTOCOL_ERROR);
+        assert!(
+            matches!(got.last(), Some(Got::Malformed(1, _, _))),
+            "{got:?}"
+        );
+    }
+    let mut s = Script::server(Config::default());
+    let head = s.headers(1, &sized("4"), true);
+    s.breaks(&head, 1, Reason::PROTOCOL_ERROR);
+
+    let mut s = Script::server(Config::default());
+    let head = s.headers(1, &sized("4"), false);
+    s.one(&head);
+    let all = s.feed(&[frame(DATA, PADDED, 1, b"\x02ab\0\0"), data(1, b"cd", true)].concat());
+    assert_eq!(all.unwrap().len(), 2, "padding isn't content");
+}
+
+#[test]
+fn a_response_without_content_may_announce_a_length() {
+    let head = list(&[(":status", "304"), ("content-length", "1000")]);
+    let mut s = Script::client(Config::default());
+    s.opened(4, true);
+    let bytes = s.headers(1, &head, true);
+    assert!(matches!(s.one(&bytes), Got::Headers(1, 4, _, true)));
+    s.opened(5, true);
+    let bytes = [s.headers(3, &head, false), data(3, b"", true)].concat();
+    assert_eq!(s.feed(&bytes).unwrap().len(), 2);
+    s.opened(6, true);
+    let bytes = [s.headers(5, &head, false), data(5, b"x", true)].concat();
+    s.breaks(&bytes, 5, Reason::PROTOCOL_ERROR);
+}
+
+#[test]
+fn a_stream_that_depends_on_itself_is_reset() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    s.breaks(
+        &frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 0]),
+        1,
+        Reason::PROTOCOL_ERROR,
+    );
+    let head = s.headers(3, &request(), true);
+    let bad = frame(
+        HEADERS,
+        END_HEADERS | PRIO,
+        3,
+        &[&[0x80, 0, 0, 3, 7], &head[9..]].concat(),
+    );
+    s.breaks(&bad, 3, Reason::PROTOCOL_ERROR);
+    let head = s.headers(5, &request(), true);
+    let fine = frame(
+        HEADERS,
+        END_HEADERS | PRIO,
+        5,
+        &[&[0, 0, 0, 3, 7], &head[9..]].concat(),
+    );
+    assert!(
+        matches!(s.one(&fine), Got::Headers(5, ..)),
+        "the block was decoded all the same"
+    );
+}
+
+#[test]
+fn priority_is_checked_and_ignored() {
+    let mut s = Script::server(Config::default());
+    s.quiet(&frame(PRIORITY, 0, 9, &[0, 0, 0, 3, 7]));
+    s.requested(1, false);
+    s.quiet(&frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7]));
+    s.breaks(&frame(PRIORITY, 0, 1, &[0; 4]), 1, Reason::FRAME_SIZE_ERROR);
+    s.quiet(&frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 7]));
+    assert!(s.sent().is_empty());
+}
+
+#[test]
+fn frames_after_the_peer_s_end_of_stream() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    let got = s.breaks(&data(1, b"x", false), 1, Reason::STREAM_CLOSED);
+    assert!(matches!(got[..], [Got::Reset { by_peer: false, .. }]));
+    s.requested(3, true);
+    let again = s.headers(3, &request(), true);
+    s.breaks(&again, 3, Reason::STREAM_CLOSED);
+}
+
+#[test]
+fn frames_after_the_peer_s_reset() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    assert!(matches!(
+        s.one(&rst(1, 8)),
+        Got::Reset {
+            stream: 1,
+            by_peer: true,
+            ..
+        }
+    ));
+    s.breaks(&data(1, b"x", false), 1, Reason::STREAM_CLOSED);
+    s.requested(3, false);
+    s.one(&rst(3, 8));
+    let again = s.headers(3, &request(), true);
+    s.breaks(&again, 3, Reason::STREAM_CLOSED);
+    s.quiet(
+        &[
+            window(1, 5),
+            rst(3, 8),
+            window(3, 0),
+            frame(PRIORITY, 0, 1, &[0; 5]),
+        ]
+        .concat(),
+    );
+}
+
+#[test]
+fn frames_after_both_ends() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), true);
+    s.sent();
+    s.quiet(&[window(1, 5), rst(1, 8), frame(PRIORITY, 0, 1, &[0; 5])].concat());
+    s.breaks(&data(1, b"x", false), 1, Reason::STREAM_CLOSED);
+
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), true);
+    s.sent();
+    let again = s.headers(1, &request(), true);
+    s.dies(&again, Reason::STREAM_CLOSED);
+}
+
+#[test]
+fn frames_that_come_late_for_a_stream_that_we_reset_are_dropped() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    s.engine.reset(1, Reason::CANCEL);
+    assert_eq!(frames(&rst(1, 8)), s.sent());
+    let t = s.headers(1, &trailers(), true);
+    s.quiet(&[data(1, &[7; 1000], false), window(1, 7), t, rst(1, 8)].concat());
+    assert!(s.sent().is_empty());
+    // The table kept in step.
+    s.requested(3, true);
+}
+
+#[test]
+fn streams_long_gone_are_treated_as_reset_by_us() {
+    let mut s = Script::server(Config::default());
+    for i in 0..300 {
+        s.requested(2 * i + 1, false);
+        s.one(&rst(2 * i + 1, 8));
+        s.pass(std::time::Duration::from_secs(1));
+    }
+    s.quiet(&data(1, b"x", false));
+    assert!(s.sent().is_empty());
+}
+
+#[test]
+fn streams_above_the_limit_are_refused_and_their_blocks_decoded() {
+    let mut s = Script::server(Config {
+        max_concurrent_streams: 2,
+        ..Config::default()
+    });
+    s.requested(1, true);
+    s.requested(3, true);
+    let third = s.headers(5, &sized("7"), true);
+    assert_eq!(s.breaks(&third, 5, Reason::REFUSED_STREAM), []);
+    s.engine.send_headers(1, &response(), true);
+    let mut again = sized("7");
+    again.set(b"content-length", b"0");
+    let fourth = s.headers(7, &again, true);
+    assert!(matches!(s.one(&fourth), Got::Headers(7, _, f, _) if f == fields(&again)));
+}
+
+#[test]
+fn header_lists_too_large_are_told_and_the_stream_stays_for_an_answer() {
+    let mut s = Script::server(Config::default());
+    let mut head = request();
+    head.push(b"x-large", &[b'a'; 9000]);
+    let bytes = s.headers(1, &head, false);
+    assert_eq!(s.one(&bytes), Got::TooLarge(1, u32::MAX, false));
+    let kept = s.engine.take_large_head(1).unwrap();
+    assert_eq!(kept.get(b"content-type"), Some(&b"application/grpc"[..]));
+    let t = s.headers(1, &trailers(), true);
+    for _ in 0..10 {
+        s.quiet(&data(1, &[0; 10_000], false));
+        s.sent();
+    }
+    s.quiet(&t);
+    assert!(s.engine.peer_closed(1));
+    s.engine.send_headers(1, &list(&[(":status", "431")]), true);
+    assert_eq!(s.sent().len(), 1);
+    assert!(s.engine.is_empty());
+}
+
+#[test]
+fn header_lists_far_too_large_end_the_stream() {
+    let mut s = Script::server(Config::default());
+    let mut head = request();
+    for _ in 0..1000 {
+        head.push(b"x", b"y");
+    }
+    let bytes = s.headers(1, &head, true);
+    let got = s.breaks(&bytes, 1, Reason::ENHANCE_YOUR_CALM);
+    assert!(
+        matches!(got[..], [Got::Malformed(1, u32::MAX, _)]),
+        "{got:?}"
+    );
+    s.requested(3, true);
+}
+
+#[test]
+fn trailers_too_large_end_the_stream() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    let t = s.headers(1, &list(&[("x", &"a".repeat(9000))]), true);
+    s.breaks(&t, 1, Reason::ENHANCE_YOUR_CALM);
+}
+
+#[test]
+fn a_peer_s_reset_is_told_with_its_reason() {
+    let mut s = Script::client(Config::default());
+    s.opened(4, false);
+    let refused = Got::Reset {
+        stream: 1,
+        key: 4,
+        reason: Reason::REFUSED_STREAM,
+        by_peer: true,
+        unprocessed: true,
+    };
+    assert_eq!(s.one(&rst(1, 7)), refused);
+    s.opened(5, false);
+    let head = s.headers(3, &response(), false);
+    s.one(&head);
+    let after_head = s.one(&rst(3, 7));
+    assert!(matches!(
+        after_head,
+        Got::Reset {
+            unprocessed: false,
+            ..
+        }
+    ));
+    assert!(s.engine.is_empty());
+}
