@@ -150,12 +150,12 @@ impl Connection {
     }
 
     /// Takes back the last `bytes` of what [`send_data`](Self::send_data) was given for this stream,
-    /// if all of them are still queued; says whether.
+    /// if all of them are still queued and no end stands behind them; says whether.
     pub fn unqueue(&mut self, stream: u32, bytes: usize) -> bool {
         let Some(s) = self.streams.by_id_mut(stream) else {
             return false;
         };
-        if s.queue.len() < bytes {
+        if s.finished || s.queue.len() < bytes {
             return false;
         }
         s.queue.unpush(bytes, &mut self.pool);

@@ -22,7 +22,8 @@ fn a_unary_call_is_headers_and_one_data_frame() {
         Some(Sent {
             stream: 1,
             key: 3,
-            bytes: 5
+            bytes: 5,
+            end_stream: true
         })
     );
     let mut head = Headers::new();
@@ -298,4 +299,25 @@ fn buffers_can_be_pooled() {
     assert_eq!(s.engine.take_buffer().unwrap().capacity(), 1 << 12);
     s.engine.shrink();
     s.requested(1, true);
+}
+
+#[test]
+fn what_is_still_queued_can_be_taken_back() {
+    let mut s = Script::server_after(Config::default(), &[(4, 4)]);
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), false);
+    s.engine.send_data(1, &[1; 40_000], false, s.now);
+    s.sent();
+    assert!(!s.engine.unqueue(1, 40_000), "four bytes have gone");
+    assert!(s.engine.unqueue(1, 39_990));
+    assert_eq!((s.engine.queued(1), s.engine.pending_bytes()), (6, 6));
+    s.engine.send_trailers(1, &trailers());
+    assert!(!s.engine.unqueue(1, 1), "trailers stand behind it");
+    s.quiet(&window(1, 100));
+    assert_eq!(kinds(&s.sent()), [(DATA, 1), (HEADERS, 1)]);
+    assert_eq!(
+        s.engine.take_sent().map(|s| (s.bytes, s.end_stream)),
+        Some((6, true))
+    );
+    assert!(s.engine.send_closed(1) && !s.engine.unqueue(1, 0));
 }

@@ -172,7 +172,8 @@ fn sending_stops_at_the_stream_s_window_and_goes_on_with_credit() {
         Some(Sent {
             stream: 1,
             key: 8,
-            bytes: 90
+            bytes: 90,
+            end_stream: false
         })
     );
     assert_eq!(s.engine.blocked(1), Some(s.now), "progress counts");
