@@ -1,8 +1,11 @@
-//! What the process tells about itself: diagnostics, metrics.
+//! What the process tells about itself: diagnostics and metrics.
 //!
 //! The rule for everything here: whoever serves requests only ever writes to memory that no other
 //! thread writes to. Merging, formatting and sending are done by whoever asks (a scrape, the admin
 //! page) or by a thread of their own.
+
+/// Diagnostics to stderr; the level.
+pub mod log;
 
 /// Counters that one thread writes, and counters that many may.
 pub mod counter;
@@ -14,5 +17,11 @@ pub mod labels;
 /// Which gRPC methods have a label of their own.
 pub mod methods;
 
-/// What is counted where: shards, series, the control plane's numbers.
+/// What is counted where: shards and series.
 pub mod metrics;
+/// The shards added up.
+pub mod totals;
+/// Every metric family, named once; Prometheus' text.
+pub mod exposition;
+/// What the kernel knows of this process.
+pub mod process;

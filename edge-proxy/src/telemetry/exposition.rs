@@ -1,0 +1,332 @@
+//! Every metric family, named once, and all of them as Prometheus' text (format 0.0.4).
+//!
+//! Written by hand: the counters live in shards and reports that no registry owns, and the format is
+//! a dozen lines. Values that are always 0 are left out where a label has many values (grpc-status
+//! other than 0); everything else is there from the start, so that a rate sees the first event.
+
+use std::{fmt::Write, time::Duration};
+
+use super::{
+    histogram::{BOUNDS, Distribution},
+    labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, Side},
+    metrics::{Metrics, STATUS_LABELS},
+    process,
+};
+use crate::{
+    control_plane::status::{Report, now_ms},
+    snapshot::{Health, Heartbeats},
+};
+
+/// The `content-type` of [`render`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// One metric family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Family {
+    /// With the unit and `_total` as Prometheus wants them.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// In the order in which they are written.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+}
+
+/// What one scrape looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Scrape<'a> {
+    /// The workers' side.
+    pub metrics: &'a Metrics,
+    /// The control plane's side.
+    pub report: &'a Report,
+    /// Of the workers.
+    pub heartbeats: &'a Heartbeats,
+    /// Bytes that the cgroup allows.
+    pub memory_limit: Option<u64>,
+}
+
+macro_rules! families {
+    ($($(#[$section:meta])* $id:ident = $kind:literal $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(const $id: Family = Family { name: $name, kind: $kind, labels: &[$($label),*], help: $help };)+
+
+        /// All of them, in the order in which they are written.
+        pub const FAMILIES: &[Family] = &[$($id),+];
+    };
+}
+
+families! {
+    STARTED = "counter" "edge_rpcs_started_total" ["route", "cluster", "method"]
+        "RPCs and plain HTTP requests whose headers were read.";
+    ENDED = "counter" "edge_rpcs_ended_total" ["route", "cluster", "method", "grpc_status"]
+        "RPCs whose stream ended, by the grpc-status that the client got; none: plain HTTP, or no status.";
+    IN_FLIGHT = "gauge" "edge_rpcs_in_flight" ["cluster"]
+        "RPCs that have started and not ended.";
+    DURATION = "histogram" "edge_rpc_duration_seconds" ["cluster"]
+        "From the request's headers to the end of its stream.";
+    FLAGS = "counter" "edge_rpc_flags_total" ["flag"]
+        "RPCs by response flag of the access log.";
+    ATTEMPTS = "counter" "edge_attempts_total" ["cluster", "result"]
+        "Attempts on an endpoint that ended.";
+    ATTEMPTS_IN_FLIGHT = "gauge" "edge_attempts_in_flight" ["cluster"]
+        "Attempts on an endpoint that run.";
+    RETRIES = "counter" "edge_retries_total" ["cluster"]
+        "Attempts after the first one of an RPC.";
+    CONNECTIONS_OPENED = "counter" "edge_connections_opened_total" ["side"]
+        "Connections accepted from clients (downstream) and made to backends (upstream).";
+    CONNECTIONS = "gauge" "edge_connections" ["side"]
+        "Connections that are open.";
+    HANDSHAKES = "counter" "edge_tls_handshakes_total" ["result"]
+        "TLS handshakes with clients that ended.";
+    RESETS = "counter" "edge_stream_resets_total" ["cause"]
+        "Streams that ended by a reset.";
+    LIMITS = "counter" "edge_limits_total" ["limit"]
+        "How often a limit acted.";
+    ENDPOINTS = "gauge" "edge_endpoints" ["cluster", "health"]
+        "Endpoints that are known, by health.";
+    ELIGIBLE = "gauge" "edge_endpoints_eligible" ["cluster"]
+        "Endpoints that the balancer may choose.";
+    PANIC = "gauge" "edge_cluster_panic" ["cluster"]
+        "1 while panic_threshold sends RPCs to unhealthy endpoints too.";
+    CHECKS = "counter" "edge_health_checks_total" ["cluster", "result"]
+        "Health checks that ended.";
+    LOOKUPS = "counter" "edge_dns_lookups_total" ["cluster", "result"]
+        "DNS look-ups that ended.";
+    ANSWER_AGE = "gauge" "edge_dns_last_answer_age_seconds" ["cluster"]
+        "Age of the last answer, of the cluster's name that has waited longest.";
+    CERTIFICATE_EXPIRY = "gauge" "edge_certificate_expiry_timestamp_seconds" []
+        "When the certificate that is served expires, in Unix time.";
+    CERTIFICATE_LOADS = "counter" "edge_certificate_loads_total" ["result"]
+        "Certificates that came into force (loaded) or were refused (rejected).";
+    RELOADS = "counter" "edge_configuration_reloads_total" ["result"]
+        "Reloads of the configuration that came into force (applied) or were refused (rejected).";
+    LOADED = "gauge" "edge_configuration_loaded_timestamp_seconds" []
+        "When the configuration came into force, in Unix time.";
+    READY = "gauge" "edge_ready" []
+        "1 while /readyz answers 200.";
+    HEARTBEAT = "gauge" "edge_worker_heartbeat_age_seconds" []
+        "How long the worker that is furthest behind hasn't run.";
+    PANICS = "counter" "edge_control_plane_panics_total" []
+        "Panics caught in the control plane's tasks.";
+    LOG_DROPPED = "counter" "edge_access_log_dropped_lines_total" []
+        "Lines of the access log that were dropped because its output was too slow or failed.";
+    MEMORY = "gauge" "edge_memory_resident_bytes" []
+        "Memory that is resident.";
+    MEMORY_LIMIT = "gauge" "edge_memory_limit_bytes" []
+        "Memory that the cgroup allows; absent without a limit.";
+    CPU = "counter" "edge_cpu_seconds_total" []
+        "Processor time of all threads, user space and kernel.";
+    UPTIME = "gauge" "edge_uptime_seconds" []
+        "Since the start of the process.";
+    BUILD = "gauge" "edge_build_info" ["version"]
+        "Always 1.";
+}
+
+/// All families as text.
+pub fn render(scrape: &Scrape<'_>) -> String {
+    let mut text = Text(String::with_capacity(16 << 10));
+    rpcs(&mut text, scrape.metrics);
+    clusters(&mut text, scrape.report);
+    process(&mut text, scrape);
+    text.0
+}
+
+fn rpcs(text: &mut Text, metrics: &Metrics) {
+    let totals = metrics.totals();
+    text.family(STARTED);
+    for ((route, cluster, method), series) in &totals.series {
+        text.sample(STARTED, &[route, cluster, method], series.started);
+    }
+    text.family(ENDED);
+    for ((route, cluster, method), series) in &totals.series {
+        for (i, status) in STATUS_LABELS.iter().enumerate() {
+            if i == 0 || series.ended[i] > 0 {
+                text.sample(ENDED, &[route, cluster, method, status], series.ended[i]);
+            }
+        }
+    }
+    text.family(IN_FLIGHT);
+    let mut in_flight = std::collections::BTreeMap::<&str, u64>::new();
+    for ((_, cluster, _), series) in &totals.series {
+        *in_flight.entry(cluster).or_default() += series.in_flight();
+    }
+    for (cluster, count) in in_flight {
+        text.sample(IN_FLIGHT, &[cluster], count);
+    }
+    text.family(DURATION);
+    for (name, cluster) in &totals.clusters {
+        text.histogram(DURATION, name, &cluster.duration);
+    }
+    text.labelled::<Flag>(FLAGS, &totals.flags);
+    text.family(ATTEMPTS);
+    for (name, cluster) in &totals.clusters {
+        for result in AttemptResult::ALL {
+            let count = cluster.attempts[result.index()];
+            text.sample(ATTEMPTS, &[name, result.as_str()], count);
+        }
+    }
+    text.family(ATTEMPTS_IN_FLIGHT);
+    for (name, cluster) in &totals.clusters {
+        text.sample(ATTEMPTS_IN_FLIGHT, &[name], cluster.active);
+    }
+    text.family(RETRIES);
+    for (name, cluster) in &totals.clusters {
+        text.sample(RETRIES, &[name], cluster.retries);
+    }
+    let [opened, open] = [|(opened, _)| opened, |(opened, closed)| opened - closed]
+        .map(|value: fn((u64, u64)) -> u64| totals.connections.map(value));
+    text.labelled::<Side>(CONNECTIONS_OPENED, &opened);
+    text.labelled::<Side>(CONNECTIONS, &open);
+    text.labelled::<HandshakeResult>(HANDSHAKES, &totals.handshakes);
+    text.labelled::<ResetCause>(RESETS, &totals.resets);
+    text.labelled::<Limit>(LIMITS, &totals.limits);
+}
+
+fn clusters(text: &mut Text, report: &Report) {
+    text.family(ENDPOINTS);
+    for cluster in &report.clusters {
+        for (word, is) in HEALTH {
+            let count = cluster.endpoints.iter().filter(|endpoint| is(&endpoint.health)).count();
+            text.sample(ENDPOINTS, &[&cluster.name, word], count);
+        }
+    }
+    text.family(ELIGIBLE);
+    for cluster in &report.clusters {
+        text.sample(ELIGIBLE, &[&cluster.name], cluster.eligible);
+    }
+    text.family(PANIC);
+    for cluster in &report.clusters {
+        text.sample(PANIC, &[&cluster.name], u8::from(cluster.panic));
+    }
+    text.family(CHECKS);
+    for cluster in &report.clusters {
+        for (result, count) in &cluster.checks {
+            text.sample(CHECKS, &[&cluster.name, result.as_str()], count);
+        }
+    }
+    text.family(LOOKUPS);
+    for cluster in &report.clusters {
+        for (result, count) in &cluster.lookups {
+            text.sample(LOOKUPS, &[&cluster.name, result.as_str()], count);
+        }
+    }
+    text.family(ANSWER_AGE);
+    for cluster in report.clusters.iter().filter(|cluster| cluster.discovery != "static") {
+        let oldest = cluster.targets.iter().filter_map(|target| target.last_answer_at_ms).min();
+        if let Some(at) = oldest {
+            let age = Duration::from_millis(now_ms().saturating_sub(at));
+            text.sample(ANSWER_AGE, &[&cluster.name], age.as_secs_f64());
+        }
+    }
+}
+
+fn process(text: &mut Text, scrape: &Scrape<'_>) {
+    let report = scrape.report;
+    text.family(CERTIFICATE_EXPIRY);
+    if let Some(certificate) = &report.certificate.current {
+        text.sample(CERTIFICATE_EXPIRY, &[], certificate.not_after);
+    }
+    text.family(CERTIFICATE_LOADS);
+    text.sample(CERTIFICATE_LOADS, &["loaded"], report.certificate.loads);
+    text.sample(CERTIFICATE_LOADS, &["rejected"], report.certificate.rejected);
+    text.family(RELOADS);
+    text.sample(RELOADS, &["applied"], report.configuration.reloads);
+    text.sample(RELOADS, &["rejected"], report.configuration.rejected);
+    let loaded = Duration::from_millis(report.configuration.loaded_at_ms).as_secs_f64();
+    text.single(LOADED, Some(loaded));
+    text.single(READY, Some(u8::from(report.readiness.ready())));
+    text.single(HEARTBEAT, Some(scrape.heartbeats.oldest().as_secs_f64()));
+    text.single(PANICS, Some(report.panics));
+    text.single(LOG_DROPPED, Some(scrape.metrics.access_log_dropped()));
+    text.single(MEMORY, process::resident_bytes());
+    text.single(MEMORY_LIMIT, scrape.memory_limit);
+    text.single(CPU, process::cpu_time().map(|time| time.as_secs_f64()));
+    text.single(UPTIME, Some(scrape.metrics.uptime().as_secs_f64()));
+    text.family(BUILD);
+    text.sample(BUILD, &[env!("CARGO_PKG_VERSION")], 1);
+}
+
+/// The text as far as it is written. (Writing to a `String` can't fail.)
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, family: Family) {
+        let Family { name, kind, help, .. } = family;
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, family: Family, values: &[&str], value: impl std::fmt::Display) {
+        self.line(family, "", values, None, value);
+    }
+
+    /// A family without labels; only its header if there is no value.
+    fn single(&mut self, family: Family, value: Option<impl std::fmt::Display>) {
+        self.family(family);
+        if let Some(value) = value {
+            self.sample(family, &[], value);
+        }
+    }
+
+    /// A family whose one label is `L`.
+    fn labelled<L: Label>(&mut self, family: Family, counts: &[u64]) {
+        self.family(family);
+        for (label, count) in L::ALL.iter().zip(counts) {
+            self.sample(family, &[label.as_str()], count);
+        }
+    }
+
+    fn histogram(&mut self, family: Family, value: &str, distribution: &Distribution) {
+        let counts = distribution.cumulative();
+        for (bound, count) in BOUNDS.iter().zip(counts) {
+            let bound = bound.as_secs_f64().to_string();
+            self.line(family, "_bucket", &[value], Some(&bound), count);
+        }
+        let all = counts[BOUNDS.len()];
+        self.line(family, "_bucket", &[value], Some("+Inf"), all);
+        self.line(family, "_sum", &[value], None, distribution.sum().as_secs_f64());
+        self.line(family, "_count", &[value], None, all);
+    }
+
+    fn line(
+        &mut self,
+        family: Family,
+        suffix: &str,
+        values: &[&str],
+        bound: Option<&str>,
+        value: impl std::fmt::Display,
+    ) {
+        debug_assert_eq!(family.labels.len(), values.len(), "{}", family.name);
+        let _ = write!(self.0, "{}{suffix}", family.name);
+        let labels = family.labels.iter().copied().zip(values.iter().copied());
+        for (i, (label, value)) in labels.chain(bound.map(|bound| ("le", bound))).enumerate() {
+            let _ = write!(self.0, "{}{label}=\"", if i == 0 { '{' } else { ',' });
+            self.escaped(value);
+            self.0.push('"');
+        }
+        if !values.is_empty() || bound.is_some() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+
+    /// A label's value: backslash, quote and line feed are escaped.
+    fn escaped(&mut self, value: &str) {
+        for c in value.chars() {
+            match c {
+                '\\' => self.0.push_str("\\\\"),
+                '"' => self.0.push_str("\\\""),
+                '\n' => self.0.push_str("\\n"),
+                c => self.0.push(c),
+            }
+        }
+    }
+}
+
+type IsHealth = fn(&Health) -> bool;
+
+/// The values of `health`.
+const HEALTH: [(&str, IsHealth); 3] = [
+    ("healthy", |health| matches!(health, Health::Healthy)),
+    ("unknown", |health| matches!(health, Health::Unknown)),
+    ("unhealthy", |health| matches!(health, Health::Unhealthy(_))),
+];
