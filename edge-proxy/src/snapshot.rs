@@ -333,6 +333,15 @@ impl Heartbeats {
         }
     }
 
+    /// How long each worker hasn't run.
+    pub fn ages(&self) -> impl Iterator<Item = Duration> {
+        let now = self.start.elapsed().as_millis() as u64;
+        let age = move |beat: &AtomicU64| now.saturating_sub(beat.load(Ordering::Relaxed));
+        self.beats
+            .iter()
+            .map(move |beat| Duration::from_millis(age(beat)))
+    }
+
     /// How long the worker that is furthest behind hasn't run.
     pub fn oldest(&self) -> Duration {
         let now = self.start.elapsed().as_millis() as u64;
