@@ -13,7 +13,10 @@ use edge_proxy::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let resources = Resources { cores: 2, memory_limit: Some(256 << 20) };
+    let resources = Resources {
+        cores: 2,
+        memory_limit: Some(256 << 20),
+    };
     match Config::parse_for(text, Path::new("edge-proxy.yaml"), &resources) {
         Ok(loaded) => {
             let config = loaded.config;
