@@ -177,7 +177,7 @@ pub(super) struct Drain {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AccessLog {
-    /// json, text or off. Default: json.
+    /// How a line looks; off: no lines. Default: json.
     pub(super) format: Option<At<AccessLogFormat>>,
     /// A file that lines are appended to. Default: standard output.
     pub(super) path: Option<At<String>>,
@@ -212,7 +212,7 @@ pub(super) struct Route {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DirectResponse {
-    /// HTTP status, 200 to 599.
+    /// HTTP status; a gRPC client gets the gRPC status that it maps to.
     #[schemars(range(min = 200, max = 599))]
     pub(super) status: At<u64>,
     /// Text. Default: empty.
@@ -225,16 +225,16 @@ pub(super) struct DirectResponse {
 pub(super) struct Cluster {
     /// What routes call it.
     pub(super) name: At<String>,
-    /// strict_dns: every address of each name; static: the addresses as written. Default: strict_dns.
+    /// strict_dns: all addresses of each name; static: IP addresses, as written. Default: strict_dns.
     pub(super) discovery: Option<At<Discovery>>,
     /// host:port each.
     #[schemars(length(min = 1))]
     pub(super) endpoints: At<Vec<At<String>>>,
-    /// v4_only, v6_only or auto (IPv6 addresses, IPv4 when there are none). Default: auto.
+    /// Which addresses are asked for; auto: IPv6, and IPv4 when there are none. Default: auto.
     pub(super) dns_lookup_family: Option<At<LookupFamily>>,
     /// From an answer to the next look-up, ± 10 %. Default: 5s.
     pub(super) dns_refresh_rate: Option<At<Span>>,
-    /// round_robin. Default: round_robin.
+    /// How an endpoint is picked for each RPC. Default: round_robin.
     #[expect(
         dead_code,
         reason = "one policy so far; the key is there so that files name it"
