@@ -52,6 +52,8 @@ impl Decoder {
     /// Decodes one whole block and appends to `into`. The table is always brought up to date to the block's end; fields
     /// beyond `keep` bytes of list size are counted and not stored.
     ///
+    /// An error is the end of the connection (the table is out of step); `into` may then hold what came before it.
+    ///
     /// What is kept is the list's beginning, and it is everything exactly if [`Decoded::list_size`] is at most `keep`.
     pub fn decode(
         &mut self,
