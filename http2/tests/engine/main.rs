@@ -16,3 +16,9 @@ mod endings;
 mod cancels;
 
 mod floods;
+
+mod owners;
+
+mod random;
+
+mod differential;
