@@ -345,7 +345,11 @@ impl Heartbeats {
     /// How long the worker that is furthest behind hasn't run.
     pub fn oldest(&self) -> Duration {
         let now = self.start.elapsed().as_millis() as u64;
-        let oldest = self.beats.iter().map(|beat| beat.load(Ordering::Relaxed)).min();
+        let oldest = self
+            .beats
+            .iter()
+            .map(|beat| beat.load(Ordering::Relaxed))
+            .min();
         Duration::from_millis(now.saturating_sub(oldest.unwrap_or(now)))
     }
 }

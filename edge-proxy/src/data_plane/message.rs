@@ -13,6 +13,8 @@ pub struct Messages {
     length: u32,
     /// Bytes of the payload still to come.
     payload: u32,
+    /// Bytes of this message that came, its prefix too.
+    begun: usize,
 }
 
 impl Messages {
@@ -27,6 +29,11 @@ impl Messages {
             let taken = self.step(bytes);
             bytes = &bytes[taken..];
         }
+    }
+
+    /// How many bytes of a message that isn't whole have gone by; 0 at a boundary.
+    pub fn begun(&self) -> usize {
+        self.begun
     }
 
     /// Whether the last message is whole.
@@ -65,6 +72,16 @@ impl Messages {
 
     /// Takes one byte of a prefix, or all that there is of a payload; says how many. `bytes` isn't empty.
     fn step(&mut self, bytes: &[u8]) -> usize {
+        let taken = self.take(bytes);
+        self.begun = if self.at_boundary() {
+            0
+        } else {
+            self.begun + taken
+        };
+        taken
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> usize {
         if self.payload > 0 {
             let available = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
             let taken = available.min(self.payload);
@@ -104,6 +121,10 @@ mod tests {
     #[test]
     fn a_body_begins_and_ends_at_a_boundary() {
         let mut messages = Messages::new();
+        messages.feed(&message(9)[..7]);
+        assert_eq!(messages.begun(), 7);
+        messages.feed(&message(9)[7..]);
+        assert_eq!(messages.begun(), 0);
         assert!(messages.at_boundary());
         messages.feed(&[]);
         assert!(messages.at_boundary());

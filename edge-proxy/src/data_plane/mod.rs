@@ -1,25 +1,48 @@
-//! One request, top-down.
+//! One request, top-down: the modules in the order in which it meets them.
+//!
+//! ```text
+//!  client ── listener ── tls ── downstream ──┐                       ┌── upstream ── backend
+//!            accept      keys   HTTP/2, or   │  rpc: one RPC's life  │   connections per
+//!            and limits         http1        ├─▶ filters ─▶ route ─▶ balance   endpoint
+//!                                            │        (answer, when there is no backend to ask)
+//!                                            └─▶ access_log, when its stream ends
+//! ```
+//!
+//! Everything here runs on a [`worker`]'s thread and reads what the control plane published
+//! ([`snapshot`](crate::snapshot)); nothing here names the control plane.
 
-/// Step 5.
-pub mod route;
+/// 1: accept, connection limits, hand-over to a worker.
+pub(crate) mod listener;
+/// One thread: its runtime, its connections, its clock, the order of work in one turn.
+pub(crate) mod worker;
 
-/// Step 6: the rules for header fields, and the requests that end there.
-pub mod filters;
+/// 2: rustls behind a narrow interface.
+mod tls;
+/// One HTTP/2 connection on a socket, either side: the order of work in one turn.
+mod wire;
 
-/// Where gRPC messages begin and end in a leg's DATA.
-pub mod message;
+/// 3: one client connection.
+mod downstream;
+/// HTTP/1.1, by hyper, into the same path.
+mod http1;
 
-/// Step 7: which endpoint gets this attempt.
-pub mod balance;
+/// 4: THE STORY: one RPC's life.
+mod rpc;
 
-/// Step 8: to a backend.
-pub mod upstream;
-
-/// Step 9: the proxy answers itself, in the client's protocol.
+/// 10: one line per RPC, written when its stream ends.
+pub mod access_log;
+/// 9: the proxy answers itself, in the client's protocol.
 pub mod answer;
+/// 7: which endpoint gets this attempt.
+pub mod balance;
+/// 6: the rules for header fields, and the requests that end there.
+pub mod filters;
+/// 5: path to route.
+pub mod route;
+/// 8: HTTP/2 connections to the backends, and whether an attempt may follow another.
+pub mod upstream;
 
 /// The `date` header's text.
 pub mod date;
-
-/// Step 10.
-pub mod access_log;
+/// Where gRPC messages begin and end in a leg's DATA.
+pub mod message;

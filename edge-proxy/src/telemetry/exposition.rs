@@ -186,7 +186,11 @@ fn clusters(text: &mut Text, report: &Report) {
     text.family(ENDPOINTS);
     for cluster in &report.clusters {
         for (word, is) in HEALTH {
-            let count = cluster.endpoints.iter().filter(|endpoint| is(&endpoint.health)).count();
+            let count = cluster
+                .endpoints
+                .iter()
+                .filter(|endpoint| is(&endpoint.health))
+                .count();
             text.sample(ENDPOINTS, &[&cluster.name, word], count);
         }
     }
@@ -211,8 +215,16 @@ fn clusters(text: &mut Text, report: &Report) {
         }
     }
     text.family(ANSWER_AGE);
-    for cluster in report.clusters.iter().filter(|cluster| cluster.discovery != "static") {
-        let oldest = cluster.targets.iter().filter_map(|target| target.last_answer_at_ms).min();
+    for cluster in report
+        .clusters
+        .iter()
+        .filter(|cluster| cluster.discovery != "static")
+    {
+        let oldest = cluster
+            .targets
+            .iter()
+            .filter_map(|target| target.last_answer_at_ms)
+            .min();
         if let Some(at) = oldest {
             let age = Duration::from_millis(now_ms().saturating_sub(at));
             text.sample(ANSWER_AGE, &[&cluster.name], age.as_secs_f64());
@@ -228,7 +240,11 @@ fn process(text: &mut Text, scrape: &Scrape<'_>) {
     }
     text.family(CERTIFICATE_LOADS);
     text.sample(CERTIFICATE_LOADS, &["loaded"], report.certificate.loads);
-    text.sample(CERTIFICATE_LOADS, &["rejected"], report.certificate.rejected);
+    text.sample(
+        CERTIFICATE_LOADS,
+        &["rejected"],
+        report.certificate.rejected,
+    );
     text.family(RELOADS);
     text.sample(RELOADS, &["applied"], report.configuration.reloads);
     text.sample(RELOADS, &["rejected"], report.configuration.rejected);
@@ -251,7 +267,9 @@ struct Text(String);
 
 impl Text {
     fn family(&mut self, family: Family) {
-        let Family { name, kind, help, .. } = family;
+        let Family {
+            name, kind, help, ..
+        } = family;
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
 
@@ -283,7 +301,13 @@ impl Text {
         }
         let all = counts[BOUNDS.len()];
         self.line(family, "_bucket", &[value], Some("+Inf"), all);
-        self.line(family, "_sum", &[value], None, distribution.sum().as_secs_f64());
+        self.line(
+            family,
+            "_sum",
+            &[value],
+            None,
+            distribution.sum().as_secs_f64(),
+        );
         self.line(family, "_count", &[value], None, all);
     }
 

@@ -5,7 +5,9 @@
 
 use std::{io, sync::Arc};
 
-use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 /// Changes what is logged.
 #[derive(Clone, Debug)]
@@ -15,7 +17,9 @@ pub struct LogLevel(Arc<reload::Handle<EnvFilter, Registry>>);
 #[derive(Debug, thiserror::Error)]
 pub enum SetLevelError {
     /// Not a level, nor a directive of `RUST_LOG`.
-    #[error("`{0}` isn't a level: write error, warn, info, debug, trace or off, or directives as in RUST_LOG")]
+    #[error(
+        "`{0}` isn't a level: write error, warn, info, debug, trace or off, or directives as in RUST_LOG"
+    )]
     Unknown(String),
     /// The subscriber is gone.
     #[error("diagnostics have ended: {0}")]
@@ -27,16 +31,27 @@ pub enum SetLevelError {
 /// # Errors
 /// Something else already receives them.
 pub fn init() -> Result<LogLevel, tracing_subscriber::util::TryInitError> {
-    let text = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
+    let text = std::env::var(EnvFilter::DEFAULT_ENV)
+        .ok()
+        .filter(|text| !text.is_empty());
     let filter = text.as_deref().map(parse).unwrap_or_else(|| parse(DEFAULT));
     let wrong = filter.is_err();
-    let (level, subscriber) = LogLevel::subscriber(filter.unwrap_or_else(|_| EnvFilter::new(DEFAULT)));
+    let (level, subscriber) =
+        LogLevel::subscriber(filter.unwrap_or_else(|_| EnvFilter::new(DEFAULT)));
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
     subscriber
-        .with(fmt::layer().with_writer(io::stderr).with_ansi(ansi).with_target(false))
+        .with(
+            fmt::layer()
+                .with_writer(io::stderr)
+                .with_ansi(ansi)
+                .with_target(false),
+        )
         .try_init()?;
     if wrong {
-        tracing::warn!(RUST_LOG = text, "RUST_LOG can't be read: logging at level {DEFAULT}");
+        tracing::warn!(
+            RUST_LOG = text,
+            "RUST_LOG can't be read: logging at level {DEFAULT}"
+        );
     }
     Ok(level)
 }
@@ -45,9 +60,15 @@ impl LogLevel {
     /// A subscriber without a layer that writes, and the handle to its level.
     fn subscriber(
         filter: EnvFilter,
-    ) -> (Self, tracing_subscriber::layer::Layered<reload::Layer<EnvFilter, Registry>, Registry>) {
+    ) -> (
+        Self,
+        tracing_subscriber::layer::Layered<reload::Layer<EnvFilter, Registry>, Registry>,
+    ) {
         let (filter, handle) = reload::Layer::new(filter);
-        (Self(Arc::new(handle)), tracing_subscriber::registry().with(filter))
+        (
+            Self(Arc::new(handle)),
+            tracing_subscriber::registry().with(filter),
+        )
     }
 
     /// A handle that nothing listens to, for tests.
@@ -74,7 +95,11 @@ impl LogLevel {
 /// `EnvFilter` takes any word for a target to be logged at every level; a lone word is a level here.
 fn parse(directives: &str) -> Result<EnvFilter, ()> {
     let lone = !directives.contains(['=', ',', '[']);
-    if lone && directives.parse::<tracing_subscriber::filter::LevelFilter>().is_err() {
+    if lone
+        && directives
+            .parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_err()
+    {
         return Err(());
     }
     EnvFilter::builder().parse(directives).map_err(drop)
@@ -109,7 +134,9 @@ mod tests {
         let (level, subscriber) = LogLevel::subscriber(EnvFilter::new("info"));
         let written = Written::default();
         let writer = written.clone();
-        let layer = fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let layer = fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
         with_default(subscriber.with(layer), || {
             tracing::debug!("first");
             tracing::info!(endpoint = "10.0.0.1:80", "second");
@@ -120,18 +147,30 @@ mod tests {
             assert_eq!(level.current(), "off");
         });
         let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-        assert!(!text.contains("first") && !text.contains("fourth"), "{text}");
-        assert!(text.contains("second endpoint=\"10.0.0.1:80\"") && text.contains("third"), "{text}");
+        assert!(
+            !text.contains("first") && !text.contains("fourth"),
+            "{text}"
+        );
+        assert!(
+            text.contains("second endpoint=\"10.0.0.1:80\"") && text.contains("third"),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_is_no_level_changes_nothing() {
         let (level, _subscriber) = LogLevel::subscriber(EnvFilter::new("warn"));
         for wrong in ["", "loud", "a=loud", "info,b=[", "\n"] {
-            assert!(matches!(level.set(wrong), Err(SetLevelError::Unknown(_))), "{wrong}");
+            assert!(
+                matches!(level.set(wrong), Err(SetLevelError::Unknown(_))),
+                "{wrong}"
+            );
         }
         assert_eq!(level.current(), "warn");
         level.set("info,edge_proxy::control_plane=debug").unwrap();
-        assert!(matches!(LogLevel::detached().set("debug"), Err(SetLevelError::Gone(_))));
+        assert!(matches!(
+            LogLevel::detached().set("debug"),
+            Err(SetLevelError::Gone(_))
+        ));
     }
 }

@@ -17,11 +17,11 @@ pub mod labels;
 /// Which gRPC methods have a label of their own.
 pub mod methods;
 
-/// What is counted where: shards and series.
-pub mod metrics;
-/// The shards added up.
-pub mod totals;
 /// Every metric family, named once; Prometheus' text.
 pub mod exposition;
+/// What is counted where: shards and series.
+pub mod metrics;
 /// What the kernel knows of this process.
 pub mod process;
+/// The shards added up.
+pub mod totals;

@@ -14,15 +14,24 @@ pub fn cpu_time() -> Option<Duration> {
 
 /// `VmRSS:     1234 kB`. (`statm` has the same in pages, whose size would have to be asked for.)
 fn parse_resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim()
+        .strip_suffix(" kB")?
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// proc_pid_stat(5): fields 14 and 15 are `utime` and `stime`; field 2, the name, is in parentheses
 /// and may hold anything, parentheses too.
 fn parse_cpu(stat: &str) -> Option<Duration> {
     let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(11).map(str::parse::<u64>);
+    let mut fields = rest
+        .split_ascii_whitespace()
+        .skip(11)
+        .map(str::parse::<u64>);
     let ticks = fields.next()?.ok()?.checked_add(fields.next()?.ok()?)?;
     Some(Duration::from_millis(ticks.checked_mul(MILLIS_PER_TICK)?))
 }
@@ -42,7 +51,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_none() {
-        assert_eq!(parse_resident("Name:\tx\nVmRSS:\t   12 kB\n"), Some(12 * 1024));
+        assert_eq!(
+            parse_resident("Name:\tx\nVmRSS:\t   12 kB\n"),
+            Some(12 * 1024)
+        );
         assert_eq!(parse_resident("VmRSS: many kB"), None);
         assert_eq!(parse_resident(""), None);
         let stat = "1 (a) b) S 0 1 1 0 -1 0 0 0 0 0 150 50 0 0 20 0";

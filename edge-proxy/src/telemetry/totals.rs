@@ -152,9 +152,15 @@ mod tests {
         }
         let totals = metrics.totals();
         let series = &totals.series[&(route, Arc::clone(&cluster), "unknown".into())];
-        assert_eq!((series.started, series.in_flight(), series.failed()), (8, 2, 2));
+        assert_eq!(
+            (series.started, series.in_flight(), series.failed()),
+            (8, 2, 2)
+        );
         let cluster = &totals.clusters[&cluster];
-        assert_eq!((cluster.active, cluster.retries, cluster.duration.count()), (2, 2, 2));
+        assert_eq!(
+            (cluster.active, cluster.retries, cluster.duration.count()),
+            (2, 2, 2)
+        );
         assert_eq!(cluster.attempts[AttemptResult::Ok.index()], 4);
         assert_eq!(totals.connections, [(6, 2), (0, 0)]);
         assert_eq!(totals.limits[Limit::Streams.index()], 2);

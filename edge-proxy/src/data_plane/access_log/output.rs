@@ -26,12 +26,19 @@ impl Output {
             // Not through `io::stdout()`: its line buffer would cut every batch into lines.
             None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
         };
-        Ok(Self { path: path.map(Path::to_owned), ..Self::of(file) })
+        Ok(Self {
+            path: path.map(Path::to_owned),
+            ..Self::of(file)
+        })
     }
 
     /// A file without a path.
     pub(super) fn of(file: File) -> Self {
-        Self { file, path: None, reported: None }
+        Self {
+            file,
+            path: None,
+            reported: None,
+        }
     }
 
     /// Opens the path again; keeps the file as it is when that fails, and for standard output.

@@ -1,4 +1,280 @@
-//! Step 8: to a backend.
+//! Step 8: HTTP/2 connections to the backends, per endpoint and worker.
+//!
+//! Nothing here is shared between workers: each has its own connections, as in Envoy, so an RPC never leaves its
+//! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
+//! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
+//! of others), then another, up to `max_connections`; beyond that RPCs wait, at most `connect_timeout`.
+//!
+//! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
+//! stream that ended) calls [`Pool::offer`] from its own turn; nobody polls.
 
-/// May an RPC be attempted again?
+mod connection;
+/// May an attempt follow, and at whose cost.
 pub mod retry;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+pub(crate) use connection::Upstream;
+
+use super::{
+    rpc::{self, Key},
+    worker::{Timer, Worker},
+};
+use crate::{
+    error::Failure,
+    snapshot::{ClusterPolicy, EndpointShared, Snapshot},
+};
+
+/// All upstream connections of a worker.
+#[derive(Default)]
+pub(crate) struct Pool {
+    endpoints: RefCell<HashMap<u64, Rc<EndpointPool>, foldhash::fast::FixedState>>,
+}
+
+/// The connections of one endpoint, and the RPCs that wait for one.
+pub(crate) struct EndpointPool {
+    pub(crate) shared: Arc<EndpointShared>,
+    policy: RefCell<Arc<ClusterPolicy>>,
+    connections: RefCell<Vec<Rc<Upstream>>>,
+    /// Connections between the decision to open them and the peer's SETTINGS.
+    opening: Cell<usize>,
+    waiting: RefCell<VecDeque<Waiting>>,
+    /// No snapshot names this endpoint any more: what runs may finish, nothing new is opened.
+    retired: Cell<bool>,
+}
+
+/// An RPC without a stream.
+struct Waiting {
+    rpc: Key,
+    until: Instant,
+}
+
+impl Pool {
+    /// A connection with room for a stream to `endpoint`, now; or `None`, and `rpc` waits for
+    /// [`rpc::connected`] or [`rpc::connect_failed`].
+    pub(crate) fn acquire(
+        &self,
+        worker: &Rc<Worker>,
+        endpoint: &Arc<EndpointShared>,
+        policy: &Arc<ClusterPolicy>,
+        rpc: Key,
+        now: Instant,
+    ) -> Option<Rc<Upstream>> {
+        let pool = {
+            let mut endpoints = self.endpoints.borrow_mut();
+            let pool = endpoints
+                .entry(endpoint.id)
+                .or_insert_with(|| Rc::new(EndpointPool::new(endpoint.clone(), policy.clone())));
+            pool.clone()
+        };
+        if pool.waiting.borrow().is_empty()
+            && let Some(connection) = pool.free_connection()
+        {
+            return Some(connection);
+        }
+        pool.wait(worker, rpc, now);
+        None
+    }
+
+    /// The RPC doesn't wait any more.
+    pub(crate) fn forget(&self, endpoint: u64, rpc: Key) {
+        if let Some(pool) = self.endpoints.borrow().get(&endpoint) {
+            pool.waiting
+                .borrow_mut()
+                .retain(|waiting| waiting.rpc != rpc);
+        }
+    }
+
+    /// Gives what room there is to those that wait longest.
+    pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) {
+        while !pool.waiting.borrow().is_empty() {
+            let Some(connection) = pool.free_connection() else {
+                pool.open_more(worker);
+                return;
+            };
+            let next = pool.waiting.borrow_mut().pop_front();
+            if let Some(next) = next {
+                rpc::connected(worker, next.rpc, connection);
+            }
+        }
+    }
+
+    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere.
+    pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) {
+        let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
+        let Some(pool) = pool else { return };
+        loop {
+            let expired = {
+                let mut waiting = pool.waiting.borrow_mut();
+                match waiting.front() {
+                    None => return,
+                    Some(front) if front.until > now => {
+                        worker.timers.add(front.until, Timer::Waiting(endpoint));
+                        return;
+                    }
+                    Some(_) => waiting.pop_front(),
+                }
+            };
+            if let Some(expired) = expired {
+                rpc::connect_failed(worker, expired.rpc, Failure::ConnectTimeout);
+            }
+        }
+    }
+
+    /// Follows a new snapshot: endpoints that are gone lose their connections when these are empty, endpoints that
+    /// were ejected by time-outs lose them now.
+    pub(crate) fn apply(&self, snapshot: &Snapshot) {
+        let mut known = HashMap::new();
+        for cluster in &snapshot.clusters {
+            for endpoint in &cluster.endpoints {
+                known.insert(endpoint.shared.id, (cluster, endpoint));
+            }
+        }
+        let pools: Vec<_> = self.endpoints.borrow().values().cloned().collect();
+        for pool in pools {
+            match known.get(&pool.shared.id) {
+                None => {
+                    pool.retired.set(true);
+                    for connection in pool.connections.borrow().iter() {
+                        connection.retire();
+                    }
+                    if pool.is_unused() {
+                        self.endpoints.borrow_mut().remove(&pool.shared.id);
+                    }
+                }
+                Some((cluster, endpoint)) => {
+                    *pool.policy.borrow_mut() = cluster.policy.clone();
+                    if endpoint.close_connections {
+                        for connection in pool.connections.borrow().iter() {
+                            connection.abandon();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends every connection that carries nothing; the worker is about to end.
+    pub(crate) fn retire_all(&self) {
+        for pool in self.endpoints.borrow().values() {
+            for connection in pool.connections.borrow().iter() {
+                connection.retire();
+            }
+        }
+    }
+}
+
+impl EndpointPool {
+    fn new(shared: Arc<EndpointShared>, policy: Arc<ClusterPolicy>) -> Self {
+        Self {
+            shared,
+            policy: RefCell::new(policy),
+            connections: RefCell::default(),
+            opening: Cell::new(0),
+            waiting: RefCell::default(),
+            retired: Cell::new(false),
+        }
+    }
+
+    /// The first connection with room: filling them in order keeps few of them busy, and 1, 2 and 4 per endpoint cost
+    /// 4.9, 5.5 and 6.7 µs an RPC.
+    fn free_connection(&self) -> Option<Rc<Upstream>> {
+        let limit = self.policy.borrow().per_connection_streams;
+        let connections = self.connections.borrow();
+        connections
+            .iter()
+            .find(|connection| connection.has_room(limit))
+            .cloned()
+    }
+
+    fn wait(self: &Rc<Self>, worker: &Rc<Worker>, rpc: Key, now: Instant) {
+        let until = now + self.policy.borrow().connect_timeout;
+        let first = {
+            let mut waiting = self.waiting.borrow_mut();
+            waiting.push_back(Waiting { rpc, until });
+            waiting.len() == 1
+        };
+        if first {
+            worker.timers.add(until, Timer::Waiting(self.shared.id));
+        }
+        self.open_more(worker);
+    }
+
+    /// Opens as many connections as those that wait would fill, within `max_connections`.
+    fn open_more(self: &Rc<Self>, worker: &Rc<Worker>) {
+        let (limit, streams) = {
+            let policy = self.policy.borrow();
+            (
+                policy.max_connections,
+                policy.per_connection_streams as usize,
+            )
+        };
+        let waiting = self.waiting.borrow().len();
+        while self.opening.get() * streams < waiting
+            && self
+                .connections
+                .borrow()
+                .iter()
+                .filter(|c| c.is_ready())
+                .count()
+                + self.opening.get()
+                < limit
+        {
+            self.opening.set(self.opening.get() + 1);
+            let task = connection::open(worker.clone(), self.clone(), self.policy.borrow().clone());
+            tokio::task::spawn_local(task);
+        }
+    }
+
+    /// A connection got its SETTINGS.
+    fn opened(&self) {
+        self.opening.set(self.opening.get().saturating_sub(1));
+    }
+
+    /// A connection attempt failed. Those that wait go elsewhere, unless another connection may still serve them.
+    fn open_failed(self: &Rc<Self>, worker: &Rc<Worker>, failure: Failure) {
+        self.opening.set(self.opening.get().saturating_sub(1));
+        worker.hints.suspect(&self.shared);
+        let alive =
+            self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready());
+        if !alive {
+            let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+            for waiting in waiting {
+                rpc::connect_failed(worker, waiting.rpc, failure);
+            }
+        }
+        self.remove_if_unused(worker);
+    }
+
+    fn add(&self, connection: Rc<Upstream>) {
+        self.connections.borrow_mut().push(connection);
+        self.shared.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove(&self, worker: &Worker, connection: &Rc<Upstream>) {
+        self.connections
+            .borrow_mut()
+            .retain(|other| !Rc::ptr_eq(other, connection));
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.remove_if_unused(worker);
+    }
+
+    fn is_unused(&self) -> bool {
+        self.retired.get()
+            && self.opening.get() == 0
+            && self.connections.borrow().is_empty()
+            && self.waiting.borrow().is_empty()
+    }
+
+    fn remove_if_unused(&self, worker: &Worker) {
+        if self.is_unused() {
+            worker.pool.endpoints.borrow_mut().remove(&self.shared.id);
+        }
+    }
+}

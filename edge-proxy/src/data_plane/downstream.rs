@@ -1,0 +1,593 @@
+//! Step 3: one client connection: engine, limits, age, GOAWAY.
+//!
+//! [`serve`] takes a socket from hand-over to its end: the TLS handshake under its deadline, ALPN (or the first bytes)
+//! to choose the protocol, then HTTP/2 here or HTTP/1.1 in [`http1`](super::http1). What a client may cost is decided
+//! here; what becomes of its requests in [`rpc`](super::rpc).
+//!
+//! A connection that has to go (age, drain, idleness) is told twice, as RFC 9113 §6.8 asks: a GOAWAY that names no
+//! last stream, and when the client's answer to the PING behind it shows that it has seen it (or after 2 s) one that
+//! does. A request that was on its way in between is served, so nothing is lost.
+
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http2::{Connection, Event, Headers, Reason, Role, Sent};
+use rand::RngExt as _;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    http1,
+    listener::{Accepted, Ticket},
+    rpc::{self, Key},
+    tls::{Alpn, Tls, Transport},
+    wire::{self, Check, End, FAR, Link, Side},
+    worker::{Phase, Worker},
+};
+use crate::{
+    error::Failure,
+    snapshot::ListenerPolicy,
+    telemetry::metrics::{self, HandshakeResult, Limit, ResetCause},
+};
+
+/// A client's HTTP/2 connection.
+pub(crate) struct Downstream {
+    link: Link,
+    /// The client.
+    pub(crate) peer: SocketAddr,
+    /// Its address as text, for `x-forwarded-for`.
+    pub(crate) peer_text: String,
+    /// The listener's rules when the connection was accepted.
+    policy: Arc<ListenerPolicy>,
+    accepted: Instant,
+    /// The client's SETTINGS have come.
+    ready: Cell<bool>,
+    /// Streams whose RPC hasn't ended.
+    rpcs: Cell<usize>,
+    /// Since when there has been none.
+    idle_since: Cell<Instant>,
+    leaving: Cell<Leaving>,
+    /// When to start leaving: age, or the moment that a drain chose.
+    leave_at: Cell<Instant>,
+    ping: Cell<Ping>,
+}
+
+/// ```text
+/// No ──age, drain, idle──▶ Told ──PING answered, or 2 s──▶ Fixed ──last RPC ends──▶ (closed)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// GOAWAY without a last stream is out, and a PING behind it.
+    Told(Instant),
+    /// The last stream is named.
+    Fixed(Instant),
+}
+
+/// Keep-alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    /// The next one goes out then.
+    Due(Instant),
+    /// It went out then, and its answer is awaited.
+    Sent(Instant),
+}
+
+/// Serves one accepted connection, whatever it speaks, until it ends.
+pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted {
+        socket,
+        peer,
+        mut ticket,
+    } = accepted;
+    let started = worker.tick();
+    let snapshot = worker.snapshot();
+    let Some(identity) = &snapshot.tls else {
+        return;
+    };
+    let policy = snapshot.listener.clone();
+    let Ok(socket) = nonblocking(socket) else {
+        return;
+    };
+
+    let handshake = Tls::accept(socket, identity.config.clone(), &worker.gate);
+    let result = timeout(policy.timeouts.tls_handshake, handshake).await;
+    ticket.handshake_done();
+    let (mut tls, handshake) = match result {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+            return worker.shard.handshakes(HandshakeResult::Failed).inc();
+        }
+        Err(_) => {
+            worker.shard.limits(Limit::HandshakeTimeout).inc();
+            return worker.shard.handshakes(HandshakeResult::TimedOut).inc();
+        }
+    };
+    let kind = if handshake.resumed {
+        HandshakeResult::Resumed
+    } else {
+        HandshakeResult::Ok
+    };
+    worker.shard.handshakes(kind).inc();
+    worker
+        .shard
+        .connections(metrics::Side::Downstream)
+        .opened
+        .inc();
+
+    let preface_by = started + policy.timeouts.preface;
+    let version = match handshake.alpn {
+        Alpn::Http2 => Some((Alpn::Http2, tls.early())),
+        Alpn::Http1 => Some((Alpn::Http1, tls.early())),
+        Alpn::None => timeout(
+            preface_by.saturating_duration_since(worker.now()),
+            tls.guess(),
+        )
+        .await
+        .ok()
+        .flatten(),
+    };
+    match version {
+        Some((Alpn::Http2, early)) => {
+            http2(
+                &worker,
+                tls,
+                &early,
+                Client {
+                    peer,
+                    policy,
+                    accepted: started,
+                    ticket,
+                },
+            )
+            .await;
+        }
+        Some((_, early)) => http1::serve(&worker, tls, early, peer, policy, started, ticket).await,
+        None => worker.shard.limits(Limit::PrefaceTimeout).inc(),
+    }
+    worker
+        .shard
+        .connections(metrics::Side::Downstream)
+        .closed
+        .inc();
+}
+
+/// Who is served.
+struct Client {
+    peer: SocketAddr,
+    policy: Arc<ListenerPolicy>,
+    accepted: Instant,
+    ticket: Ticket,
+}
+
+async fn http2(worker: &Rc<Worker>, tls: Tls, early: &[u8], client: Client) {
+    let Client {
+        peer,
+        policy,
+        accepted,
+        ticket,
+    } = client;
+    let now = worker.now();
+    let age = policy.max_connection_age;
+    // ± 10 %, so that clients that came together don't come back together.
+    let age = age.mul_f64(rand::rng().random_range(0.9..=1.1));
+    let connection = Rc::new(Downstream {
+        link: Link::new(
+            Connection::new(Role::Server, engine_config(&policy), now),
+            now,
+        ),
+        peer,
+        peer_text: peer.ip().to_canonical().to_string(),
+        accepted,
+        ready: Cell::new(false),
+        rpcs: Cell::new(0),
+        idle_since: Cell::new(now),
+        leaving: Cell::new(Leaving::No),
+        leave_at: Cell::new(accepted + age),
+        ping: Cell::new(Ping::Due(now + policy.keepalive_interval)),
+        policy,
+    });
+    let id = worker.next_client();
+    worker.clients.borrow_mut().insert(id, connection.clone());
+    connection.follow(worker.phase.get(), now);
+    let mut transport = Transport::Tls(Box::new(tls));
+    let end = wire::run(&connection, worker, &mut transport, early).await;
+    worker.clients.borrow_mut().remove(&id);
+    connection.ended(worker, end);
+    drop(ticket);
+}
+
+impl Downstream {
+    /// Later events of `stream` carry the key of its RPC.
+    pub(crate) fn set_key(&self, stream: u32, key: u32) {
+        self.link.engine().set_key(stream, key);
+    }
+
+    /// A response's head; 1xx any number of times before it.
+    pub(crate) fn send_headers(&self, stream: u32, headers: &Headers, end_stream: bool) {
+        self.link.engine().send_headers(stream, headers, end_stream);
+        self.link.wake();
+    }
+
+    /// Response DATA; returns what was framed at once.
+    pub(crate) fn send_data(
+        &self,
+        stream: u32,
+        bytes: &[u8],
+        end_stream: bool,
+        now: Instant,
+    ) -> usize {
+        let framed = self.link.engine().send_data(stream, bytes, end_stream, now);
+        self.link.wake();
+        framed
+    }
+
+    /// A response's trailers.
+    pub(crate) fn send_trailers(&self, stream: u32, trailers: &Headers) {
+        self.link.engine().send_trailers(stream, trailers);
+        self.link.wake();
+    }
+
+    /// Request DATA went on to the backend, or is of no interest any more.
+    pub(crate) fn credit(&self, stream: u32, bytes: usize) {
+        self.link.engine().credit(stream, bytes);
+        self.link.wake();
+    }
+
+    /// Ends a stream.
+    pub(crate) fn reset(&self, stream: u32, reason: Reason) {
+        self.link.engine().reset(stream, reason);
+        self.link.wake();
+    }
+
+    /// Whether the end of the response has been framed.
+    pub(crate) fn send_closed(&self, stream: u32) -> bool {
+        self.link.engine().send_closed(stream)
+    }
+
+    /// Takes back the last `bytes` of what waits, if all of them still do.
+    pub(crate) fn unqueue(&self, stream: u32, bytes: usize) -> bool {
+        self.link.engine().unqueue(stream, bytes)
+    }
+
+    /// Since when the client has given this stream no window.
+    pub(crate) fn blocked(&self, stream: u32) -> Option<Instant> {
+        self.link.engine().blocked(stream)
+    }
+
+    /// Gives a header arena back to the engine.
+    pub(crate) fn recycle(&self, headers: Headers) {
+        self.link.engine().recycle(headers);
+    }
+
+    /// Looks at this connection's streams at `at`, or earlier.
+    pub(crate) fn check_by(&self, at: Instant) {
+        self.link.check_by(at);
+    }
+
+    /// An RPC of this connection has ended.
+    pub(crate) fn rpc_ended(&self, now: Instant) {
+        self.rpcs.set(self.rpcs.get().saturating_sub(1));
+        if self.rpcs.get() == 0 {
+            self.idle_since.set(now);
+            self.link.wake();
+        }
+    }
+
+    /// The process wants something else of its connections.
+    pub(crate) fn follow(&self, phase: Phase, now: Instant) {
+        match phase {
+            Phase::Running => {}
+            Phase::Draining { since, until } => {
+                // One that came after the drain began learns it with its first RPC: its client would only come back.
+                if self.accepted < since || self.rpcs.get() > 0 {
+                    let span = until.saturating_duration_since(now);
+                    let at = now + span.mul_f64(rand::rng().random_range(0.0..1.0));
+                    self.leave_at.set(self.leave_at.get().min(at));
+                    self.link.check_by(at);
+                }
+            }
+            Phase::Closing | Phase::Cutting | Phase::Stopped => {
+                self.leave_at.set(now);
+                self.link.check_by(now);
+            }
+        }
+    }
+
+    fn leave(&self, now: Instant) {
+        if self.leaving.get() == Leaving::No {
+            let mut engine = self.link.engine();
+            engine.shutdown_notice();
+            engine.ping(LEAVING_PING);
+            drop(engine);
+            self.leaving.set(Leaving::Told(now));
+            self.link.check_by(now + LAST_STREAM_AFTER);
+            self.link.wake();
+        }
+    }
+
+    fn fix_last_stream(&self, now: Instant) {
+        self.link.engine().shutdown(Reason::NO_ERROR);
+        self.leaving.set(Leaving::Fixed(now));
+        self.link.wake();
+    }
+
+    fn request(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        stream: u32,
+        headers: Headers,
+        end_stream: bool,
+        now: Instant,
+    ) {
+        if let Phase::Draining { .. } = worker.phase.get() {
+            self.leave(now);
+        }
+        self.rpcs.set(self.rpcs.get() + 1);
+        rpc::start(
+            worker,
+            rpc::Client::Http2 {
+                connection: self.clone(),
+                stream,
+            },
+            headers,
+            end_stream,
+            now,
+        );
+        self.link.check_by(now + self.policy.timeouts.stream_idle);
+    }
+
+    /// Every RPC that still had a stream here learns that its client is gone.
+    fn ended(&self, worker: &Rc<Worker>, end: End) {
+        match end {
+            End::Protocol(error) => {
+                tracing::debug!(peer = %self.peer, %error, "client connection ended");
+                worker.shard.resets(ResetCause::Flood).inc();
+            }
+            End::Panic => tracing::error!(peer = %self.peer, "a panic ended a client's connection"),
+            End::Eof | End::Io(_) | End::Finished | End::TimedOut(_) => {}
+        }
+        let streams: Vec<_> = self.link.engine().streams().collect();
+        for stream in streams {
+            rpc::client_gone(worker, Key::from_engine(stream.key));
+        }
+    }
+}
+
+impl Side for Rc<Downstream> {
+    fn link(&self) -> &Link {
+        &self.link
+    }
+
+    fn on_event(&self, worker: &Rc<Worker>, event: Event<'_>, now: Instant) {
+        match event {
+            Event::Headers {
+                stream,
+                headers,
+                end_stream,
+                ..
+            } => {
+                self.request(worker, stream, headers, end_stream, now);
+            }
+            Event::Data {
+                key,
+                bytes,
+                end_stream,
+                ..
+            } => {
+                rpc::request_data(worker, Key::from_engine(key), bytes, end_stream, now);
+            }
+            Event::Trailers { key, headers, .. } => {
+                rpc::request_trailers(worker, Key::from_engine(key), headers, now);
+            }
+            Event::HeadersTooLarge { stream, .. } => {
+                let headers = self
+                    .link
+                    .engine()
+                    .take_large_head(stream)
+                    .unwrap_or_default();
+                worker.shard.limits(Limit::HeaderBytes).inc();
+                self.rpcs.set(self.rpcs.get() + 1);
+                let client = rpc::Client::Http2 {
+                    connection: self.clone(),
+                    stream,
+                };
+                rpc::refuse(worker, client, headers, Failure::HeadersTooLarge, now);
+            }
+            Event::Malformed { key, .. } => {
+                worker.shard.resets(ResetCause::Malformed).inc();
+                rpc::client_reset(worker, Key::from_engine(key), Reason::PROTOCOL_ERROR, now);
+            }
+            Event::Reset {
+                key,
+                reason,
+                by_peer,
+                ..
+            } => {
+                let cause = if by_peer {
+                    ResetCause::ClientCancel
+                } else {
+                    ResetCause::Malformed
+                };
+                worker.shard.resets(cause).inc();
+                rpc::client_reset(worker, Key::from_engine(key), reason, now);
+            }
+            Event::Settings { first } => {
+                if first {
+                    self.ready.set(true);
+                }
+            }
+            Event::GoAway { .. } => {
+                // The client opens no more streams; it closes when it has what it waits for.
+            }
+            Event::Pong { payload } => {
+                if payload == LEAVING_PING {
+                    if let Leaving::Told(_) = self.leaving.get() {
+                        self.fix_last_stream(now);
+                    }
+                } else if let Ping::Sent(_) = self.ping.get() {
+                    self.ping.set(Ping::Due(now + self.keepalive()));
+                    self.link.check_by(now + self.keepalive());
+                }
+            }
+        }
+    }
+
+    fn on_sent(&self, worker: &Rc<Worker>, sent: Sent) {
+        rpc::response_sent(
+            worker,
+            Key::from_engine(sent.key),
+            sent.bytes,
+            sent.end_stream,
+        );
+    }
+
+    fn check(&self, worker: &Rc<Worker>, now: Instant) -> Check {
+        let mut next = now + FAR;
+        let mut due = |at: Instant| {
+            next = next.min(at);
+            now >= at
+        };
+        let timeouts = &self.policy.timeouts;
+        let limit = |limit: Limit, name| {
+            worker.shard.limits(limit).inc();
+            Check::Close(End::TimedOut(name))
+        };
+        if !self.ready.get() && due(self.accepted + timeouts.preface) {
+            return limit(Limit::PrefaceTimeout, "preface");
+        }
+        if let Some(since) = self.link.engine().header_block_since()
+            && due(since + timeouts.header_block)
+        {
+            return limit(Limit::HeaderBlockTimeout, "header_block");
+        }
+        if let Some(since) = self.link.write_blocked()
+            && due(since + timeouts.write_stall)
+        {
+            return limit(Limit::WriteStall, "write_stall");
+        }
+        match self.ping.get() {
+            Ping::Sent(at) if due(at + self.policy.keepalive_timeout) => {
+                return limit(Limit::KeepaliveTimeout, "keepalive");
+            }
+            Ping::Due(at) if due(at) => {
+                self.link.engine().ping(KEEPALIVE_PING);
+                self.link.wake();
+                self.ping.set(Ping::Sent(now));
+                due(now + self.policy.keepalive_timeout);
+            }
+            Ping::Sent(_) | Ping::Due(_) => {}
+        }
+        match self.leaving.get() {
+            Leaving::No => {
+                if due(self.leave_at.get()) {
+                    worker.shard.limits(Limit::ConnectionAge).inc();
+                    self.leave(now);
+                    due(now + LAST_STREAM_AFTER);
+                } else if self.rpcs.get() == 0 && due(self.idle_since.get() + timeouts.idle) {
+                    worker.shard.limits(Limit::IdleConnection).inc();
+                    self.leave(now);
+                    due(now + LAST_STREAM_AFTER);
+                }
+            }
+            Leaving::Told(since) => {
+                if due(since + LAST_STREAM_AFTER) {
+                    self.fix_last_stream(now);
+                }
+            }
+            Leaving::Fixed(since) => {
+                if let Some(grace) = self.policy.max_connection_age_grace
+                    && due(since + grace)
+                {
+                    self.cut(worker, now);
+                }
+            }
+        }
+        let keys: Vec<_> = self.link.engine().keys().collect();
+        for key in keys {
+            if let Some(at) = rpc::check(worker, Key::from_engine(key), now, timeouts) {
+                next = next.min(at);
+            }
+        }
+        Check::Until(next)
+    }
+
+    fn after_turn(&self, _worker: &Rc<Worker>, now: Instant) -> Option<End> {
+        if let Some(since) = self.link.engine().header_block_since() {
+            self.link
+                .check_by(since + self.policy.timeouts.header_block);
+        }
+        if self.rpcs.get() == 0 {
+            if matches!(self.leaving.get(), Leaving::Fixed(_)) && self.link.engine().is_empty() {
+                return Some(End::Finished);
+            }
+            if self.leaving.get() == Leaving::No {
+                self.link
+                    .check_by(self.idle_since.get().max(now) + self.policy.timeouts.idle);
+            }
+        }
+        None
+    }
+}
+
+impl Downstream {
+    /// More often while streams are open: a client that vanished holds backends' resources then.
+    fn keepalive(&self) -> Duration {
+        let interval = self.policy.keepalive_interval;
+        if self.rpcs.get() > 0 {
+            interval
+        } else {
+            interval * KEEPALIVE_IDLE_FACTOR
+        }
+    }
+
+    /// What still runs ends now.
+    fn cut(&self, worker: &Rc<Worker>, now: Instant) {
+        let keys: Vec<_> = self.link.engine().keys().collect();
+        for key in keys {
+            rpc::cut(worker, Key::from_engine(key), now);
+        }
+    }
+}
+
+fn nonblocking(socket: std::net::TcpStream) -> io::Result<TcpStream> {
+    socket.set_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    TcpStream::from_std(socket)
+}
+
+fn engine_config(policy: &ListenerPolicy) -> http2::Config {
+    http2::Config {
+        max_concurrent_streams: policy.http2.max_concurrent_streams,
+        stream_window: policy.http2.initial_stream_window_size,
+        connection_window: policy.http2.initial_connection_window_size,
+        max_header_list: policy.http2.max_header_bytes,
+        max_header_list_hard: MAX_HEADER_LIST,
+        max_header_block: MAX_HEADER_BLOCK,
+        max_header_frames: MAX_HEADER_FRAMES,
+        header_table: 4096,
+        output_limit: 256 * 1024,
+    }
+}
+
+/// A decoded list above this ends the stream, undelivered.
+const MAX_HEADER_LIST: u32 = 32 * 1024;
+/// An encoded block above this, or of more frames than that, ends the connection.
+const MAX_HEADER_BLOCK: u32 = 32 * 1024;
+const MAX_HEADER_FRAMES: u32 = 6;
+
+/// How long a client has to answer the PING behind a GOAWAY before its last stream is named all the same.
+const LAST_STREAM_AFTER: Duration = Duration::from_secs(2);
+
+/// Payloads of our PINGs.
+const LEAVING_PING: u64 = 0x6c65_6176_696e_6721;
+const KEEPALIVE_PING: u64 = 0x616c_6976_653f_3f3f;
+
+/// 60 s with streams, 5 min without.
+const KEEPALIVE_IDLE_FACTOR: u32 = 5;

@@ -1,0 +1,154 @@
+//! The client's leg of an RPC: what differs between HTTP/2 and HTTP/1.1 ends here.
+
+use std::{rc::Rc, time::Instant};
+
+use http2::{Headers, Reason};
+
+use super::Key;
+use crate::data_plane::{
+    downstream::Downstream,
+    filters::{RequestContext, Version},
+    http1::Exchange,
+};
+
+/// Who asked, and where the answer goes.
+pub(crate) enum Client {
+    /// A stream of an HTTP/2 connection.
+    Http2 {
+        connection: Rc<Downstream>,
+        stream: u32,
+    },
+    /// A request of an HTTP/1.1 connection.
+    Http1(Rc<Exchange>),
+}
+
+impl Client {
+    /// What the filters need to know of it.
+    pub(super) fn context(&self) -> RequestContext<'_> {
+        match self {
+            Self::Http2 { connection, .. } => RequestContext {
+                peer: &connection.peer_text,
+                secure: true,
+                version: Version::Http2,
+            },
+            Self::Http1(exchange) => RequestContext {
+                peer: exchange.peer_text(),
+                secure: true,
+                version: Version::Http1,
+            },
+        }
+    }
+
+    /// The client's address.
+    pub(super) fn peer(&self) -> std::net::IpAddr {
+        match self {
+            Self::Http2 { connection, .. } => connection.peer.ip(),
+            Self::Http1(exchange) => exchange.peer().ip(),
+        }
+    }
+
+    /// As the access log names it.
+    pub(super) fn protocol(&self) -> &'static str {
+        match self {
+            Self::Http2 { .. } => "HTTP/2",
+            Self::Http1(_) => "HTTP/1.1",
+        }
+    }
+
+    /// Later events carry the RPC's key.
+    pub(super) fn set_key(&self, key: Key) {
+        match self {
+            Self::Http2 { connection, stream } => connection.set_key(*stream, key.for_engine()),
+            Self::Http1(exchange) => exchange.set_key(key),
+        }
+    }
+
+    pub(super) fn send_headers(&self, headers: &Headers, end_stream: bool) {
+        match self {
+            Self::Http2 { connection, stream } => {
+                connection.send_headers(*stream, headers, end_stream)
+            }
+            Self::Http1(exchange) => exchange.send_headers(headers, end_stream),
+        }
+    }
+
+    /// The bytes that were taken at once; the rest is told by [`response_sent`](super::response_sent).
+    pub(super) fn send_data(&self, bytes: &[u8], end_stream: bool, now: Instant) -> usize {
+        match self {
+            Self::Http2 { connection, stream } => {
+                connection.send_data(*stream, bytes, end_stream, now)
+            }
+            Self::Http1(exchange) => exchange.send_data(bytes, end_stream),
+        }
+    }
+
+    pub(super) fn send_trailers(&self, trailers: &Headers) {
+        match self {
+            Self::Http2 { connection, stream } => connection.send_trailers(*stream, trailers),
+            Self::Http1(exchange) => exchange.send_trailers(trailers),
+        }
+    }
+
+    /// `bytes` of the request went on: the client may send more.
+    pub(super) fn credit(&self, bytes: usize) {
+        match self {
+            Self::Http2 { connection, stream } => connection.credit(*stream, bytes),
+            Self::Http1(exchange) => exchange.credit(bytes),
+        }
+    }
+
+    /// Ends the exchange without an answer, or without more of one.
+    pub(super) fn reset(&self, reason: Reason) {
+        match self {
+            Self::Http2 { connection, stream } => connection.reset(*stream, reason),
+            Self::Http1(exchange) => exchange.abort(),
+        }
+    }
+
+    /// Takes back the last `bytes` of the response if none of them has been framed.
+    pub(super) fn unqueue(&self, bytes: usize) -> bool {
+        match self {
+            Self::Http2 { connection, stream } => connection.unqueue(*stream, bytes),
+            Self::Http1(_) => false,
+        }
+    }
+
+    /// Whether the end of the response has been framed.
+    pub(super) fn has_all(&self) -> bool {
+        match self {
+            Self::Http2 { connection, stream } => connection.send_closed(*stream),
+            Self::Http1(exchange) => exchange.has_all(),
+        }
+    }
+
+    /// Since when the client takes nothing of what waits for it.
+    pub(super) fn blocked(&self) -> Option<Instant> {
+        match self {
+            Self::Http2 { connection, stream } => connection.blocked(*stream),
+            Self::Http1(exchange) => exchange.blocked(),
+        }
+    }
+
+    /// Has [`check`](super::check) called by then.
+    pub(super) fn check_by(&self, at: Instant) {
+        match self {
+            Self::Http2 { connection, .. } => connection.check_by(at),
+            Self::Http1(exchange) => exchange.check_by(at),
+        }
+    }
+
+    /// The RPC has ended.
+    pub(super) fn ended(&self, now: Instant) {
+        match self {
+            Self::Http2 { connection, .. } => connection.rpc_ended(now),
+            Self::Http1(exchange) => exchange.ended(),
+        }
+    }
+
+    /// Gives a header arena back.
+    pub(super) fn recycle(&self, headers: Headers) {
+        if let Self::Http2 { connection, .. } = self {
+            connection.recycle(headers);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What is remembered of an RPC for its log line and its counters.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http2::{Headers, Known};
+
+use super::{Client, Worker};
+use crate::{
+    data_plane::access_log,
+    error::{Failure, Flag, ResetCause},
+    snapshot::{Cluster, EndpointShared, Route},
+    telemetry::{
+        labels::{self, AttemptResult, Flags, Limit},
+        metrics::{ClusterSeries, NONE, Series},
+    },
+};
+
+/// Filled in step by step, written when the stream ends.
+#[derive(Debug)]
+pub(super) struct Record {
+    started: Instant,
+    /// When the last attempt was sent.
+    attempted: Option<Instant>,
+    /// From the first attempt's start to the response's head.
+    upstream_time: Option<Duration>,
+    status: u16,
+    grpc_status: Option<u32>,
+    /// The response's head came from a backend.
+    answered: bool,
+    failure: Option<Failure>,
+    flags: Flags,
+    attempts: u32,
+    series: Option<Arc<Series>>,
+    cluster: Option<(Arc<str>, Arc<ClusterSeries>)>,
+    endpoint: Option<Arc<EndpointShared>>,
+    client_left: bool,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+}
+
+impl Record {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            attempted: None,
+            upstream_time: None,
+            status: 0,
+            grpc_status: None,
+            answered: false,
+            failure: None,
+            flags: Flags::NONE,
+            attempts: 0,
+            series: None,
+            cluster: None,
+            endpoint: None,
+            client_left: false,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    /// A route was found.
+    pub(super) fn routed(
+        &mut self,
+        worker: &Worker,
+        route: &Route,
+        cluster: Option<&Arc<Cluster>>,
+        path: &[u8],
+    ) {
+        let series = match cluster {
+            Some(cluster) => worker.shard.series(&route.prefix, &cluster.name, path),
+            None => worker.shard.series(&route.prefix, &NONE.into(), path),
+        };
+        series.started.inc();
+        self.series = Some(series);
+        if let Some(cluster) = cluster {
+            let series = worker.cluster_series(&cluster.name);
+            series.active.inc();
+            self.cluster = Some((cluster.name.clone(), series));
+        }
+    }
+
+    /// An attempt was sent to `endpoint`.
+    pub(super) fn attempted(&mut self, endpoint: &Arc<EndpointShared>, now: Instant) {
+        self.attempts += 1;
+        self.attempted = Some(now);
+        self.endpoint = Some(endpoint.clone());
+    }
+
+    /// Another attempt follows.
+    pub(super) fn retried(&mut self, _worker: &Worker) {
+        if let Some((_, series)) = &self.cluster {
+            series.retries.inc();
+        }
+    }
+
+    /// The response's head went to the client.
+    pub(super) fn responded(&mut self, status: u16, headers: &Headers, now: Instant) {
+        self.status = status;
+        self.grpc_status = grpc_status(headers);
+        self.answered = self.failure.is_none() && self.attempted.is_some();
+        if self.answered {
+            self.upstream_time = self
+                .attempted
+                .map(|sent| now.saturating_duration_since(sent));
+        }
+    }
+
+    /// The response's trailers went to the client.
+    pub(super) fn trailers(&mut self, headers: &Headers) {
+        self.grpc_status = grpc_status(headers).or(self.grpc_status);
+    }
+
+    /// The proxy answered, or cut the answer short.
+    pub(super) fn failed_with(&mut self, failure: Failure) {
+        self.failure = Some(failure);
+        self.flags.insert(failure.flag());
+    }
+
+    /// The client didn't wait for the end.
+    pub(super) fn client_left(&mut self, flag: Flag, answered: bool) {
+        self.flags.insert(flag);
+        self.client_left = true;
+        if !answered {
+            self.grpc_status = Some(CANCELLED);
+        }
+    }
+
+    /// The client's window stayed shut.
+    pub(super) fn window_stalled(&mut self, worker: &Worker) {
+        worker.shard.limits(Limit::WindowStall).inc();
+        worker.shard.resets(labels::ResetCause::WindowStall).inc();
+        self.flags.insert(Flag::LocalReset);
+    }
+
+    /// The backend's answer is one of failure: a server error, or gRPC without a status.
+    pub(super) fn failed(&self, grpc: bool) -> bool {
+        match self.grpc_status {
+            Some(status) => matches!(status, 2 | 4 | 8 | 13 | 14 | 15),
+            None => grpc || self.status >= 500,
+        }
+    }
+
+    /// The line, and the counters.
+    pub(super) fn write(
+        &self,
+        worker: &Rc<Worker>,
+        client: &Client,
+        head: &Headers,
+        grpc: bool,
+        now: Instant,
+    ) {
+        let duration = now.saturating_duration_since(self.started);
+        let path = head.known(Known::Path).unwrap_or_default();
+        let counted = if grpc { self.grpc_status } else { None };
+        match &self.series {
+            Some(series) => {
+                series.ended(counted).inc();
+                if self.answered
+                    && let Some(status) = self.grpc_status
+                {
+                    series.learn(path, status);
+                }
+            }
+            None => {
+                let unrouted = worker.shard.unrouted();
+                unrouted.started.inc();
+                unrouted.ended(counted).inc();
+            }
+        }
+        if let Some((_, series)) = &self.cluster {
+            series.active.dec();
+            series.duration.record(duration);
+            series.attempts(self.attempt_result(grpc)).inc();
+        }
+        for flag in self.flags.iter() {
+            worker.shard.flags(flag).inc();
+        }
+        worker.log.write(&access_log::Record {
+            time: worker.wall(self.started),
+            request_id: head.known(Known::XRequestId).unwrap_or_default(),
+            client: client.peer(),
+            method: head.known(Known::Method).unwrap_or_default(),
+            path,
+            authority: head.known(Known::Authority).unwrap_or_default(),
+            protocol: client.protocol(),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            flags: self.flags,
+            detail: None,
+            bytes_in: self.bytes_in,
+            bytes_out: self.bytes_out,
+            duration,
+            upstream_time: self.upstream_time,
+            attempts: self.attempts,
+            cluster: self.cluster.as_ref().map(|(name, _)| &**name),
+            endpoint: self.endpoint.as_ref().map(|endpoint| &*endpoint.label),
+            user_agent: head.known(Known::UserAgent).unwrap_or_default(),
+        });
+    }
+
+    /// How the last attempt ended.
+    fn attempt_result(&self, grpc: bool) -> AttemptResult {
+        match self.failure {
+            Some(Failure::ConnectFailed) => AttemptResult::ConnectFailed,
+            Some(Failure::ConnectTimeout) => AttemptResult::ConnectTimedOut,
+            Some(Failure::ResetBeforeHeaders(cause) | Failure::ResetAfterHeaders(cause)) => {
+                match cause {
+                    ResetCause::Termination => AttemptResult::ConnectionClosed,
+                    ResetCause::RemoteReset => AttemptResult::Reset,
+                    ResetCause::ProtocolError => AttemptResult::ProtocolError,
+                }
+            }
+            Some(Failure::DeadlineExceeded | Failure::StreamIdle) => AttemptResult::TimedOut,
+            Some(_) => AttemptResult::Cancelled,
+            None if self.client_left => AttemptResult::Cancelled,
+            None if grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
+            None if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
+            None => AttemptResult::ErrorStatus,
+        }
+    }
+}
+
+/// `grpc-status` of trailers, or of a head that ends the stream.
+fn grpc_status(headers: &Headers) -> Option<u32> {
+    let value = headers.known(Known::GrpcStatus)?;
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// What a client that left would have told itself.
+const CANCELLED: u32 = 1;

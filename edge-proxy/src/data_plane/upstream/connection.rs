@@ -1,0 +1,403 @@
+//! One h2c connection to a backend.
+
+use std::{
+    cell::Cell,
+    io,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http2::{Connection, Event, Headers, OpenError, Reason, Role, Sent};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::{EndpointPool, Pool};
+use crate::{
+    data_plane::{
+        rpc::{self, Key},
+        tls::Transport,
+        wire::{self, Check, End, FAR, Link, Side},
+        worker::Worker,
+    },
+    error::{Failure, ResetCause},
+    snapshot::ClusterPolicy,
+    telemetry::metrics::{self, Limit},
+};
+
+/// A connection to a backend: the engine in its client role, and what the pool has to know.
+pub(crate) struct Upstream {
+    link: Link,
+    pool: Rc<EndpointPool>,
+    state: Cell<State>,
+    /// Some stream has waited for the backend's credit for [`CONGESTED_AFTER`]: no new streams.
+    congested: Cell<bool>,
+    /// The peer's SETTINGS have to be here by then.
+    ready_by: Instant,
+    /// A stream ended or was never opened: those that wait may be served.
+    made_room: Cell<bool>,
+    /// The PING that we sent last, and when; `None` when it was answered.
+    ping: Cell<Option<Instant>>,
+    next_ping: Cell<Instant>,
+}
+
+/// ```text
+/// Opening ──SETTINGS──▶ Ready ──GOAWAY, retire──▶ Leaving ──last stream ends──▶ (closed)
+///    └──────────────── connect_timeout, error, abandon ───────────────────────▶ (closed)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The preface is sent, the peer's SETTINGS are awaited.
+    Opening,
+    /// Streams may be opened.
+    Ready,
+    /// Streams that run may finish.
+    Leaving,
+    /// Everything ends now.
+    Abandoned,
+}
+
+/// Connects, then runs the connection until it ends. Spawned by the pool, which counted it as opening.
+pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc<ClusterPolicy>) {
+    let started = Instant::now();
+    let connect = TcpStream::connect(pool.shared.address);
+    let socket = match tokio::time::timeout(policy.connect_timeout, connect).await {
+        Ok(Ok(socket)) => socket,
+        Ok(Err(_)) => return pool.open_failed(&worker, Failure::ConnectFailed),
+        Err(_) => return pool.open_failed(&worker, Failure::ConnectTimeout),
+    };
+    if prepare(&socket).is_err() {
+        return pool.open_failed(&worker, Failure::ConnectFailed);
+    }
+    let now = Instant::now();
+    let connection = Rc::new(Upstream {
+        link: Link::new(
+            Connection::new(Role::Client, engine_config(&policy), now),
+            now,
+        ),
+        pool: pool.clone(),
+        state: Cell::new(State::Opening),
+        congested: Cell::new(false),
+        ready_by: started + policy.connect_timeout,
+        made_room: Cell::new(false),
+        ping: Cell::new(None),
+        next_ping: Cell::new(now + PING_INTERVAL),
+    });
+    pool.add(connection.clone());
+    worker
+        .shard
+        .connections(metrics::Side::Upstream)
+        .opened
+        .inc();
+    let mut transport = Transport::Plain(socket);
+    let end = wire::run(&connection, &worker, &mut transport, &[]).await;
+    connection.ended(&worker, end);
+    worker
+        .shard
+        .connections(metrics::Side::Upstream)
+        .closed
+        .inc();
+}
+
+impl Upstream {
+    /// Opens a stream for `rpc`. The request leaves with the connection's next turn.
+    pub(crate) fn open_stream(
+        &self,
+        headers: Headers,
+        end_stream: bool,
+        rpc: Key,
+    ) -> Result<u32, (OpenError, Headers)> {
+        let stream = self
+            .link
+            .engine()
+            .open(headers, end_stream, rpc.for_engine())?;
+        self.link.wake();
+        Ok(stream)
+    }
+
+    /// Request DATA; returns what was framed at once.
+    pub(crate) fn send_data(
+        &self,
+        stream: u32,
+        bytes: &[u8],
+        end_stream: bool,
+        now: Instant,
+    ) -> usize {
+        let framed = self.link.engine().send_data(stream, bytes, end_stream, now);
+        self.link.wake();
+        framed
+    }
+
+    /// Request trailers.
+    pub(crate) fn send_trailers(&self, stream: u32, trailers: &Headers) {
+        self.link.engine().send_trailers(stream, trailers);
+        self.link.wake();
+    }
+
+    /// Response DATA went on to the client.
+    pub(crate) fn credit(&self, stream: u32, bytes: usize) {
+        self.link.engine().credit(stream, bytes);
+        self.link.wake();
+    }
+
+    /// Ends a stream that the proxy or its client doesn't want any more.
+    pub(crate) fn reset(&self, stream: u32, reason: Reason) {
+        self.link.engine().reset(stream, reason);
+        self.made_room.set(true);
+        self.link.wake();
+    }
+
+    /// A stream has ended on both sides.
+    pub(crate) fn stream_ended(&self) {
+        self.made_room.set(true);
+        self.link.wake();
+    }
+
+    /// Gives a header arena back to the engine.
+    pub(crate) fn recycle(&self, headers: Headers) {
+        self.link.engine().recycle(headers);
+    }
+
+    /// No new streams; closes when the last one ends.
+    pub(super) fn retire(&self) {
+        if self.state.get() != State::Abandoned {
+            self.state.set(State::Leaving);
+        }
+        self.link.wake();
+    }
+
+    /// Closes now: its endpoint doesn't answer, and RPCs on it would hang.
+    pub(super) fn abandon(&self) {
+        self.state.set(State::Abandoned);
+        self.link.wake();
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.state.get() == State::Ready
+    }
+
+    pub(super) fn has_room(&self, limit: u32) -> bool {
+        if self.state.get() != State::Ready || self.congested.get() || self.link.is_closed() {
+            return false;
+        }
+        let engine = self.link.engine();
+        engine.can_open() && (engine.stream_count() as u32) < limit
+    }
+
+    /// Every RPC that still had a stream here learns how it ended.
+    fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
+        let was_opening = self.state.get() == State::Opening;
+        self.state.set(State::Abandoned);
+        self.pool.remove(worker, self);
+        let streams: Vec<_> = self.link.engine().streams().collect();
+        let cause = match end {
+            End::Protocol(_) | End::Panic => ResetCause::ProtocolError,
+            _ => ResetCause::Termination,
+        };
+        for stream in streams {
+            rpc::upstream_gone(
+                worker,
+                Key::from_engine(stream.key),
+                stream.headers_left,
+                cause,
+            );
+        }
+        if was_opening {
+            let failure = match end {
+                End::TimedOut(_) => Failure::ConnectTimeout,
+                _ => Failure::ConnectFailed,
+            };
+            self.pool.open_failed(worker, failure);
+        } else {
+            if !matches!(end, End::Finished) {
+                tracing::debug!(endpoint = %self.pool.shared.label, ?end, "upstream connection ended");
+            }
+            Pool::offer(worker, &self.pool);
+        }
+    }
+}
+
+impl Side for Rc<Upstream> {
+    fn link(&self) -> &Link {
+        &self.link
+    }
+
+    fn on_event(&self, worker: &Rc<Worker>, event: Event<'_>, now: Instant) {
+        match event {
+            Event::Headers {
+                key,
+                headers,
+                end_stream,
+                ..
+            } => {
+                rpc::response_headers(worker, Key::from_engine(key), headers, end_stream, now);
+            }
+            Event::Data {
+                key,
+                bytes,
+                end_stream,
+                ..
+            } => {
+                rpc::response_data(worker, Key::from_engine(key), bytes, end_stream, now);
+            }
+            Event::Trailers { key, headers, .. } => {
+                rpc::response_trailers(worker, Key::from_engine(key), headers, now);
+            }
+            Event::HeadersTooLarge { stream, key, .. } => {
+                self.reset(stream, Reason::CANCEL);
+                rpc::upstream_reset(
+                    worker,
+                    Key::from_engine(key),
+                    Reason::PROTOCOL_ERROR,
+                    false,
+                    false,
+                );
+            }
+            Event::Malformed { key, .. } => {
+                rpc::upstream_reset(
+                    worker,
+                    Key::from_engine(key),
+                    Reason::PROTOCOL_ERROR,
+                    false,
+                    false,
+                );
+            }
+            Event::Reset {
+                key,
+                reason,
+                by_peer,
+                unprocessed,
+                ..
+            } => {
+                self.made_room.set(true);
+                rpc::upstream_reset(worker, Key::from_engine(key), reason, by_peer, unprocessed);
+            }
+            Event::Settings { first } => {
+                if first && self.state.get() == State::Opening {
+                    self.state.set(State::Ready);
+                    self.pool.opened();
+                }
+                self.made_room.set(true);
+            }
+            Event::GoAway { .. } => {
+                if self.state.get() == State::Ready {
+                    self.state.set(State::Leaving);
+                }
+                worker.hints.suspect(&self.pool.shared);
+            }
+            Event::Pong { .. } => self.ping.set(None),
+        }
+    }
+
+    fn on_sent(&self, worker: &Rc<Worker>, sent: Sent) {
+        rpc::request_sent(worker, Key::from_engine(sent.key), sent.bytes);
+    }
+
+    fn check(&self, worker: &Rc<Worker>, now: Instant) -> Check {
+        let mut next = now + FAR;
+        if self.state.get() == State::Opening {
+            if now >= self.ready_by {
+                return Check::Close(End::TimedOut("connect_timeout"));
+            }
+            next = next.min(self.ready_by);
+        }
+        if let Some(since) = self.link.write_blocked() {
+            if now >= since + WRITE_STALL {
+                worker.shard.limits(Limit::WriteStall).inc();
+                return Check::Close(End::TimedOut("write_stall"));
+            }
+            next = next.min(since + WRITE_STALL);
+        }
+        match self.ping.get() {
+            Some(sent) if now >= sent + PING_TIMEOUT => {
+                return Check::Close(End::TimedOut("keepalive"));
+            }
+            Some(sent) => next = next.min(sent + PING_TIMEOUT),
+            None if now >= self.next_ping.get() => {
+                self.link.engine().ping(0);
+                self.link.wake();
+                self.ping.set(Some(now));
+                self.next_ping.set(now + PING_INTERVAL);
+                next = next.min(now + PING_TIMEOUT);
+            }
+            None => next = next.min(self.next_ping.get()),
+        }
+        if let Some(at) = self.congestion(now) {
+            next = next.min(at);
+        }
+        Check::Until(next)
+    }
+
+    fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
+        if self.made_room.replace(false) && !self.link.is_closed() {
+            Pool::offer(worker, &self.pool);
+        }
+        if self.link.engine().pending_bytes() > 0 {
+            self.link.check_by(now + CONGESTED_AFTER);
+        }
+        match self.state.get() {
+            State::Abandoned => Some(End::TimedOut("ejected")),
+            State::Leaving if self.link.engine().is_empty() => Some(End::Finished),
+            _ => None,
+        }
+    }
+}
+
+impl Upstream {
+    /// Notes whether a stream has waited too long for credit; names the moment when that would next be so.
+    fn congestion(&self, now: Instant) -> Option<Instant> {
+        let since = self
+            .link
+            .engine()
+            .oldest_blocked(now)
+            .map(|blocked| blocked.since);
+        let congested = since.is_some_and(|since| now >= since + CONGESTED_AFTER);
+        if self.congested.replace(congested) && !congested {
+            self.made_room.set(true);
+        }
+        since.map(|since| {
+            if congested {
+                now + CONGESTED_AFTER
+            } else {
+                since + CONGESTED_AFTER
+            }
+        })
+    }
+}
+
+/// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel while
+/// something is unacknowledged (keep-alive PINGs would be answered with `too_many_pings`).
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    SockRef::from(socket).set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+fn engine_config(policy: &ClusterPolicy) -> http2::Config {
+    http2::Config {
+        max_concurrent_streams: 0,
+        stream_window: policy.initial_stream_window_size,
+        connection_window: policy.initial_connection_window_size,
+        max_header_list: MAX_RESPONSE_HEADERS,
+        max_header_list_hard: MAX_RESPONSE_HEADERS,
+        max_header_block: MAX_RESPONSE_HEADERS,
+        max_header_frames: 16,
+        header_table: 4096,
+        output_limit: 256 * 1024,
+    }
+}
+
+/// Backends' response headers, decoded and encoded.
+const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
+
+/// A stream without credit for this long marks its connection congested.
+const CONGESTED_AFTER: Duration = Duration::from_secs(1);
+
+/// As towards clients: a backend that takes nothing for this long is gone.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+
+/// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.
+const PING_INTERVAL: Duration = Duration::from_secs(5 * 60 + 10);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What was sent and isn't acknowledged for this long ends the connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(10);
