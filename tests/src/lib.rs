@@ -1,1 +1,53 @@
-//! Harness.
+//! The harness of the end-to-end tests, and of `local-stack`: everything around the proxy, in one process.
+//!
+//! Nothing here sleeps to wait: what a test waits for is an event (a journal's entry, a connection's end), or a
+//! condition that [`eventually`](wait::eventually) asks for again and again until a generous deadline. Every address
+//! is of a loopback network that belongs to the test's process, every port is chosen by the kernel, so tests run in
+//! parallel, and next to other copies of themselves.
+
+/// Waiting for what has no event of its own.
+pub mod wait;
+
+/// Loopback addresses that nobody else uses.
+pub mod loopback;
+
+/// A certificate authority, good pairs, broken pairs, and a directory that changes as a mounted Secret does.
+pub mod certs;
+
+/// A DNS server that answers, or fails to, as it is told.
+pub mod dns;
+
+/// Backends that behave: the tests' own service, and its journal of what arrived.
+pub mod backend;
+
+/// The journal: what a backend saw, and when.
+pub mod journal;
+
+/// Health checks as backends answer them, switched at run time.
+pub mod health;
+
+/// Backends that misbehave, stream by stream, through the crate `h2`.
+pub mod scripted;
+
+/// Peers that misbehave frame by frame.
+pub mod frames;
+
+/// The real services, as replicas on addresses of their own.
+pub mod replicas;
+
+/// Programs as processes of their own: signals, exit codes, output, memory.
+pub mod process;
+
+/// Clients: tonic, HTTP/2 by hand, HTTP/1.1, the admin interface.
+pub mod client;
+
+/// Types of `proto/test.proto`.
+#[allow(missing_docs, unused_qualifications, reason = "generated")]
+pub mod pb {
+    tonic::include_proto!("e2e");
+}
+
+/// A message of the tests' service.
+pub fn payload(data: impl Into<bytes::Bytes>) -> pb::Message {
+    pb::Message { data: data.into() }
+}

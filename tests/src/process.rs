@@ -1,0 +1,186 @@
+//! Programs as processes of their own: signals, exit codes, what they print, how much memory they take.
+
+use std::{
+    ffi::OsStr,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use crate::wait::within;
+
+/// A running program. It is killed with this value.
+pub struct Process {
+    child: Child,
+    stdout: Output,
+    stderr: Output,
+}
+
+/// What a program has printed so far on one of its streams.
+struct Output {
+    text: Arc<watch::Sender<String>>,
+    reader: JoinHandle<()>,
+}
+
+/// What is left of a program.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// All of its standard output.
+    pub stdout: String,
+    /// All of its standard error.
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Its exit code, unless a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+}
+
+impl Process {
+    /// Starts `program`.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn start<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env("NO_COLOR", "1")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        let stdout = Output::of(child.stdout.take().expect("it is piped"));
+        let stderr = Output::of(child.stderr.take().expect("it is piped"));
+        Self {
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Runs `program` to its end.
+    ///
+    /// # Panics
+    /// When it can't be started, or doesn't end.
+    pub async fn run<S: AsRef<OsStr>>(
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Ended {
+        Self::start(program, arguments).ended().await
+    }
+
+    /// Sends it a signal, named as in `kill -TERM`.
+    ///
+    /// # Panics
+    /// When the signal can't be sent.
+    pub async fn signal(&self, name: &str) {
+        let id = self.child.id().expect("nobody has waited for it");
+        let sent = Command::new("sh")
+            .args(["-c", &format!("kill -{name} {id}")])
+            .status()
+            .await;
+        assert!(
+            sent.expect("there is a shell").success(),
+            "kill -{name} {id}"
+        );
+    }
+
+    /// Waits until its standard output holds `text`.
+    pub async fn prints(&self, text: &str) {
+        self.stdout.holds(text).await;
+    }
+
+    /// Waits until its standard error holds `text`.
+    pub async fn reports(&self, text: &str) {
+        self.stderr.holds(text).await;
+    }
+
+    /// Its standard error so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text.borrow().clone()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it doesn't end.
+    pub async fn ended(mut self) -> Ended {
+        let status = within("a program's end", self.child.wait())
+            .await
+            .expect("it is our child");
+        Ended {
+            status,
+            stdout: self.stdout.all().await,
+            stderr: self.stderr.all().await,
+        }
+    }
+
+    /// Its resident memory, in bytes.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn resident_memory(&self) -> usize {
+        let id = self.child.id().expect("nobody has waited for it");
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap_or_default();
+        let kibibytes = line.trim().trim_end_matches(" kB").parse::<usize>();
+        kibibytes.expect("VmRSS is a number of kB (proc(5))") * 1024
+    }
+}
+
+impl Output {
+    fn of(stream: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let text = Arc::new(watch::Sender::default());
+        let sender = text.clone();
+        let reader = tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            while stream
+                .read_until(b'\n', &mut line)
+                .await
+                .is_ok_and(|length| length > 0)
+            {
+                sender
+                    .send_modify(|all: &mut String| all.push_str(&String::from_utf8_lossy(&line)));
+                line.clear();
+            }
+        });
+        Self { text, reader }
+    }
+
+    async fn holds(&self, text: &str) {
+        let mut reader = self.text.subscribe();
+        let found = tokio::time::timeout(
+            crate::wait::PATIENCE,
+            reader.wait_for(|all| all.contains(text)),
+        );
+        if found.await.is_err() {
+            panic!(
+                "no {text:?} in what the program printed:\n{}",
+                self.text.borrow().as_str()
+            );
+        }
+    }
+
+    async fn all(self) -> String {
+        // A panic in it can't be: it only copies bytes.
+        let _ = within("the end of a program's output", self.reader).await;
+        self.text.borrow().clone()
+    }
+}
