@@ -1,0 +1,752 @@
+//! The objects: their fields exist, and what names something names something that is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use edge_proxy::control_plane::config::Config;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, PodSpec, Probe, ProjectedVolumeSource, SecurityContext, Service,
+    ServiceAccount,
+};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{APPS, FOLDERS, Rendered, config, documents, read, sample, typed};
+
+#[test]
+fn every_field_of_every_object_exists() {
+    for folder in FOLDERS {
+        for object in &Rendered::new(folder).objects {
+            match object["kind"].as_str().unwrap() {
+                "ConfigMap" => drop(typed::<ConfigMap>(object)),
+                "Deployment" => drop(typed::<Deployment>(object)),
+                "HorizontalPodAutoscaler" => drop(typed::<HorizontalPodAutoscaler>(object)),
+                "NetworkPolicy" => drop(typed::<NetworkPolicy>(object)),
+                "PodDisruptionBudget" => drop(typed::<PodDisruptionBudget>(object)),
+                "Service" => drop(typed::<Service>(object)),
+                "ServiceAccount" => drop(typed::<ServiceAccount>(object)),
+                // Of others' definitions, which Kubernetes' own types don't have.
+                "PodMonitoring" => drop(typed::<Foreign<PodMonitoring>>(object)),
+                "Gateway" => drop(typed::<Foreign<Gateway>>(object)),
+                "GRPCRoute" => drop(typed::<Foreign<GrpcRoute>>(object)),
+                kind => panic!("{folder}: no type to check a {kind} with"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_tutorial_finds_what_it_names() {
+    for app in APPS {
+        let rendered = Rendered::base(app);
+        let deployment: Deployment = rendered.one();
+        assert_eq!(deployment.metadata.name.as_deref(), Some(app));
+        assert_eq!(deployment.spec.replicas, Some(2), "{app}");
+        // No namespace of its own: kubectl's and skaffold's choice holds.
+        assert!(
+            rendered
+                .objects
+                .iter()
+                .all(|object| object["metadata"]["namespace"].is_null())
+        );
+    }
+    for (app, port, name) in [
+        ("echo-grpc", 8081, "http2-echo"),
+        ("reverse-grpc", 8082, "http2-reverse"),
+    ] {
+        let service = Rendered::base(app).one::<Service>().spec.unwrap();
+        assert_eq!(service.type_.as_deref(), Some("ClusterIP"));
+        assert_eq!(
+            service.cluster_ip.as_deref(),
+            Some("None"),
+            "{app} is headless"
+        );
+        let ports = service.ports.unwrap();
+        assert_eq!(ports.len(), 1);
+        assert_eq!(
+            (ports[0].port, ports[0].name.as_deref()),
+            (port, Some(name))
+        );
+        assert_eq!(ports[0].app_protocol.as_deref(), Some("kubernetes.io/h2c"));
+        let pod = pod(&Rendered::base(app).one());
+        assert_eq!(
+            environment(container(&pod), "PORT"),
+            Some(port.to_string().as_str())
+        );
+    }
+
+    let service: Service = Rendered::base("edge-proxy").one();
+    let annotations = service.metadata.annotations.unwrap();
+    assert_eq!(annotations["cloud.google.com/l4-rbs"], "enabled");
+    assert_eq!(
+        annotations["networking.gke.io/weighted-load-balancing"],
+        "pods-per-node"
+    );
+    let service = service.spec.unwrap();
+    assert_eq!(service.type_.as_deref(), Some("LoadBalancer"));
+    assert_eq!(service.external_traffic_policy.as_deref(), Some("Local"));
+    let ports = service.ports.unwrap();
+    assert_eq!((ports.len(), ports[0].port), (1, 443));
+    assert_eq!(
+        ports[0].target_port,
+        Some(IntOrString::String("https".to_owned()))
+    );
+}
+
+#[test]
+fn selectors_find_their_own_pods() {
+    for (folder, rendered, deployment) in deployments() {
+        let spec = &deployment.spec;
+        let labels = spec
+            .template
+            .metadata
+            .as_ref()
+            .unwrap()
+            .labels
+            .as_ref()
+            .unwrap();
+        let expected = BTreeMap::from([("app".to_owned(), labels["app"].clone())]);
+        let of = |selector: &LabelSelector| {
+            assert!(selector.match_expressions.is_none(), "{folder}");
+            selector.match_labels.clone().unwrap()
+        };
+        assert_eq!(of(&spec.selector), expected, "{folder}");
+        let service: Service = rendered.one();
+        assert_eq!(
+            service.spec.unwrap().selector.unwrap(),
+            expected,
+            "{folder}"
+        );
+        let budget: PodDisruptionBudget = rendered.one();
+        let budget = budget.spec.unwrap();
+        assert_eq!(of(&budget.selector.unwrap()), expected, "{folder}");
+        assert_eq!(
+            budget.max_unavailable,
+            Some(IntOrString::Int(1)),
+            "{folder}"
+        );
+
+        let spread = pod(&deployment).topology_spread_constraints.unwrap();
+        let over: Vec<_> = spread
+            .iter()
+            .map(|constraint| constraint.topology_key.as_str())
+            .collect();
+        assert_eq!(
+            over,
+            ["kubernetes.io/hostname", "topology.kubernetes.io/zone"],
+            "{folder}"
+        );
+        for constraint in spread {
+            assert_eq!(
+                of(&constraint.label_selector.unwrap()),
+                expected,
+                "{folder}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ports_have_one_number_and_one_name() {
+    for (folder, rendered, deployment) in deployments() {
+        let pod = pod(&deployment);
+        let container = container(&pod);
+        let ports: BTreeMap<_, _> = container
+            .ports
+            .iter()
+            .flatten()
+            .map(|port| (port.name.clone().unwrap(), port.container_port))
+            .collect();
+        for port in rendered.one::<Service>().spec.unwrap().ports.unwrap() {
+            let Some(IntOrString::String(target)) = port.target_port else {
+                panic!("{folder}: a Service's targetPort is a name");
+            };
+            assert!(
+                ports.contains_key(&target),
+                "{folder}: no port is called {target}"
+            );
+        }
+
+        let numbers: BTreeSet<_> = ports.values().copied().collect();
+        for (kind, probe) in [
+            ("startup", &container.startup_probe),
+            ("readiness", &container.readiness_probe),
+            ("liveness", &container.liveness_probe),
+        ] {
+            let probe = probe
+                .as_ref()
+                .unwrap_or_else(|| panic!("{folder}: no {kind} probe"));
+            let port = match probed(probe) {
+                IntOrString::Int(port) => port,
+                IntOrString::String(name) => ports[&name],
+            };
+            assert!(
+                numbers.contains(&port),
+                "{folder}: the {kind} probe asks at port {port}"
+            );
+        }
+
+        if folder.ends_with("edge-proxy") {
+            let config = sample();
+            assert_eq!(i32::from(config.listener_address.port()), ports["https"]);
+            assert_eq!(i32::from(config.probes.port()), ports["probes"]);
+            assert!(config.listener_address.ip().is_unspecified());
+            assert!(
+                config.probes.ip().is_unspecified(),
+                "a kubelet asks at the pod's address"
+            );
+            assert!(
+                config.admin.ip().is_loopback(),
+                "the admin pages are nobody else's"
+            );
+            assert_eq!(config.admin.port(), 8090);
+        } else {
+            let port = environment(container, "PORT").unwrap().parse().unwrap();
+            assert_eq!(numbers, BTreeSet::from([port]), "{folder}");
+        }
+    }
+}
+
+#[test]
+fn probes_ask_what_a_drain_answers_rightly() {
+    for app in ["echo-grpc", "reverse-grpc"] {
+        let pod = pod(&Rendered::base(app).one());
+        let container = container(&pod);
+        let service = |probe: &Option<Probe>| {
+            probe
+                .as_ref()
+                .unwrap()
+                .grpc
+                .as_ref()
+                .unwrap()
+                .service
+                .clone()
+                .unwrap_or_default()
+        };
+        assert_eq!(service(&container.readiness_probe), "", "{app}");
+        assert_eq!(
+            service(&container.liveness_probe),
+            grpc_service::LIVENESS,
+            "{app}"
+        );
+    }
+    let pod = pod(&Rendered::base("edge-proxy").one());
+    let container = container(&pod);
+    let path = |probe: &Option<Probe>| {
+        probe
+            .as_ref()
+            .unwrap()
+            .http_get
+            .as_ref()
+            .unwrap()
+            .path
+            .clone()
+            .unwrap()
+    };
+    assert_eq!(path(&container.readiness_probe), "/readyz");
+    assert_eq!(path(&container.liveness_probe), "/livez");
+}
+
+#[test]
+fn one_security_context_everywhere() {
+    for (folder, rendered, deployment) in deployments() {
+        let pod = pod(&deployment);
+        let mut context = serde_json::to_value(pod.security_context.as_ref().unwrap()).unwrap();
+        let group = context.as_object_mut().unwrap().remove("fsGroup");
+        // Only the proxy reads a file that is its group's.
+        assert_eq!(group.is_some(), folder.ends_with("edge-proxy"), "{folder}");
+        assert!(group.is_none_or(|group| group == 65532), "{folder}");
+        let expected = json!({
+            "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        });
+        assert_eq!(context, expected, "{folder}");
+
+        let container = container(&pod);
+        let expected: SecurityContext = serde_json::from_value(json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        }))
+        .unwrap();
+        assert_eq!(
+            container.security_context.as_ref(),
+            Some(&expected),
+            "{folder}"
+        );
+
+        assert_eq!(pod.automount_service_account_token, Some(false), "{folder}");
+        assert_eq!(pod.enable_service_links, Some(false), "{folder}");
+        let account: ServiceAccount = rendered.one();
+        assert_eq!(pod.service_account_name, account.metadata.name, "{folder}");
+        assert_eq!(
+            account.automount_service_account_token,
+            Some(false),
+            "{folder}"
+        );
+    }
+}
+
+#[test]
+fn memory_is_limited_and_cpu_is_not() {
+    for (folder, _, deployment) in deployments() {
+        let pod = pod(&deployment);
+        let resources = container(&pod).resources.clone().unwrap();
+        let (requests, limits) = (resources.requests.unwrap(), resources.limits.unwrap());
+        assert!(
+            !limits.contains_key("cpu"),
+            "{folder}: a limit of CPU makes pauses"
+        );
+        for (resource, limit) in &limits {
+            assert!(
+                amount(&requests[resource]) <= amount(limit),
+                "{folder}: {resource}"
+            );
+        }
+        assert!(
+            amount(&limits["memory"]) >= 128.0 * 1024.0 * 1024.0,
+            "{folder}"
+        );
+        assert!(amount(&requests["cpu"]) > 0.0, "{folder}");
+    }
+    let full = Rendered::new("deploy/overlays/full/edge-proxy");
+    let scaler: HorizontalPodAutoscaler = full.one();
+    let metrics = scaler.spec.metrics.unwrap();
+    let resource = metrics[0].container_resource.clone().unwrap();
+    let target = amount(&resource.target.average_value.unwrap());
+    assert!(
+        target > 0.0 && target < sample().workers as f64,
+        "{target} cores per pod"
+    );
+}
+
+#[test]
+fn the_services_differ_in_names_and_ports_only() {
+    let as_reverse = |text: String| {
+        text.replace("http2-echo", "http2-reverse")
+            .replace("echo-grpc", "reverse-grpc")
+            .replace("8081", "8082")
+    };
+    for file in [
+        "deployment",
+        "kustomization",
+        "pdb",
+        "service",
+        "serviceaccount",
+    ] {
+        let echo = read(&format!("deploy/echo-grpc/{file}.yaml"));
+        assert_eq!(
+            as_reverse(echo),
+            read(&format!("deploy/reverse-grpc/{file}.yaml")),
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn the_proxy_gets_the_sample_configuration() {
+    let rendered = Rendered::base("edge-proxy");
+    let map: ConfigMap = rendered.one();
+    assert_eq!(map.immutable, Some(true));
+    let name = map.metadata.name.clone().unwrap();
+    assert!(
+        name.starts_with("edge-proxy-config-"),
+        "no hash in {name}: a change would roll no pod"
+    );
+    let data = map.data.unwrap();
+    let text = &data["edge-proxy.yaml"];
+    assert_eq!(text, &read("deploy/edge-proxy/edge-proxy.yaml"));
+    // What `edge-proxy check` does.
+    let loaded = Config::parse(text, "edge-proxy.yaml".as_ref()).unwrap_or_else(|e| panic!("{e}"));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+
+    let pod = pod(&rendered.one());
+    let container = container(&pod);
+    let volume = |name: &str| {
+        pod.volumes
+            .iter()
+            .flatten()
+            .find(|v| v.name == name)
+            .unwrap()
+            .clone()
+    };
+    let mount = |name: &str| {
+        let mount = container
+            .volume_mounts
+            .iter()
+            .flatten()
+            .find(|m| m.name == name)
+            .unwrap();
+        assert!(
+            mount.sub_path.is_none(),
+            "files under a subPath are never updated"
+        );
+        assert_eq!(mount.read_only, Some(true));
+        std::path::PathBuf::from(&mount.mount_path)
+    };
+    assert_eq!(volume("config").config_map.unwrap().name, name);
+    let file = mount("config").join("edge-proxy.yaml");
+    let expected = ["run", "--config", file.to_str().unwrap()].map(str::to_owned);
+    assert_eq!(container.args.as_deref(), Some(&expected[..]));
+
+    // The files of a Secret of type kubernetes.io/tls have these names.
+    let config = loaded.config;
+    assert_eq!(config.certificate_chain, mount("certs").join("tls.crt"));
+    assert_eq!(config.private_key, mount("certs").join("tls.key"));
+    let ProjectedVolumeSource {
+        default_mode,
+        sources,
+        ..
+    } = volume("certs").projected.unwrap();
+    assert_eq!(default_mode, Some(0o440));
+    let secrets: Vec<_> = sources
+        .into_iter()
+        .flatten()
+        .map(|s| s.secret.unwrap())
+        .collect();
+    let names: Vec<_> = secrets.iter().map(|secret| secret.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["envoy-certs", "edge-certs"],
+        "of two that exist the later wins"
+    );
+    assert!(secrets.iter().all(|secret| secret.optional == Some(true)));
+}
+
+#[test]
+fn every_cluster_is_a_service() {
+    let overlay = "deploy/overlays/namespace/edge-proxy";
+    let other = Rendered::new(overlay);
+    let namespace = other.objects[0]["metadata"]["namespace"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_ne!(namespace, "default");
+    assert!(
+        other
+            .objects
+            .iter()
+            .all(|object| object["metadata"]["namespace"] == *namespace)
+    );
+    let data = other.one::<ConfigMap>().data.unwrap();
+    let expected = read("deploy/edge-proxy/edge-proxy.yaml")
+        .replace(".default.svc.", &format!(".{namespace}.svc."));
+    assert_eq!(
+        data["edge-proxy.yaml"], expected,
+        "{overlay}: the sample, but for the namespace"
+    );
+
+    let services: BTreeMap<_, _> = ["echo-grpc", "reverse-grpc"]
+        .map(|app| {
+            let service: Service = Rendered::base(app).one();
+            let ports = service.spec.unwrap().ports.unwrap();
+            (
+                service.metadata.name.unwrap(),
+                u16::try_from(ports[0].port).unwrap(),
+            )
+        })
+        .into();
+    for (namespace, config) in [
+        ("default", sample()),
+        (
+            namespace.as_str(),
+            config(&format!("{overlay}/edge-proxy.yaml")),
+        ),
+    ] {
+        for cluster in config.clusters {
+            let [target] = &cluster.targets[..] else {
+                panic!("{cluster:?}")
+            };
+            let suffix = format!(".{namespace}.svc.cluster.local.");
+            let service = target.host.strip_suffix(&suffix).unwrap_or_else(|| {
+                panic!(
+                    "{}: not a whole name of a Service in {namespace}",
+                    target.host
+                )
+            });
+            assert_eq!(services.get(service), Some(&target.port), "{}", target.host);
+        }
+    }
+    // Whole names, and no search list tried before them.
+    let options = pod(&Rendered::base("edge-proxy").one())
+        .dns_config
+        .unwrap()
+        .options
+        .unwrap();
+    let ndots = options
+        .iter()
+        .find(|option| option.name.as_deref() == Some("ndots"))
+        .unwrap();
+    assert_eq!(ndots.value.as_deref(), Some("1"));
+}
+
+#[test]
+fn variants_change_what_they_say() {
+    let internal: Service = Rendered::new("deploy/overlays/internal/edge-proxy").one();
+    let annotations = internal.metadata.annotations.unwrap();
+    let expected = (
+        "networking.gke.io/load-balancer-type".to_owned(),
+        "Internal".to_owned(),
+    );
+    assert_eq!(annotations, BTreeMap::from([expected]));
+
+    let local: Service = Rendered::new("deploy/overlays/local/edge-proxy").one();
+    assert!(local.metadata.annotations.is_none());
+
+    for app in ["echo-grpc", "reverse-grpc"] {
+        let folder = format!("deploy/overlays/istio/{app}");
+        let service: Service = Rendered::new(&folder).one();
+        let spec = service.spec.unwrap();
+        assert!(
+            spec.cluster_ip.is_none(),
+            "{app}: the mesh balances over an address"
+        );
+        assert_eq!(spec.ports.unwrap()[0].app_protocol.as_deref(), Some("grpc"));
+        let text = read(&format!("{folder}/kustomization.yaml"));
+        assert!(
+            text.contains(&format!("kubectl delete service {app}")),
+            "{app}"
+        );
+    }
+
+    let full = Rendered::new("deploy/overlays/full/edge-proxy");
+    let deployment: Deployment = full.one();
+    assert!(
+        deployment.spec.replicas.is_none(),
+        "the autoscaler's number"
+    );
+    let scaler = full.one::<HorizontalPodAutoscaler>().spec;
+    assert_eq!(scaler.scale_target_ref.name, "edge-proxy");
+    assert_eq!(scaler.min_replicas, Some(2));
+}
+
+#[test]
+fn network_policies_let_through_what_the_system_needs() {
+    let full = Rendered::new("deploy/overlays/full/edge-proxy");
+    let policies: Vec<NetworkPolicy> = full.all();
+    let policy = |name: &str| {
+        let found = policies
+            .iter()
+            .find(|policy| policy.metadata.name.as_deref() == Some(name));
+        found.unwrap().spec.clone().unwrap()
+    };
+    let number = |port: Option<IntOrString>| match port {
+        Some(IntOrString::Int(port)) => port,
+        port => panic!("{port:?}"),
+    };
+    let backends: BTreeSet<_> = sample()
+        .clusters
+        .iter()
+        .map(|cluster| i32::from(cluster.targets[0].port))
+        .collect();
+
+    let services = policy("grpc-backends");
+    let accepted: BTreeSet<_> = services.ingress.unwrap()[0]
+        .ports
+        .iter()
+        .flatten()
+        .map(|port| number(port.port.clone()))
+        .collect();
+    assert_eq!(accepted, backends);
+    assert!(
+        services.egress.is_none_or(|egress| egress.is_empty()),
+        "they call nobody"
+    );
+
+    let proxy = policy("edge-proxy");
+    let ingress = proxy.ingress.unwrap();
+    assert!(ingress[0].from.is_none(), "clients are anywhere");
+    let accepted: Vec<_> = ingress
+        .iter()
+        .flat_map(|rule| rule.ports.clone().unwrap())
+        .map(|p| number(p.port))
+        .collect();
+    assert_eq!(accepted, [8443, 8091]);
+    let egress = proxy.egress.unwrap();
+    let dns = egress
+        .iter()
+        .find(|rule| rule.to.is_none())
+        .expect("a rule for DNS to any address");
+    assert!(
+        dns.ports
+            .iter()
+            .flatten()
+            .all(|port| number(port.port.clone()) == 53)
+    );
+    let reached: BTreeSet<_> = egress
+        .iter()
+        .filter(|rule| rule.to.is_some())
+        .flat_map(|rule| rule.ports.clone().unwrap())
+        .map(|port| number(port.port))
+        .collect();
+    assert_eq!(reached, backends);
+}
+
+#[test]
+fn the_metrics_that_are_collected_are_there() {
+    let text = read("deploy/components/gmp/podmonitoring.yaml");
+    let monitoring: Foreign<PodMonitoring> = typed(&documents(&text)[0]);
+    let pod = pod(&Rendered::base("edge-proxy").one());
+    let ports = container(&pod).ports.clone().unwrap();
+    for endpoint in monitoring.spec.endpoints {
+        assert_eq!(endpoint.path, "/metrics");
+        assert!(
+            ports
+                .iter()
+                .any(|port| port.name.as_ref() == Some(&endpoint.port))
+        );
+    }
+}
+
+/// The Deployments of all folders, with what stands beside them.
+fn deployments() -> Vec<(&'static str, Rendered, Deployment)> {
+    let with = |folder| {
+        let rendered = Rendered::new(folder);
+        let deployment = rendered.all::<Deployment>().pop()?;
+        Some((folder, rendered, deployment))
+    };
+    let found: Vec<_> = FOLDERS.into_iter().filter_map(with).collect();
+    assert_eq!(found.len(), FOLDERS.len() - 1, "all but the mesh's gateway");
+    found
+}
+
+pub(super) fn pod(deployment: &Deployment) -> PodSpec {
+    deployment.spec.template.spec.clone().unwrap()
+}
+
+pub(super) fn container(pod: &PodSpec) -> &Container {
+    let [container] = &pod.containers[..] else {
+        panic!("one container in a pod")
+    };
+    container
+}
+
+fn environment<'a>(container: &'a Container, name: &str) -> Option<&'a str> {
+    container
+        .env
+        .iter()
+        .flatten()
+        .find(|variable| variable.name == name)?
+        .value
+        .as_deref()
+}
+
+fn probed(probe: &Probe) -> IntOrString {
+    match (&probe.grpc, &probe.http_get) {
+        (Some(grpc), None) => IntOrString::Int(grpc.port),
+        (None, Some(http)) => http.port.clone(),
+        _ => panic!("{probe:?}"),
+    }
+}
+
+/// A quantity in its base unit; a text that is none panics.
+fn amount(Quantity(text): &Quantity) -> f64 {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let factor = match unit {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0 * 1024.0,
+        "Gi" => 1024.0 * 1024.0 * 1024.0,
+        unit => panic!("{text}: {unit} is no unit of a quantity"),
+    };
+    number
+        .parse::<f64>()
+        .unwrap_or_else(|_| panic!("{text} is no quantity"))
+        * factor
+}
+
+/// An object whose definition isn't Kubernetes' own: only the fields that are used here, so that a
+/// misspelt one is found.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Foreign<T> {
+    api_version: String,
+    kind: String,
+    metadata: Value,
+    spec: T,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PodMonitoring {
+    selector: LabelSelector,
+    endpoints: Vec<ScrapeEndpoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScrapeEndpoint {
+    port: String,
+    path: String,
+    interval: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Gateway {
+    gateway_class_name: String,
+    listeners: Vec<GatewayListener>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct GatewayListener {
+    name: String,
+    protocol: String,
+    port: u16,
+    tls: GatewayTls,
+    allowed_routes: Value,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct GatewayTls {
+    mode: String,
+    certificate_refs: Vec<Reference>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct GrpcRoute {
+    parent_refs: Vec<Reference>,
+    rules: Vec<GrpcRouteRule>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct GrpcRouteRule {
+    matches: Vec<GrpcRouteMatch>,
+    backend_refs: Vec<Reference>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrpcRouteMatch {
+    method: GrpcMethod,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrpcMethod {
+    service: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reference {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
