@@ -1,16 +1,30 @@
-//! The control plane's loop.
+//! The control plane's loop: waits for anything to happen, applies it, starts what is due, publishes what changed.
+//!
+//! Nothing here blocks or takes long: look-ups, checks and file reads are jobs of their own ([`jobs`]), and one that
+//! panics costs its own result. The loop itself is caught, too: its state is plain data and each step leaves it
+//! whole enough to go on.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicUsize},
+mod jobs;
+mod reload;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
 };
 
-use tokio::sync::{mpsc, watch};
-
+use self::{
+    jobs::{Ended, Jobs},
+    reload::Reloads,
+};
 use super::{
-    Command, ReloadError,
+    Command, assemble, certs,
+    cluster::ClusterState,
     config::Config,
-    status::{CertificateReport, ConfigurationReport, Readiness, Report, Status, now_ms},
+    network::Network,
+    status::{Readiness, Report, Status, now_ms},
+    supervise::{Panics, RESTART, caught},
 };
 use crate::{
     data_plane::route::RouteTable,
@@ -19,105 +33,277 @@ use crate::{
 
 /// All of the control plane's state.
 pub(super) struct Core {
+    config: Arc<Config>,
+    /// In the configuration's order.
+    clusters: Vec<InForce>,
+    certificate: certs::Served,
+    reloads: Reloads,
+    jobs: Jobs,
+    serving: bool,
+    /// Latched: see [`Readiness::warmed_up`].
+    warmed_up: bool,
+    started: Instant,
+    started_at_ms: u64,
+    /// The snapshot is out of date in something else than its clusters.
+    changed: bool,
+    panics: Panics,
     publisher: Publisher,
     status: Arc<Status>,
+    /// Told once: the listener may open.
+    first_answered: watch::Sender<bool>,
     hints: Arc<Hints>,
     orders: mpsc::UnboundedReceiver<Command>,
-    first_answered: watch::Sender<bool>,
+}
+
+/// A cluster, and its part of the published snapshot.
+#[derive(Debug)]
+struct InForce {
+    state: ClusterState,
+    published: Arc<Cluster>,
+}
+
+/// What the loop is connected to.
+pub(super) struct Wires {
+    pub(super) hints: Arc<Hints>,
+    pub(super) orders: mpsc::UnboundedReceiver<Command>,
+    pub(super) first_answered: watch::Sender<bool>,
+    pub(super) network: Box<dyn Network>,
+}
+
+/// Whether the loop goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Continue,
+    Stop,
 }
 
 impl Core {
+    /// With nothing resolved or checked yet, and the first snapshot of it.
     pub(super) fn new(
         config: Config,
         source: Option<PathBuf>,
-        hints: Arc<Hints>,
-        orders: mpsc::UnboundedReceiver<Command>,
-        first_answered: watch::Sender<bool>,
+        certificate: certs::Served,
+        wires: Wires,
     ) -> (Self, Reader, Arc<Status>) {
+        let now = Instant::now();
+        let config = Arc::new(config);
+        let clusters: Vec<_> = config
+            .clusters
+            .iter()
+            .map(|spec| InForce::new(ClusterState::new(spec.clone(), None, now)))
+            .collect();
         let (publisher, reader) = Publisher::new(Snapshot {
             generation: 1,
             listener: config.listener.clone(),
             routes: Arc::new(RouteTable::new(config.routes.clone())),
-            clusters: config
-                .clusters
-                .iter()
-                .map(|cluster| {
-                    Arc::new(Cluster {
-                        name: cluster.name.clone(),
-                        policy: cluster.policy.clone(),
-                        endpoints: Vec::new(),
-                        eligible: Vec::new(),
-                        turn: Arc::new(AtomicUsize::new(0)),
-                    })
-                })
-                .collect(),
-            tls: None,
+            clusters: clusters.iter().map(|cluster| cluster.published.clone()).collect(),
+            tls: certificate.current().map(|pair| pair.identity.clone()),
             serving: true,
         });
-        let status = Status::new(Report {
+        let panics = Panics::default();
+        let core = Self {
+            reloads: Reloads::new(source),
+            jobs: Jobs::new(wires.network, panics.clone()),
+            serving: true,
+            warmed_up: false,
+            started: now,
             started_at_ms: now_ms(),
-            generation: 1,
-            readiness: Readiness {
-                serving: true,
-                certificate: false,
-                warmed_up: false,
-            },
-            configuration: ConfigurationReport {
-                source,
-                loaded_at_ms: now_ms(),
-                reloads: 0,
-                rejected: 0,
-                pending: false,
-                last_error: None,
-                config: Arc::new(config.clone()),
-            },
-            certificate: CertificateReport {
-                chain_path: config.certificate_chain.clone(),
-                key_path: config.private_key.clone(),
-                current: None,
-                loads: 0,
-                rejected: 0,
-                last_error: None,
-            },
-            clusters: Vec::new(),
-            panics: 0,
-        });
-        (
-            Self {
-                publisher,
-                status: status.clone(),
-                hints,
-                orders,
-                first_answered,
-            },
-            reader,
-            status,
-        )
+            changed: false,
+            status: Status::new(Report {
+                started_at_ms: now_ms(),
+                generation: 1,
+                readiness: Readiness::default(),
+                configuration: Reloads::new(None).report(&config),
+                certificate: certificate.report(),
+                clusters: Vec::new(),
+                panics: 0,
+            }),
+            config,
+            clusters,
+            certificate,
+            panics,
+            publisher,
+            first_answered: wires.first_answered,
+            hints: wires.hints,
+            orders: wires.orders,
+        };
+        core.report();
+        let status = core.status.clone();
+        (core, reader, status)
     }
 
+    /// Until it is told to stop, or nobody is left to tell it.
     pub(super) async fn run(mut self) {
-        self.first_answered.send_replace(true);
+        self.certificate.watch(&self.panics);
+        self.reloads.watch(&self.panics);
         loop {
-            let order = tokio::select! {
-                order = self.orders.recv() => order,
-                () = self.hints.wait() => continue,
-            };
-            match order {
-                None | Some(Command::Stop) => return,
-                Some(Command::SetServing(serving, done)) => {
-                    self.publisher.publish(Snapshot {
-                        serving,
-                        ..(*self.publisher.current()).clone()
-                    });
-                    let mut report = (*self.status.report()).clone();
-                    report.readiness.serving = serving;
-                    self.status.set(report);
-                    let _ = done.send(());
-                }
-                Some(Command::Reload(done)) => {
-                    let _ = done.send(Err(ReloadError("not yet".into())));
+            match caught(self.step()).await {
+                Ok(Step::Continue) => {}
+                Ok(Step::Stop) => return,
+                Err(_) => {
+                    self.panics.count("control loop");
+                    tokio::time::sleep(RESTART).await;
                 }
             }
         }
     }
+
+    /// Starts what is due, publishes, waits for something to happen, and applies it.
+    async fn step(&mut self) -> Step {
+        let now = Instant::now();
+        self.start_due(now);
+        self.advance_reload(now);
+        self.latch(now);
+        self.publish();
+        self.report();
+
+        let wake = self.next_wake(now);
+        tokio::select! {
+            order = self.orders.recv() => match order {
+                None | Some(Command::Stop) => return Step::Stop,
+                Some(order) => self.obey(order),
+            },
+            ended = self.jobs.next() => {
+                let now = Instant::now();
+                self.ended(ended, now);
+                while let Some(ended) = self.jobs.try_next() {
+                    self.ended(ended, now);
+                }
+            }
+            () = self.hints.wait() => {
+                let now = Instant::now();
+                self.all_clusters().for_each(|cluster| cluster.hurry_suspects(now));
+            }
+            event = self.certificate.next_event() => {
+                self.changed |= self.certificate.found(event, Instant::now());
+            }
+            () = self.reloads.file_changed() => self.reread(None),
+            () = sleep_until(wake) => {}
+        }
+        Step::Continue
+    }
+
+    fn obey(&mut self, order: Command) {
+        match order {
+            Command::SetServing(serving, done) => {
+                self.changed |= self.serving != serving;
+                self.serving = serving;
+                self.publish();
+                self.report();
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+            Command::Reload(done) => self.reread(Some(done)),
+            // `step` returned for it.
+            Command::Stop => {}
+        }
+    }
+
+    fn ended(&mut self, ended: Ended, now: Instant) {
+        let chance = rand::random::<f64>();
+        match ended {
+            Ended::LookUp { cluster, target, lookup } => {
+                if let Some(cluster) = self.all_clusters().find(|c| c.id() == cluster) {
+                    cluster.looked_up(target, lookup, now, chance);
+                }
+            }
+            Ended::Check { cluster, endpoint, outcome } => {
+                if let Some(cluster) = self.all_clusters().find(|c| c.id() == cluster) {
+                    cluster.checked(endpoint.address, endpoint.id, &outcome, now, chance);
+                }
+            }
+            Ended::Read(read) => self.read(read, now),
+        }
+    }
+
+    fn start_due(&mut self, now: Instant) {
+        let fresh = self.reloads.plan.iter_mut().flat_map(|plan| plan.fresh_mut());
+        for cluster in self.clusters.iter_mut().map(|c| &mut c.state).chain(fresh) {
+            for due in cluster.due(now) {
+                self.jobs.start(cluster, due);
+            }
+        }
+    }
+
+    /// Takes note, once each, that the first answers are there and that the first checks have ended.
+    fn latch(&mut self, now: Instant) {
+        let patience_over = now >= self.started + PATIENCE;
+        if !*self.first_answered.borrow()
+            && (patience_over || self.clusters.iter().all(|c| c.state.answered()))
+        {
+            self.first_answered.send_replace(true);
+        }
+        self.warmed_up |= patience_over || self.clusters.iter().all(|c| c.state.warmed_up());
+    }
+
+    fn publish(&mut self) {
+        for cluster in &mut self.clusters {
+            if std::mem::take(&mut cluster.state.changed) {
+                cluster.published = Arc::new(assemble::cluster(&cluster.state));
+                self.changed = true;
+            }
+        }
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        self.publisher.publish(Snapshot {
+            generation: 0, // counted by the publisher
+            listener: self.config.listener.clone(),
+            routes: Arc::new(RouteTable::new(self.config.routes.clone())),
+            clusters: self.clusters.iter().map(|cluster| cluster.published.clone()).collect(),
+            tls: self.certificate.current().map(|pair| pair.identity.clone()),
+            serving: self.serving,
+        });
+        let fresh = self.reloads.plan.iter().flat_map(|plan| plan.fresh());
+        self.jobs.keep_checkers(self.clusters.iter().map(|c| &c.state).chain(fresh));
+    }
+
+    fn report(&self) {
+        self.status.set(Report {
+            started_at_ms: self.started_at_ms,
+            generation: self.publisher.current().generation,
+            readiness: Readiness {
+                serving: self.serving,
+                certificate: self.certificate.current().is_some(),
+                warmed_up: self.warmed_up,
+            },
+            configuration: self.reloads.report(&self.config),
+            certificate: self.certificate.report(),
+            clusters: self
+                .clusters
+                .iter()
+                .map(|cluster| assemble::report(&cluster.state, &cluster.published))
+                .collect(),
+            panics: self.panics.total(),
+        });
+    }
+
+    /// When to look again though nothing happens.
+    fn next_wake(&self, now: Instant) -> Instant {
+        let patience = (!self.warmed_up).then_some(self.started + PATIENCE);
+        let plan = self.reloads.plan.as_ref();
+        let in_force = self.clusters.iter().filter_map(|c| c.state.next_due());
+        let fresh = plan.into_iter().flat_map(|p| p.fresh()).filter_map(ClusterState::next_due);
+        let deadlines = patience.into_iter().chain(plan.map(|plan| plan.deadline()));
+        in_force.chain(fresh).chain(deadlines).min().unwrap_or(now + IDLE)
+    }
+
+    /// Those in force and those of a plan.
+    fn all_clusters(&mut self) -> impl Iterator<Item = &mut ClusterState> {
+        let fresh = self.reloads.plan.iter_mut().flat_map(|plan| plan.fresh_mut());
+        self.clusters.iter_mut().map(|cluster| &mut cluster.state).chain(fresh)
+    }
 }
+
+impl InForce {
+    fn new(mut state: ClusterState) -> Self {
+        state.changed = false;
+        Self { published: Arc::new(assemble::cluster(&state)), state }
+    }
+}
+
+/// How long the first answers and the first checks are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// With nothing due at all (static endpoints without checks).
+const IDLE: Duration = Duration::from_secs(3600);

@@ -4,7 +4,7 @@
 //! and metrics, and the other way round. On it runs one loop ([`core`]) that owns all state: it starts look-ups and
 //! checks when they are due, applies what they report to pure machines ([`discovery`], [`health`]), and after each
 //! event publishes a whole new [`Snapshot`](crate::snapshot::Snapshot) downwards and a whole new
-//! [`Report`](status::Report) for operators. The admin pages and probes are served on the same runtime; the
+//! [`Report`](status::Report) for operators ([`assemble`]). [`certs`] and `config/reload.rs` watch files. The admin pages and probes are served on the same runtime; the
 //! integrator spawns them there ([`ControlPlane::runtime`]).
 
 /// The configuration: as written, as validated, reloaded.
@@ -13,14 +13,30 @@ pub mod config;
 /// Plain data for the admin pages, the probes and the metrics.
 pub mod status;
 
+mod certs;
+mod discovery;
+mod health;
+
+mod assemble;
+mod cluster;
+mod core;
+mod files;
+mod network;
+mod pace;
+mod supervise;
+
 use std::{io, path::PathBuf, sync::Arc, thread};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::{config::Config, core::Core, status::Status};
+pub use self::certs::{PairError, PairFault};
+use self::{
+    config::Config,
+    core::{Core, Wires},
+    network::Sockets,
+    status::Status,
+};
 use crate::snapshot::{Hints, Reader};
-
-mod core;
 
 /// The running control plane. Dropping it stops it.
 #[derive(Debug)]
@@ -45,6 +61,9 @@ pub enum SpawnError {
     /// The thread or its runtime could not be made: exit 1.
     #[error("cannot start the control plane's thread: {0}")]
     Thread(#[source] io::Error),
+    /// The certificate's files are there and can't be served: exit 2.
+    #[error(transparent)]
+    Certificate(#[from] PairError),
 }
 
 /// Why a reload changed nothing. The text is for the operator who asked.
@@ -66,6 +85,8 @@ impl ControlPlane {
     /// `source` is the file that `config` was read from: it is watched, and reread by [`ControlHandle::reload`];
     /// `None` for a configuration made in memory, which can't be reloaded. `hints` are the workers' way back.
     ///
+    /// A certificate whose files aren't there yet is waited for (not ready until then).
+    ///
     /// # Errors
     /// [`SpawnError`]: nothing was started.
     pub fn spawn(
@@ -73,6 +94,8 @@ impl ControlPlane {
         source: Option<PathBuf>,
         hints: Arc<Hints>,
     ) -> Result<Self, SpawnError> {
+        let certificate =
+            certs::Served::read(&config.certificate_chain, &config.private_key)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -80,7 +103,13 @@ impl ControlPlane {
         let runtime_handle = runtime.handle().clone();
         let (commands, orders) = mpsc::unbounded_channel();
         let (first_answered, first_answers) = watch::channel(false);
-        let (core, reader, status) = Core::new(config, source, hints, orders, first_answered);
+        let network = {
+            // The resolver takes the runtime that it is made on.
+            let _on = runtime.enter();
+            Box::new(Sockets::new(&config.nameservers))
+        };
+        let wires = Wires { hints, orders, first_answered, network };
+        let (core, reader, status) = Core::new(config, source, certificate, wires);
         let thread = thread::Builder::new()
             .name("control".into())
             .spawn(move || runtime.block_on(core.run()))

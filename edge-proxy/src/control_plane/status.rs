@@ -142,9 +142,9 @@ pub struct ClusterReport {
     pub panic: bool,
     /// The cluster has a `health_check`.
     pub health_checked: bool,
-    /// DNS look-ups ended, by result.
+    /// DNS look-ups ended, by result; their metric, too.
     pub lookups: BTreeMap<LookupResult, u64>,
-    /// Health checks ended, by result.
+    /// Health checks ended, by result; their metric, too.
     pub checks: BTreeMap<CheckResult, u64>,
 }
 
@@ -208,14 +208,16 @@ pub enum Standing {
     Leaving,
 }
 
-/// How a DNS look-up ended. The label of its metric, too.
+/// How a DNS look-up ended. Its metric's label, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LookupResult {
     /// With addresses.
     Answer,
-    /// NXDOMAIN, or an answer without addresses.
+    /// An answer without addresses.
     Empty,
+    /// NXDOMAIN.
+    NoName,
     /// No answer in time.
     Timeout,
     /// SERVFAIL.
@@ -226,7 +228,7 @@ pub enum LookupResult {
     Error,
 }
 
-/// How a health check ended. The label of its metric, too.
+/// How a health check ended. Its metric's label, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckResult {
@@ -234,7 +236,9 @@ pub enum CheckResult {
     Pass,
     /// Status 0 and another serving status.
     NotServing,
-    /// A received status other than 0.
+    /// The backend has no health service (status 12).
+    Unimplemented,
+    /// Another received status than 0.
     Status,
     /// No answer in time.
     Timeout,
@@ -293,6 +297,7 @@ impl LookupResult {
         match self {
             Self::Answer => "answer",
             Self::Empty => "empty",
+            Self::NoName => "no_name",
             Self::Timeout => "timeout",
             Self::ServFail => "serv_fail",
             Self::Refused => "refused",
@@ -307,6 +312,7 @@ impl CheckResult {
         match self {
             Self::Pass => "pass",
             Self::NotServing => "not_serving",
+            Self::Unimplemented => "unimplemented",
             Self::Status => "status",
             Self::Timeout => "timeout",
             Self::Connection => "connection",

@@ -22,6 +22,7 @@ mod files;
 mod place;
 mod problem;
 mod read;
+pub(in crate::control_plane) mod reload;
 mod restart;
 #[cfg(test)]
 mod tests;

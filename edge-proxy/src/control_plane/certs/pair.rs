@@ -1,0 +1,257 @@
+//! A certificate chain and its private key: read from two PEM files, judged, and made into what serves them.
+//!
+//! Everything that could make a handshake fail later is found here: a file that is cut off, a key that isn't the
+//! certificate's, a certificate whose time hasn't come or is over. A pair that passes is a [`Pair`] and needs no
+//! further check.
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+    server::{NoServerSessionStorage, ProducesTickets},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use x509_parser::{
+    extensions::GeneralName, prelude::FromDer, public_key::PublicKey, x509::SubjectPublicKeyInfo,
+};
+
+use crate::{
+    control_plane::status::{CertificateInfo, now_ms},
+    snapshot::TlsIdentity,
+};
+
+/// A good pair.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    /// What new connections are served with.
+    pub(crate) identity: Arc<TlsIdentity>,
+    /// For operators.
+    pub(crate) info: CertificateInfo,
+    /// The chain's file. Since the key is the one of its first certificate, a pair with the same chain is the same.
+    pub(crate) chain: Vec<u8>,
+}
+
+/// Makes [`Pair`]s that share what should outlive each of them: the keys of session tickets, so that clients can
+/// resume across a renewal.
+#[derive(Clone)]
+pub(crate) struct Identities {
+    ticketer: Option<Arc<dyn ProducesTickets>>,
+}
+
+/// Why a pair isn't served.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {fault}", .path.display())]
+pub struct PairError {
+    /// The file to blame.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub fault: PairFault,
+}
+
+/// What is wrong with a file of a pair.
+#[derive(Debug, thiserror::Error)]
+pub enum PairFault {
+    /// It isn't there. The proxy waits for it.
+    #[error("the file isn't there")]
+    Missing,
+    /// It is there and can't be read.
+    #[error("cannot read it: {0}")]
+    Unreadable(#[source] io::Error),
+    /// It isn't the PEM that it should be, or is cut off.
+    #[error("{0}")]
+    Malformed(String),
+    /// The key isn't the certificate's.
+    #[error("this private key isn't the key of the certificate in {}", .chain.display())]
+    Mismatched {
+        /// The certificate's file.
+        chain: PathBuf,
+    },
+    /// The certificate's time is over.
+    #[error("the certificate expired on {0}")]
+    Expired(String),
+    /// The certificate's time hasn't come.
+    #[error("the certificate isn't valid before {0}: is the clock right?")]
+    NotYetValid(String),
+}
+
+impl Identities {
+    /// With fresh ticket keys.
+    pub(crate) fn new() -> Self {
+        let ticketer = aws_lc_rs::Ticketer::new()
+            .inspect_err(|error| tracing::warn!(%error, "no session tickets: every handshake is a full one"))
+            .ok();
+        Self { ticketer }
+    }
+
+    /// Reads the pair and judges it at `now` (seconds since the epoch).
+    ///
+    /// # Errors
+    /// [`PairError`] names the file to blame and what is wrong with it.
+    pub(crate) fn read_pair(&self, chain: &Path, key: &Path, now: i64) -> Result<Pair, PairError> {
+        let chain_pem = read(chain)?;
+        let key_pem = read(key)?;
+        let blame_chain = |fault| PairError { path: chain.to_owned(), fault };
+        let blame_key = |fault| PairError { path: key.to_owned(), fault };
+
+        let certificates = parse_chain(&chain_pem).map_err(blame_chain)?;
+        let info = describe(&certificates, now).map_err(blame_chain)?;
+        let key_der = PrivateKeyDer::from_pem_slice(&key_pem)
+            .map_err(|error| blame_key(malformed(&error, "private key")))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let certified = CertifiedKey::from_der(certificates, key_der, &provider).map_err(
+            |error| match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    blame_key(PairFault::Mismatched { chain: chain.to_owned() })
+                }
+                other => blame_key(PairFault::Malformed(format!("cannot use this key: {other}"))),
+            },
+        )?;
+
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .map_err(|error| blame_chain(PairFault::Malformed(error.to_string())))?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // Sessions live in the clients' tickets; nothing is kept here for clients that never come back.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        if let Some(ticketer) = &self.ticketer {
+            config.ticketer = ticketer.clone();
+        }
+        // Clients keep few connections for long: one ticket each is enough. Early data stays off (its size is 0):
+        // it could be replayed (RFC 8446 §8).
+        config.send_tls13_tickets = 1;
+        let identity = TlsIdentity {
+            config: Arc::new(config),
+            serial: info.serial.clone(),
+            not_after: info.not_after,
+        };
+        Ok(Pair { identity: Arc::new(identity), info, chain: chain_pem })
+    }
+}
+
+impl std::fmt::Debug for Identities {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identities").finish_non_exhaustive()
+    }
+}
+
+impl PairError {
+    /// A file isn't there: a state to wait in, not a mistake.
+    pub fn is_missing(&self) -> bool {
+        matches!(self.fault, PairFault::Missing)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, PairError> {
+    fs::read(path).map_err(|error| PairError {
+        path: path.to_owned(),
+        fault: match error.kind() {
+            io::ErrorKind::NotFound => PairFault::Missing,
+            _ => PairFault::Unreadable(error),
+        },
+    })
+}
+
+fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairFault> {
+    let chain = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| malformed(&error, "certificate"))?;
+    if chain.is_empty() {
+        return Err(malformed(&pem::Error::NoItemsFound, "certificate"));
+    }
+    Ok(chain)
+}
+
+/// What operators see of the leaf; refuses a chain with anything that isn't a certificate, or out of its time.
+fn describe(chain: &[CertificateDer<'_>], now: i64) -> Result<CertificateInfo, PairFault> {
+    let mut leaf = None;
+    for (position, der) in chain.iter().enumerate() {
+        let (rest, parsed) =
+            x509_parser::certificate::X509Certificate::from_der(der).map_err(|error| {
+                PairFault::Malformed(format!(
+                    "certificate {} of the chain can't be read: {error}",
+                    position + 1
+                ))
+            })?;
+        if !rest.is_empty() {
+            return Err(PairFault::Malformed(format!(
+                "certificate {} of the chain has {} bytes too many",
+                position + 1,
+                rest.len()
+            )));
+        }
+        leaf.get_or_insert(parsed);
+    }
+    let Some(leaf) = leaf else {
+        return Err(malformed(&pem::Error::NoItemsFound, "certificate"));
+    };
+    let validity = leaf.validity();
+    let (not_before, not_after) =
+        (validity.not_before.timestamp(), validity.not_after.timestamp());
+    if now < not_before {
+        return Err(PairFault::NotYetValid(day(not_before)));
+    }
+    if now > not_after {
+        return Err(PairFault::Expired(day(not_after)));
+    }
+    let names = match leaf.subject_alternative_name() {
+        Ok(Some(names)) => names.value.general_names.iter().filter_map(name).collect(),
+        _ => Vec::new(),
+    };
+    Ok(CertificateInfo {
+        subject: leaf.subject().to_string(),
+        issuer: leaf.issuer().to_string(),
+        names,
+        serial: leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+        not_before,
+        not_after,
+        key: key_kind(leaf.public_key()),
+        loaded_at_ms: now_ms(),
+    })
+}
+
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => {
+            let four = <[u8; 4]>::try_from(*bytes).map(Ipv4Addr::from).map(IpAddr::from);
+            let six = <[u8; 16]>::try_from(*bytes).map(Ipv6Addr::from).map(IpAddr::from);
+            four.or(six).ok().map(|address| address.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn key_kind(key: &SubjectPublicKeyInfo<'_>) -> String {
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => format!("RSA {}", rsa.key_size()),
+        Ok(PublicKey::EC(point)) => format!("ECDSA P-{}", point.key_size()),
+        _ => key.algorithm.algorithm.to_id_string(),
+    }
+}
+
+fn malformed(error: &pem::Error, wanted: &str) -> PairFault {
+    PairFault::Malformed(match error {
+        pem::Error::NoItemsFound => format!("no {wanted} in it (PEM is wanted: -----BEGIN …)"),
+        pem::Error::MissingSectionEnd { .. } => {
+            "it is cut off: a -----END … line is missing".to_owned()
+        }
+        other => format!("it isn't proper PEM: {other}"),
+    })
+}
+
+fn day(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| format!("second {seconds} of the epoch"), |time| time.to_string())
+}

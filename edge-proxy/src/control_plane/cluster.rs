@@ -1,0 +1,311 @@
+//! One cluster's state: its addresses, their health, and when each is looked at next. Pure: told what happened and
+//! what time it is, it says what is due and what changed.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    config::{ClusterSpec, Discovery},
+    discovery::{Answer, Lookup, Membership},
+    health::{Machine, Outcome},
+    pace::{Pace, jittered},
+    status::{CheckReport, CheckResult, LookupResult, Problem, now_ms},
+};
+use crate::snapshot::{EndpointShared, Health};
+
+/// One cluster.
+#[derive(Debug)]
+pub(super) struct ClusterState {
+    id: u64,
+    pub(super) spec: ClusterSpec,
+    /// Carried across publications and reloads.
+    pub(super) turn: Arc<AtomicUsize>,
+    pub(super) targets: Vec<TargetState>,
+    pub(super) members: Membership,
+    /// Exactly the members.
+    pub(super) endpoints: BTreeMap<SocketAddr, EndpointState>,
+    /// Of the cluster that this one follows after a reload: an address that stays keeps its identity, and with it
+    /// the workers' connections and its counters.
+    inherited: BTreeMap<SocketAddr, Arc<EndpointShared>>,
+    pub(super) lookups: BTreeMap<LookupResult, u64>,
+    pub(super) checks: BTreeMap<CheckResult, u64>,
+    /// The snapshot of it is out of date.
+    pub(super) changed: bool,
+}
+
+/// One `host:port`.
+#[derive(Debug)]
+pub(super) struct TargetState {
+    pub(super) pace: Pace,
+    /// The last answer, of either kind.
+    pub(super) answered_at_ms: Option<u64>,
+    pub(super) last_result: Option<LookupResult>,
+    pub(super) last_error: Option<Problem>,
+}
+
+/// One address.
+#[derive(Debug)]
+pub(super) struct EndpointState {
+    pub(super) shared: Arc<EndpointShared>,
+    pub(super) machine: Machine,
+    pub(super) pace: Pace,
+    pub(super) since_ms: u64,
+    pub(super) last_check: Option<CheckReport>,
+}
+
+/// Something to do now.
+#[derive(Clone, Debug)]
+pub(super) enum Due {
+    /// Look up this target.
+    LookUp(usize),
+    /// Check this endpoint.
+    Check(Arc<EndpointShared>),
+}
+
+impl ClusterState {
+    /// Of a new cluster. `previous` is one of the same name that it will replace, if there is one.
+    pub(super) fn new(spec: ClusterSpec, previous: Option<&Self>, now: Instant) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut state = Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            turn: previous.map_or_else(Arc::default, |previous| previous.turn.clone()),
+            targets: spec.targets.iter().map(|_| TargetState::new(now)).collect(),
+            members: Membership::new(spec.targets.len(), spec.health_check.is_some()),
+            endpoints: BTreeMap::new(),
+            inherited: previous.map(Self::identities).unwrap_or_default(),
+            lookups: previous.map(|previous| previous.lookups.clone()).unwrap_or_default(),
+            checks: previous.map(|previous| previous.checks.clone()).unwrap_or_default(),
+            changed: true,
+            spec,
+        };
+        if state.spec.discovery == Discovery::Static {
+            for target in 0..state.spec.targets.len() {
+                let spec = &state.spec.targets[target];
+                // Validation let nothing but addresses through.
+                let address = spec.host.parse();
+                let found = Lookup::found(address.ok(), spec.port);
+                state.looked_up(target, found, now, 0.0);
+            }
+        }
+        state
+    }
+
+    /// Unique in the process: tells it from one of the same name that a reload brings.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// A reload doesn't touch what this cluster looks for and how it checks it: it may stay as it is.
+    pub(super) fn continues_as(&self, spec: &ClusterSpec) -> bool {
+        let old = &self.spec;
+        old.discovery == spec.discovery
+            && old.targets == spec.targets
+            && old.family == spec.family
+            && old.health_check == spec.health_check
+    }
+
+    /// Takes the parts of a configuration that don't make it another cluster.
+    pub(super) fn adopt(&mut self, spec: ClusterSpec) {
+        self.changed |= self.spec != spec;
+        self.spec = spec;
+    }
+
+    /// What is to be done now; counts as started.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Due> {
+        let mut due = Vec::new();
+        if self.spec.discovery == Discovery::StrictDns {
+            let targets = self.targets.iter_mut().enumerate();
+            due.extend(
+                targets.filter_map(|(i, t)| t.pace.start(now).then_some(Due::LookUp(i))),
+            );
+        }
+        if self.spec.health_check.is_some() {
+            let endpoints = self.endpoints.values_mut();
+            due.extend(endpoints.filter_map(|endpoint| {
+                endpoint.pace.start(now).then(|| Due::Check(endpoint.shared.clone()))
+            }));
+        }
+        due
+    }
+
+    /// When something is due next.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let dns = self.spec.discovery == Discovery::StrictDns;
+        let checks = self.spec.health_check.is_some();
+        let look_ups = self.targets.iter().filter(|_| dns).filter_map(|t| t.pace.due());
+        let checks = self.endpoints.values().filter(|_| checks).filter_map(|e| e.pace.due());
+        look_ups.chain(checks).min()
+    }
+
+    /// A look-up of `target` ended. `chance` (0 to 1) places the next one.
+    pub(super) fn looked_up(&mut self, target: usize, lookup: Lookup, now: Instant, chance: f64) {
+        let Some(state) = self.targets.get_mut(target) else { return };
+        *self.lookups.entry(lookup.result).or_default() += 1;
+        let answered = lookup.answer != Answer::Failed;
+        // Until the first answer there is nothing to serve: no time to lose.
+        let first = !answered && state.answered_at_ms.is_none();
+        let wait = if first { self.spec.refresh.min(FIRST_ANSWER) } else { self.spec.refresh };
+        state.pace.end(now + jittered(wait, chance));
+        if answered {
+            state.answered_at_ms = Some(now_ms());
+        }
+        self.tell(target, &lookup);
+        let state = &mut self.targets[target];
+        state.last_result = Some(lookup.result);
+        state.last_error = lookup.error.map(Problem::now);
+        self.members.answer(target, lookup.answer);
+        self.settle(now);
+    }
+
+    /// A check of the endpoint at `address` ended; `id` says whether it is still the one that was asked.
+    pub(super) fn checked(
+        &mut self,
+        address: SocketAddr,
+        id: u64,
+        outcome: &Outcome,
+        now: Instant,
+        chance: f64,
+    ) {
+        let Some(spec) = &self.spec.health_check else { return };
+        let Some(endpoint) = self.endpoints.get_mut(&address).filter(|e| e.shared.id == id) else {
+            return;
+        };
+        *self.checks.entry(outcome.result()).or_default() += 1;
+        let started = endpoint.pace.started().unwrap_or(now);
+        let before = (endpoint.machine.health().clone(), endpoint.machine.close_connections());
+        let wait = endpoint.machine.record(outcome, spec);
+        endpoint.pace.end((started + jittered(wait, chance)).max(now));
+        endpoint.last_check = Some(CheckReport {
+            at_ms: now_ms(),
+            latency_us: now.duration_since(started).as_micros() as u64,
+            result: outcome.result(),
+            detail: outcome.to_string(),
+        });
+        let after = (endpoint.machine.health(), endpoint.machine.close_connections());
+        if (&before.0, before.1) != after {
+            self.changed = true;
+        }
+        if std::mem::discriminant(&before.0) != std::mem::discriminant(after.0) {
+            endpoint.since_ms = now_ms();
+            tell_health(&self.spec.name, &endpoint.shared, after.0);
+            self.settle(now);
+        }
+    }
+
+    /// Takes up the workers' hints: endpoints that refused or said GOAWAY are checked and their names looked up.
+    pub(super) fn hurry_suspects(&mut self, now: Instant) {
+        let mut suspected = false;
+        for endpoint in self.endpoints.values_mut() {
+            if endpoint.shared.suspect.swap(false, Ordering::Relaxed) {
+                suspected = true;
+                endpoint.pace.hurry(now);
+            }
+        }
+        if suspected {
+            for target in &mut self.targets {
+                target.pace.hurry(now);
+            }
+        }
+    }
+
+    /// Every name has been answered.
+    pub(super) fn answered(&self) -> bool {
+        self.targets.iter().all(|target| target.answered_at_ms.is_some())
+    }
+
+    /// Every name has been answered, and every endpoint's first check has ended.
+    pub(super) fn warmed_up(&self) -> bool {
+        self.answered() && self.endpoints.values().all(|endpoint| endpoint.machine.decided())
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let endpoints = &self.endpoints;
+        let change = self.members.settle(|address| {
+            endpoints.get(&address).map_or(self.spec.health_check.is_none(), |endpoint| {
+                endpoint.machine.is_healthy()
+            })
+        });
+        if change.is_empty() {
+            return;
+        }
+        self.changed = true;
+        for address in &change.removed {
+            self.endpoints.remove(address);
+        }
+        for address in &change.added {
+            let shared = self.inherited.remove(address);
+            let shared = shared.unwrap_or_else(|| EndpointShared::new(*address));
+            let machine = match self.spec.health_check {
+                Some(_) => Machine::new(),
+                None => Machine::always_healthy(),
+            };
+            self.endpoints.insert(*address, EndpointState {
+                shared,
+                machine,
+                pace: Pace::new(now),
+                since_ms: now_ms(),
+                last_check: None,
+            });
+        }
+        tracing::info!(
+            cluster = &*self.spec.name,
+            added = ?change.added,
+            removed = ?change.removed,
+            endpoints = self.endpoints.len(),
+            "endpoints changed"
+        );
+    }
+
+    /// One line when a look-up fails after one that didn't, or the other way round; not one per look-up.
+    fn tell(&self, target: usize, lookup: &Lookup) {
+        if self.targets[target].last_result == Some(lookup.result) {
+            return;
+        }
+        let cluster = &*self.spec.name;
+        let name = &*self.spec.targets[target].host;
+        match &lookup.error {
+            Some(error) => tracing::warn!(
+                cluster,
+                name,
+                error,
+                "DNS gave no addresses; keeping the endpoints that are known"
+            ),
+            None if self.targets[target].last_error.is_some() => {
+                tracing::info!(cluster, name, "DNS answers again");
+            }
+            None => {}
+        }
+    }
+
+    fn identities(&self) -> BTreeMap<SocketAddr, Arc<EndpointShared>> {
+        self.endpoints.iter().map(|(address, e)| (*address, e.shared.clone())).collect()
+    }
+}
+
+impl TargetState {
+    fn new(now: Instant) -> Self {
+        Self { pace: Pace::new(now), answered_at_ms: None, last_result: None, last_error: None }
+    }
+}
+
+fn tell_health(cluster: &str, endpoint: &EndpointShared, health: &Health) {
+    let endpoint = &*endpoint.label;
+    match health {
+        Health::Healthy => tracing::info!(cluster, endpoint, "healthy"),
+        Health::Unhealthy(reason) => tracing::warn!(cluster, endpoint, %reason, "unhealthy"),
+        // Nothing goes back to it.
+        Health::Unknown => {}
+    }
+}
+
+/// Between look-ups until a name's first answer, if its refresh is longer.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);

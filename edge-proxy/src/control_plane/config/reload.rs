@@ -1,0 +1,160 @@
+//! From a file that may have changed to a configuration in force.
+//!
+//! Read and judged off the loop ([`read`]), then planned ([`Plan`], pure): which clusters stay as they are, which are new.
+//! The old routes serve until the new clusters are resolved and checked, or [`Plan::PATIENCE`] is over; then all
+//! of it changes in one publication. Whatever is wrong is found before anything changes.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Config, ConfigErrors, restart_needed};
+use crate::control_plane::{
+    certs::{Identities, Pair, PairError},
+    cluster::ClusterState,
+    status::now_ms,
+};
+
+/// What was read: the text (to know it again), and what it means.
+#[derive(Debug)]
+pub(in crate::control_plane) struct Read {
+    /// As it is in the file; `None`: it can't be read.
+    pub(in crate::control_plane) text: Option<String>,
+    /// A configuration to plan for, or why not.
+    pub(in crate::control_plane) outcome: Result<Candidate, Refusal>,
+}
+
+/// A configuration that may come into force.
+#[derive(Debug)]
+pub(in crate::control_plane) struct Candidate {
+    pub(in crate::control_plane) config: Config,
+    /// The pair of its files, if they aren't those in force.
+    pub(in crate::control_plane) pair: Option<Pair>,
+}
+
+/// Why a file changes nothing.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::control_plane) enum Refusal {
+    #[error("{}: cannot read it: {error}", .path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error("{0}")]
+    Invalid(#[from] ConfigErrors),
+    #[error("{}: {} can't change without a restart: restart edge-proxy, or undo the change",
+        .path.display(), .keys.join(", "))]
+    NeedsRestart { path: PathBuf, keys: Vec<&'static str> },
+    #[error("the certificate of the new configuration can't be served: {0}")]
+    Certificate(#[from] PairError),
+}
+
+/// A candidate on its way into force.
+#[derive(Debug)]
+pub(in crate::control_plane) struct Plan {
+    pub(in crate::control_plane) config: Config,
+    pub(in crate::control_plane) pair: Option<Pair>,
+    /// In the new configuration's order.
+    pub(in crate::control_plane) clusters: Vec<Planned>,
+    deadline: Instant,
+}
+
+/// What becomes of one cluster of the new configuration.
+#[derive(Debug)]
+pub(in crate::control_plane) enum Planned {
+    /// The one in force stays, with its endpoints, their health and its turn.
+    Kept,
+    /// It is new, or looks for or checks something else.
+    New(Box<ClusterState>),
+}
+
+/// Reads the file at `path` and judges it against `current`. Blocks.
+pub(in crate::control_plane) fn read(
+    path: &Path,
+    current: &Config,
+    identities: &Identities,
+) -> Read {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            let outcome = Err(Refusal::Unreadable { path: path.to_owned(), error });
+            return Read { text: None, outcome };
+        }
+    };
+    let outcome = judge(&text, path, current, identities);
+    Read { text: Some(text), outcome }
+}
+
+fn judge(
+    text: &str,
+    path: &Path,
+    current: &Config,
+    identities: &Identities,
+) -> Result<Candidate, Refusal> {
+    let config = Config::parse(text, path)?.config;
+    let keys = restart_needed(current, &config);
+    if !keys.is_empty() {
+        return Err(Refusal::NeedsRestart { path: path.to_owned(), keys });
+    }
+    let files = |config: &Config| (config.certificate_chain.clone(), config.private_key.clone());
+    let pair = if files(&config) == files(current) {
+        None
+    } else {
+        let now = (now_ms() / 1000) as i64;
+        Some(identities.read_pair(&config.certificate_chain, &config.private_key, now)?)
+    };
+    Ok(Candidate { config, pair })
+}
+
+impl Plan {
+    /// How long the new clusters may take to be resolved and checked before they are served as they are.
+    pub(in crate::control_plane) const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// From what is in force to `candidate`.
+    pub(in crate::control_plane) fn new<'a>(
+        candidate: Candidate,
+        in_force: impl Iterator<Item = &'a ClusterState> + Clone,
+        now: Instant,
+    ) -> Self {
+        let Candidate { config, pair } = candidate;
+        let clusters = config
+            .clusters
+            .iter()
+            .map(|spec| {
+                let old = in_force.clone().find(|old| old.spec.name == spec.name);
+                match old {
+                    Some(old) if old.continues_as(spec) => Planned::Kept,
+                    old => Planned::New(Box::new(ClusterState::new(spec.clone(), old, now))),
+                }
+            })
+            .collect();
+        Self { config, pair, clusters, deadline: now + Self::PATIENCE }
+    }
+
+    /// Its new clusters.
+    pub(in crate::control_plane) fn fresh(&self) -> impl Iterator<Item = &ClusterState> {
+        self.clusters.iter().filter_map(|planned| match planned {
+            Planned::New(cluster) => Some(&**cluster),
+            Planned::Kept => None,
+        })
+    }
+
+    /// Its new clusters, to be told things.
+    pub(in crate::control_plane) fn fresh_mut(&mut self) -> impl Iterator<Item = &mut ClusterState> {
+        self.clusters.iter_mut().filter_map(|planned| match planned {
+            Planned::New(cluster) => Some(&mut **cluster),
+            Planned::Kept => None,
+        })
+    }
+
+    /// It may come into force: every new cluster is resolved and checked, or time is up.
+    pub(in crate::control_plane) fn is_ripe(&self, now: Instant) -> bool {
+        now >= self.deadline || self.fresh().all(ClusterState::warmed_up)
+    }
+
+    /// When it comes into force at the latest.
+    pub(in crate::control_plane) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}

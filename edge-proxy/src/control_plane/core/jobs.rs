@@ -1,0 +1,155 @@
+//! What the loop has others do: look-ups, checks, reading the configuration.
+//!
+//! All are in one [`JoinSet`]: dropped with it, and one that panics is reported as a failed look-up or check, which
+//! comes again in at most a second.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::{
+    task::{Id, JoinError, JoinSet},
+};
+
+use crate::{
+    control_plane::{
+        cluster::{ClusterState, Due},
+        config::reload::Read,
+        discovery::Lookup,
+        health::Outcome,
+        network::Network,
+        status::LookupResult,
+        supervise::Panics,
+    },
+    snapshot::EndpointShared,
+};
+
+/// The running jobs.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    network: Box<dyn Network>,
+    tasks: JoinSet<Finished>,
+    running: HashMap<Id, Job>,
+    panics: Panics,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// A look-up of a cluster's target.
+    LookUp {
+        cluster: u64,
+        target: usize,
+        lookup: Lookup,
+    },
+    /// A check of a cluster's endpoint.
+    Check {
+        cluster: u64,
+        endpoint: Arc<EndpointShared>,
+        outcome: Outcome,
+    },
+    /// The configuration's file; `None`: the reader panicked.
+    Read(Option<Read>),
+}
+
+#[derive(Debug)]
+enum Job {
+    Cluster { cluster: u64, due: Due },
+    Read,
+}
+
+#[derive(Debug)]
+enum Finished {
+    LookUp(Lookup),
+    Check(Outcome),
+    Read(Read),
+}
+
+impl Jobs {
+    pub(super) fn new(network: Box<dyn Network>, panics: Panics) -> Self {
+        Self { network, tasks: JoinSet::new(), running: HashMap::new(), panics }
+    }
+
+    /// Starts what `cluster` said is due.
+    pub(super) fn start(&mut self, cluster: &ClusterState, due: Due) {
+        let task = match &due {
+            Due::LookUp(target) => {
+                let job = self.network.look_up(&cluster.spec.targets[*target], cluster.spec.family);
+                self.tasks.spawn(async { Finished::LookUp(job.await) })
+            }
+            Due::Check(endpoint) => {
+                // Only a cluster with checks has any due.
+                let Some(spec) = &cluster.spec.health_check else { return };
+                let job = self.network.check(endpoint, spec);
+                self.tasks.spawn(async { Finished::Check(job.await) })
+            }
+        };
+        let job = Job::Cluster { cluster: cluster.id(), due };
+        self.running.insert(task.id(), job);
+    }
+
+    /// Starts `read` on a thread for blocking work.
+    pub(super) fn start_read(&mut self, read: impl FnOnce() -> Read + Send + 'static) {
+        let task = self.tasks.spawn_blocking(|| Finished::Read(read()));
+        self.running.insert(task.id(), Job::Read);
+    }
+
+    /// The next job that ends; waits for ever when none runs. Cancel safe.
+    pub(super) async fn next(&mut self) -> Ended {
+        loop {
+            let Some(joined) = self.tasks.join_next_with_id().await else {
+                return std::future::pending().await;
+            };
+            if let Some(ended) = self.joined(joined) {
+                return ended;
+            }
+        }
+    }
+
+    /// A job that has ended already.
+    pub(super) fn try_next(&mut self) -> Option<Ended> {
+        let joined = self.tasks.try_join_next_with_id()?;
+        self.joined(joined)
+    }
+
+    /// Closes the checkers of all endpoints but those of `clusters`.
+    pub(super) fn keep_checkers<'a>(&mut self, clusters: impl Iterator<Item = &'a ClusterState>) {
+        let kept: std::collections::HashSet<u64> = clusters
+            .flat_map(|cluster| cluster.endpoints.values().map(|endpoint| endpoint.shared.id))
+            .collect();
+        self.network.retain(&|id| kept.contains(&id));
+    }
+
+    fn joined(&mut self, joined: Result<(Id, Finished), JoinError>) -> Option<Ended> {
+        let (id, finished) = match joined {
+            Ok((id, finished)) => (id, Some(finished)),
+            Err(error) => (error.id(), None),
+        };
+        let job = self.running.remove(&id)?;
+        if finished.is_none() {
+            self.panics.count(match &job {
+                Job::Cluster { due: Due::LookUp(_), .. } => "look-up",
+                Job::Cluster { due: Due::Check(_), .. } => "health check",
+                Job::Read => "configuration reader",
+            });
+        }
+        Some(match job {
+            Job::Cluster { cluster, due: Due::LookUp(target) } => {
+                let lookup = match finished {
+                    Some(Finished::LookUp(lookup)) => lookup,
+                    _ => Lookup::failed(LookupResult::Error, "internal error".into()),
+                };
+                Ended::LookUp { cluster, target, lookup }
+            }
+            Job::Cluster { cluster, due: Due::Check(endpoint) } => {
+                let outcome = match finished {
+                    Some(Finished::Check(outcome)) => outcome,
+                    _ => Outcome::Internal,
+                };
+                Ended::Check { cluster, endpoint, outcome }
+            }
+            Job::Read => Ended::Read(match finished {
+                Some(Finished::Read(read)) => Some(read),
+                _ => None,
+            }),
+        })
+    }
+}

@@ -1,0 +1,13 @@
+//! Which addresses a cluster has: DNS answers ([`lookup`]) and what they mean ([`membership`]).
+//!
+//! The proxy keeps no DNS cache; it keeps the last good *set*, for ever. A name server that is slow, broken or lying
+//! must not take a working cluster down, and a pod that has left must not get new RPCs: those two pull in opposite
+//! directions, and `membership.rs` is where they are weighed.
+
+mod lookup;
+mod membership;
+
+pub(super) use self::{
+    lookup::{Lookup, Resolver},
+    membership::{Answer, Membership},
+};
