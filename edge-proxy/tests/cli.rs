@@ -90,7 +90,19 @@ fn check_accepts_the_deployed_sample() {
 #[test]
 fn check_looks_at_the_certificate() {
     let directory = pairs();
-    fs::write(directory.path().join("empty.crt"), "").expect("the file is written");
+    let key = rcgen::KeyPair::generate().expect("a key is made");
+    let mut expired =
+        rcgen::CertificateParams::new(["grpc.example.com".to_owned()]).expect("the name is a name");
+    expired.not_before = rcgen::date_time_ymd(2019, 1, 1);
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let expired = expired.self_signed(&key).expect("a certificate is made");
+    for (name, text) in [
+        ("old.crt", expired.pem()),
+        ("old.key", key.serialize_pem()),
+        ("empty.crt", String::new()),
+    ] {
+        fs::write(directory.path().join(name), text).expect("the file is written");
+    }
     let whole = fs::read_to_string(directory.path().join("one.key")).expect("the key is there");
     fs::write(directory.path().join("cut.key"), &whole[..whole.len() / 2])
         .expect("the file is written");
@@ -99,6 +111,7 @@ fn check_looks_at_the_certificate() {
         ("one.crt", "two.key"),
         ("one.crt", "later.key"),
         ("later.crt", "later.key"),
+        ("old.crt", "old.key"),
         ("empty.crt", "one.key"),
         ("one.crt", "cut.key"),
         ("one.crt", "one.crt"),
