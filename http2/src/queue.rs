@@ -94,25 +94,35 @@ impl Queue {
 
 /// Emptied buffers, kept for the next use: a steady load allocates nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Vec<Vec<u8>>);
+pub(crate) struct Pool {
+    chunks: Vec<Vec<u8>>,
+    /// The capacity of all of them.
+    bytes: usize,
+}
 
 impl Pool {
     pub(crate) fn take(&mut self) -> Vec<u8> {
-        self.0
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(SMALL_CHUNK))
+        match self.chunks.pop() {
+            Some(chunk) => {
+                self.bytes -= chunk.capacity();
+                chunk
+            }
+            None => Vec::with_capacity(SMALL_CHUNK),
+        }
     }
 
     pub(crate) fn give(&mut self, mut chunk: Vec<u8>) {
-        if chunk.capacity() > 0 && self.0.len() < POOLED && chunk.capacity() <= CHUNK {
+        let capacity = chunk.capacity();
+        if capacity > 0 && self.bytes + capacity <= POOLED {
             chunk.clear();
-            self.0.push(chunk);
+            self.bytes += capacity;
+            self.chunks.push(chunk);
         }
     }
 
     /// Gives all memory back.
     pub(crate) fn clear(&mut self) {
-        self.0 = Vec::new();
+        *self = Self::default();
     }
 }
 
@@ -122,8 +132,9 @@ pub(crate) const CHUNK: usize = 16_384;
 /// A chunk's first capacity: some small gRPC messages.
 const SMALL_CHUNK: usize = 512;
 
-/// Buffers that a connection keeps: enough for the messages that one turn joins.
-const POOLED: usize = 16;
+/// Bytes of buffers that a connection keeps: enough for the small messages of one turn on a
+/// hundred streams, or for a few large chunks.
+const POOLED: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -157,6 +168,6 @@ mod tests {
         queue.pop(100, &mut out, &mut pool);
         assert_eq!(queue.clear(&mut pool), 39_900);
         assert!(queue.is_empty());
-        assert_eq!(pool.0.len(), 3);
+        assert_eq!(pool.chunks.len(), 3);
     }
 }

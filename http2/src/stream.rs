@@ -97,10 +97,11 @@ pub(crate) struct Stream {
     /// A reset that waits for earlier ones to be confirmed.
     pub(crate) doomed: Option<Reason>,
     pub(crate) queue: Queue,
-    /// The head of a stream that is `Opening`.
-    pub(crate) head: Option<Headers>,
+    /// What was kept of a head that is too large. Rare like `trailers`, so both are boxed: a
+    /// stream is moved twice in its life.
+    pub(crate) large_head: Option<Box<Headers>>,
     /// Trailers that wait behind the queue.
-    pub(crate) trailers: Option<Headers>,
+    pub(crate) trailers: Option<Box<Headers>>,
     /// Position in all bytes ever put out where our HEADERS begin.
     pub(crate) headers_at: u64,
     /// Since when queued bytes wait without progress.
@@ -126,7 +127,7 @@ impl Stream {
             in_updates: false,
             doomed: None,
             queue: Queue::default(),
-            head: None,
+            large_head: None,
             trailers: None,
             headers_at: u64::MAX,
             waits_since: None,

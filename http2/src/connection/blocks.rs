@@ -223,7 +223,7 @@ impl Connection {
         let end_stream = block.end_stream;
         if large {
             s.deaf = true;
-            s.head = Some(headers);
+            s.large_head = Some(Box::new(headers));
             self.streams.insert(s);
             return Ok(Some(Event::HeadersTooLarge {
                 stream,
@@ -325,7 +325,7 @@ impl Connection {
             self.recycle(headers);
             None
         } else if large {
-            s.head = Some(headers);
+            s.large_head = Some(Box::new(headers));
             Some(Event::HeadersTooLarge {
                 stream,
                 key,

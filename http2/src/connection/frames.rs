@@ -172,8 +172,7 @@ impl Connection {
     /// Resets a stream for the peer's fault; its key, if the owner still cares.
     fn break_stream(&mut self, at: Handle, reason: Reason) -> Result<Option<u32>, ConnectionError> {
         self.limits.provoked(self.now)?;
-        let told = self.write_reset(at, reason).filter(|s| s.doomed.is_none());
-        Ok(told.map(|s| s.key))
+        Ok(self.write_reset(at, reason))
     }
 
     /// Checked, then ignored (RFC 9113 §5.3.2, §6.3).
@@ -238,12 +237,10 @@ impl Connection {
             reason == Reason::REFUSED_STREAM && self.role == Role::Client && !s.head_received;
         self.limits
             .reset(self.role == Role::Server && !s.head_sent, self.now)?;
-        let told = self
-            .remove(at, Some(Closed::ByPeer))
-            .filter(|s| s.doomed.is_none());
-        Ok(told.map(|s| Event::Reset {
-            stream: s.id,
-            key: s.key,
+        let told = self.remove(at, Some(Closed::ByPeer));
+        Ok(told.map(|key| Event::Reset {
+            stream: at.id,
+            key,
             reason,
             by_peer: true,
             unprocessed,
@@ -385,10 +382,9 @@ impl Connection {
             // Frames that the peer sent before it decided are dropped.
             let cause = (!opening).then_some(Closed::ByUs);
             if let Some(at) = self.streams.find(id)
-                && let Some(s) = self.remove(at, cause)
-                && s.doomed.is_none()
+                && let Some(key) = self.remove(at, cause)
             {
-                self.left_behind.push_back((id, s.key, reason));
+                self.left_behind.push_back((id, key, reason));
             }
         }
     }

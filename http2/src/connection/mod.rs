@@ -91,8 +91,8 @@ pub struct Connection {
     out: Output,
     encoder: Encoder,
     pool: Pool,
-    /// Streams that `open` queued, ascending.
-    opening: VecDeque<Handle>,
+    /// Streams that `open` queued, ascending, with their heads.
+    opening: VecDeque<(Handle, Headers)>,
     /// Streams with queued bytes and an open stream window, in the order of their turns.
     ready: VecDeque<Handle>,
     /// The last `flush` left streams in `ready`: new data has to queue behind them.
@@ -291,27 +291,23 @@ impl Connection {
     /// head, to open it on another connection. `None` if it is too late.
     pub fn take_unopened(&mut self, stream: u32) -> Option<Headers> {
         let at = self.streams.find(stream)?;
-        let s = self
-            .streams
-            .get_mut(at)
-            .filter(|s| s.state == State::Opening)?;
-        let head = s.head.take();
-        self.opening.retain(|o| *o != at);
+        let head = self.take_opening(at)?;
         self.remove(at, None);
-        head
+        Some(head)
     }
 
     /// What was kept of a header list that was told as [`Event::HeadersTooLarge`]: its first
     /// fields, not validated. Once.
     pub fn take_large_head(&mut self, stream: u32) -> Option<Headers> {
         self.streams
-            .by_id_mut(stream)
-            .filter(|s| s.deaf)?
-            .head
+            .by_id_mut(stream)?
+            .large_head
             .take()
+            .map(|head| *head)
     }
 
-    /// Takes all live streams out, for an owner whose connection has ended.
+    /// Takes all live streams out, for an owner whose connection has ended; those too that a
+    /// GOAWAY left unprocessed and whose `Reset` wasn't told yet (as if their HEADERS never left).
     pub fn streams(&mut self) -> impl Iterator<Item = Orphan> + use<> {
         let left = self.out.left();
         self.opening.clear();
@@ -321,15 +317,19 @@ impl Connection {
         self.queued = 0;
         self.doomed = 0;
         self.cancels = Cancels::default();
-        self.streams
-            .take_all()
-            .into_iter()
-            .filter(|(_, s)| s.doomed.is_none())
-            .map(move |(_, s)| Orphan {
+        let untold = std::mem::take(&mut self.left_behind).into_iter();
+        let live = self.streams.take_all().into_iter().map(|(_, s)| s);
+        live.filter(|s| s.doomed.is_none())
+            .map(move |s| Orphan {
                 stream: s.id,
                 key: s.key,
                 headers_left: s.headers_at < left,
             })
+            .chain(untold.map(|(stream, key, _)| Orphan {
+                stream,
+                key,
+                headers_left: false,
+            }))
     }
 
     /// The owner's numbers of all live streams, in no order.
@@ -449,20 +449,26 @@ impl Connection {
     }
 
     /// The one way out of the slab: windows, queues and counters are put right. `cause` is
-    /// `None` for a stream that left no trace on the wire.
-    fn remove(&mut self, at: Handle, cause: Option<Closed>) -> Option<Stream> {
-        let mut s = self.streams.remove(at, cause)?;
+    /// `None` for a stream that left no trace on the wire. Returns the owner's number, unless
+    /// the owner has let go of the stream already.
+    fn remove(&mut self, at: Handle, cause: Option<Closed>) -> Option<u32> {
+        let s = self.streams.get_mut(at)?;
+        let (key, doomed) = (s.key, s.doomed.is_some());
         // What was delivered and not passed on won't be credited by anybody else.
         self.recv.give(s.uncredited as usize);
         self.queued -= s.queue.clear(&mut self.pool);
-        for headers in [s.head.take(), s.trailers.take()].into_iter().flatten() {
-            self.recycle(headers);
-        }
-        self.doomed -= usize::from(s.doomed.is_some());
+        self.doomed -= usize::from(doomed);
         if cause == Some(Closed::Ended) {
             self.limits.stream_completed();
         }
-        Some(s)
+        self.streams.remove(at, cause);
+        (!doomed).then_some(key)
+    }
+
+    /// Takes a stream out of those that wait for their HEADERS; its head.
+    fn take_opening(&mut self, at: Handle) -> Option<Headers> {
+        let place = self.opening.iter().position(|(o, _)| *o == at)?;
+        self.opening.remove(place).map(|(_, head)| head)
     }
 
     /// The peer's half is over.

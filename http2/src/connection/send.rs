@@ -35,10 +35,9 @@ impl Connection {
         let id = self.next_id;
         self.next_id += 2;
         let mut s = self.new_stream(id, key, State::Opening);
-        s.head = Some(headers);
         s.finished = end_stream;
         let at = self.streams.insert(s);
-        self.opening.push_back(at);
+        self.opening.push_back((at, headers));
         Ok(id)
     }
 
@@ -90,7 +89,7 @@ impl Connection {
         };
         s.finished = true;
         if s.state == State::Opening || !s.queue.is_empty() {
-            s.trailers = Some(headers.clone());
+            s.trailers = Some(Box::new(headers.clone()));
             return;
         }
         self.write_block(stream, headers, true);
@@ -183,7 +182,9 @@ impl Connection {
             return;
         }
         if s.state == State::Opening {
-            self.opening.retain(|o| *o != at);
+            if let Some(head) = self.take_opening(at) {
+                self.recycle(head);
+            }
             self.remove(at, None);
             return;
         }
@@ -238,8 +239,8 @@ impl Connection {
         )
     }
 
-    /// Writes RST_STREAM for a stream and takes it out.
-    pub(super) fn write_reset(&mut self, at: Handle, reason: Reason) -> Option<Stream> {
+    /// Writes RST_STREAM for a stream and takes it out; see [`remove`](Self::remove).
+    pub(super) fn write_reset(&mut self, at: Handle, reason: Reason) -> Option<u32> {
         frame::write_reset(self.out.frames(), at.id, reason.0);
         self.limits.stream_cancelled();
         self.remove(at, Some(Closed::ByUs))
@@ -299,19 +300,20 @@ impl Connection {
     }
 
     fn flush_opens(&mut self) {
-        while let Some(&at) = self.opening.front() {
+        while !self.opening.is_empty() {
             let on_wire = self.streams.len() - self.opening.len();
             if self.out.len() >= self.config.output_limit
                 || on_wire >= self.peer.max_concurrent_streams as usize
             {
                 return;
             }
-            self.opening.pop_front();
+            let Some((at, head)) = self.opening.pop_front() else {
+                return;
+            };
             let position = self.out.position();
             let Some(s) = self.streams.get_mut(at) else {
                 continue;
             };
-            let Some(head) = s.head.take() else { continue };
             let end = s.finished && s.queue.is_empty() && s.trailers.is_none();
             s.state = State::Open;
             s.head_sent = true;
@@ -429,7 +431,7 @@ impl Connection {
             return false;
         };
         self.write_block(at.id, &trailers, true);
-        self.recycle(trailers);
+        self.recycle(*trailers);
         self.local_end(at);
         true
     }
