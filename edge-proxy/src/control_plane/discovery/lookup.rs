@@ -51,6 +51,11 @@ impl Resolver {
     /// Of `nameservers`, or of `/etc/resolv.conf` if there are none. A resolv.conf that can't be read makes every
     /// look-up fail with the reason; it is no reason not to start.
     pub(crate) fn new(nameservers: &[SocketAddr]) -> Self {
+        Self::with(nameservers, TRY)
+    }
+
+    /// With at most `patience` for one question to one server.
+    fn with(nameservers: &[SocketAddr], patience: Duration) -> Self {
         let configured = if nameservers.is_empty() {
             read_system_conf().map_err(|error| format!("cannot read /etc/resolv.conf: {error}"))
         } else {
@@ -61,7 +66,7 @@ impl Resolver {
             options.cache_size = 0;
             options.use_hosts_file = ResolveHosts::Never;
             options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
-            options.timeout = options.timeout.min(TRY);
+            options.timeout = options.timeout.min(patience);
             options.attempts = options.attempts.min(2);
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
                 .with_options(options)
@@ -187,3 +192,138 @@ const TRY: Duration = Duration::from_secs(2);
 
 /// A whole look-up, whatever the resolver does inside.
 const WHOLE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::script::{NameServer, Reply},
+        *,
+    };
+
+    fn target(host: &str) -> Target {
+        Target { host: host.into(), port: 8081 }
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn addresses(texts: &[&str]) -> Answer {
+        let socket = |text: &&str| SocketAddr::new(address(text), 8081);
+        Answer::Addresses(texts.iter().map(socket).collect())
+    }
+
+    /// One look-up of `echo.example.` at a server that always says this.
+    async fn look_up(family: LookupFamily, reply: Reply) -> Lookup {
+        let server = NameServer::start(move |_, _| reply.clone()).await;
+        Resolver::new(&[server.address]).look_up(&target("echo.example."), family).await
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_deduplicated_and_nothing_of_it_is_cached() {
+        let both = vec![address("10.0.0.2"), address("10.0.0.1"), address("10.0.0.2")];
+        let server = NameServer::start(move |_, _| Reply::Addresses(both.clone())).await;
+        let resolver = Resolver::new(&[server.address]);
+        for asked in 1..=3 {
+            let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+            assert_eq!(lookup.answer, addresses(&["10.0.0.1", "10.0.0.2"]));
+            assert_eq!(lookup.error, None);
+            assert_eq!(server.asked(), asked, "one question for each look-up");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_alias_is_followed() {
+        let lookup = look_up(LookupFamily::V4Only, Reply::Alias(address("10.0.0.1"))).await;
+        assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
+    }
+
+    #[tokio::test]
+    async fn no_such_name_and_no_records_are_empty() {
+        let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::NXDomain)).await;
+        assert_eq!((lookup.answer, lookup.result), (Answer::Empty, LookupResult::NoName));
+        let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::NoError)).await;
+        assert_eq!((lookup.answer, lookup.result), (Answer::Empty, LookupResult::Empty));
+        assert!(lookup.error.is_some());
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_the_other_family_is_empty() {
+        let reply = Reply::Addresses(vec![address("fd00::1")]);
+        assert_eq!(look_up(LookupFamily::V4Only, reply).await.answer, Answer::Empty);
+    }
+
+    #[tokio::test]
+    async fn servfail_and_refused_are_failures() {
+        let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::ServFail)).await;
+        assert_eq!((lookup.answer, lookup.result), (Answer::Failed, LookupResult::ServFail));
+        let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::Refused)).await;
+        assert_eq!((lookup.answer, lookup.result), (Answer::Failed, LookupResult::Refused));
+    }
+
+    /// A resolver that doesn't let a test wait.
+    fn impatient(server: SocketAddr) -> Resolver {
+        Resolver::with(&[server], Duration::from_millis(100))
+    }
+
+    #[tokio::test]
+    async fn silence_and_garbage_are_failures() {
+        for reply in [Reply::Silence, Reply::Garbage] {
+            let server = NameServer::start(move |_, _| reply.clone()).await;
+            let resolver = impatient(server.address);
+            let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+            assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
+            assert!(lookup.error.is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn no_server_there_is_a_failure() {
+        let nobody = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = nobody.local_addr().unwrap();
+        drop(nobody);
+        let resolver = impatient(address);
+        let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+        assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
+    }
+
+    /// What `auto` makes of the answers for AAAA and for A.
+    async fn auto(six: Reply, four: Reply) -> Lookup {
+        let server = NameServer::start(move |_, kind| match kind {
+            RecordType::AAAA => six.clone(),
+            _ => four.clone(),
+        })
+        .await;
+        let resolver = Resolver::new(&[server.address]);
+        resolver.look_up(&target("echo.example."), LookupFamily::Auto).await
+    }
+
+    #[tokio::test]
+    async fn auto_takes_aaaa_and_a_when_there_is_none() {
+        let six = || Reply::Addresses(vec![address("fd00::1")]);
+        let four = || Reply::Addresses(vec![address("10.0.0.1")]);
+        let none = || Reply::Code(ResponseCode::NoError);
+        let broken = || Reply::Code(ResponseCode::ServFail);
+        assert_eq!(auto(six(), four()).await.answer, addresses(&["fd00::1"]));
+        assert_eq!(auto(none(), four()).await.answer, addresses(&["10.0.0.1"]));
+        assert_eq!(auto(broken(), four()).await.answer, addresses(&["10.0.0.1"]));
+        assert_eq!(auto(none(), none()).await.answer, Answer::Empty);
+        assert_eq!(auto(none(), broken()).await.answer, Answer::Failed);
+        assert_eq!(auto(broken(), none()).await.answer, Answer::Failed, "half of it isn't known");
+    }
+
+    #[tokio::test]
+    async fn v6_only_asks_for_aaaa() {
+        let reply = Reply::Addresses(vec![address("10.0.0.1"), address("fd00::1")]);
+        assert_eq!(look_up(LookupFamily::V6Only, reply).await.answer, addresses(&["fd00::1"]));
+    }
+
+    #[tokio::test]
+    async fn an_address_as_the_host_needs_no_server() {
+        let resolver = Resolver { resolver: Err("there is none".into()) };
+        let lookup = resolver.look_up(&target("10.0.0.9"), LookupFamily::V4Only).await;
+        assert_eq!(lookup.answer, addresses(&["10.0.0.9"]));
+        let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+        assert_eq!(lookup, Lookup::failed(LookupResult::Error, "there is none".into()));
+    }
+}

@@ -6,6 +6,8 @@
 
 mod lookup;
 mod membership;
+#[cfg(test)]
+mod script;
 
 pub(super) use self::{
     lookup::{Lookup, Resolver},

@@ -162,3 +162,141 @@ const USER_AGENT: &str = concat!("edge-proxy/HC/", env!("CARGO_PKG_VERSION"));
 /// How h2 words a received GOAWAY with NO_ERROR (RFC 9113 §7). Its type isn't ours to name (only tonic depends on h2),
 /// so the wording is what there is; a test below holds it against a real GOAWAY.
 const GOAWAY_NO_ERROR: &str = "connection error received: not a result of an error";
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::net::TcpListener;
+
+    use super::{
+        super::script::{Backend, Reply},
+        *,
+    };
+
+    /// Long enough never to pass by chance, except where a test waits for it.
+    const LONG: Duration = Duration::from_secs(30);
+    const SHORT: Duration = Duration::from_millis(200);
+
+    fn checker(address: SocketAddr, timeout: Duration) -> Checker {
+        let spec = HealthCheckSpec {
+            service: "api.Echo".into(),
+            timeout,
+            interval: LONG,
+            unhealthy_edge_interval: LONG,
+            unhealthy_threshold: 2,
+            healthy_threshold: 2,
+        };
+        Checker::new(&EndpointShared::new(address), &spec).unwrap()
+    }
+
+    /// The outcome of one check of a backend that always does this.
+    async fn outcome(reply: Reply) -> Outcome {
+        let backend = Backend::start(move |_| reply).await;
+        checker(backend.address, LONG).check().await
+    }
+
+    #[tokio::test]
+    async fn the_request_says_who_asks_what_and_for_how_long() {
+        let backend = Backend::start(|_| Reply::Health(1)).await;
+        assert_eq!(checker(backend.address, LONG).check().await, Outcome::Serving);
+        let requests = backend.requests();
+        let [request] = &requests[..] else { panic!("{requests:?}") };
+        assert_eq!(request.path, "/grpc.health.v1.Health/Check");
+        assert!(request.user_agent.starts_with("edge-proxy/HC"), "{}", request.user_agent);
+        assert_eq!(request.grpc_timeout, "30000000u");
+        assert_eq!(request.body, b"\0\0\0\0\x0a\x0a\x08api.Echo");
+    }
+
+    #[tokio::test]
+    async fn checks_share_one_lasting_connection() {
+        let backend = Backend::start(|_| Reply::Health(1)).await;
+        let checker = checker(backend.address, LONG);
+        for _ in 0..5 {
+            assert_eq!(checker.check().await, Outcome::Serving);
+        }
+        assert_eq!(backend.connections(), 1);
+    }
+
+    #[tokio::test]
+    async fn not_serving_and_statuses_are_received() {
+        assert_eq!(outcome(Reply::Health(2)).await, Outcome::NotServing("NOT_SERVING".into()));
+        assert_eq!(outcome(Reply::Health(0)).await, Outcome::NotServing("UNKNOWN".into()));
+        for (status, code) in [("2", 2), ("5", 5), ("12", 12), ("13", 13), ("14", 14)] {
+            let Outcome::Status { code: received, text } = outcome(Reply::Status(status)).await
+            else {
+                panic!("{status} isn't received as a status")
+            };
+            assert_eq!(received, code);
+            assert!(text.ends_with("as scripted"), "{text}");
+        }
+        // No gRPC in it at all is an answer as well.
+        assert!(matches!(outcome(Reply::PlainHttp).await, Outcome::Status { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_ran_into_our_deadline_is_a_time_out() {
+        for status in ["4", "1"] {
+            assert_eq!(outcome(Reply::Status(status)).await, Outcome::TimedOut(LONG));
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_time_out_and_the_next_check_has_a_new_connection() {
+        let backend =
+            Backend::start(|n| if n == 0 { Reply::Silence } else { Reply::Health(1) }).await;
+        let checker = checker(backend.address, SHORT);
+        assert_eq!(checker.check().await, Outcome::TimedOut(SHORT));
+        assert_eq!(checker.check().await, Outcome::Serving);
+        assert_eq!(backend.connections(), 2);
+    }
+
+    #[tokio::test]
+    async fn refused_reset_closed_and_garbage_are_failures_of_the_connection() {
+        let refused = {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap()
+        };
+        let outcomes = [
+            checker(refused, LONG).check().await,
+            outcome(Reply::Reset(2)).await,
+            outcome(Reply::Reset(8)).await,
+            outcome(Reply::GoAway(2)).await,
+            outcome(Reply::Close).await,
+            outcome(Reply::Garbage).await,
+        ];
+        for outcome in outcomes {
+            assert!(matches!(outcome, Outcome::Connection(_)), "{outcome:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_connection_is_opened_again_when_it_ended() {
+        let backend =
+            Backend::start(|n| if n == 1 { Reply::Close } else { Reply::Health(1) }).await;
+        let checker = checker(backend.address, LONG);
+        assert_eq!(checker.check().await, Outcome::Serving);
+        assert!(matches!(checker.check().await, Outcome::Connection(_)));
+        assert_eq!(checker.check().await, Outcome::Serving);
+        assert_eq!(backend.connections(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_graceful_goaway_during_a_check_is_no_failure() {
+        let backend =
+            Backend::start(|n| if n == 1 { Reply::GoAway(0) } else { Reply::Health(1) }).await;
+        let checker = checker(backend.address, LONG);
+        assert_eq!(checker.check().await, Outcome::Serving);
+        assert_eq!(checker.check().await, Outcome::Serving, "asked again on a new connection");
+        assert_eq!(backend.connections(), 2);
+        assert_eq!(backend.requests().len(), 3);
+        // One that never does anything else says nothing about its health, and isn't asked for ever.
+        assert_eq!(outcome(Reply::GoAway(0)).await, Outcome::GoAway);
+    }
+
+    #[test]
+    fn a_backends_text_is_cut_and_escaped() {
+        assert_eq!(cut("a\nb"), "a\\nb");
+        assert_eq!(cut(&"ü".repeat(1000)).chars().count(), 200);
+    }
+}

@@ -2,6 +2,8 @@
 
 mod check;
 mod machine;
+#[cfg(test)]
+mod script;
 
 pub(super) use self::{
     check::Checker,

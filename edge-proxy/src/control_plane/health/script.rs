@@ -1,0 +1,182 @@
+//! A backend for the tests: a real socket, and per connection and request whatever the test wants to happen.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use http2::{Config, Connection, Event, Headers, Role};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reply {
+    /// Status 0 and this serving status: 1 is SERVING, 2 NOT_SERVING.
+    Health(u8),
+    /// A trailers-only response with this grpc-status.
+    Status(&'static str),
+    /// A response without gRPC in it.
+    PlainHttp,
+    /// Nothing, for ever.
+    Silence,
+    /// RST_STREAM with this error code.
+    Reset(u8),
+    /// GOAWAY that says that the request wasn't processed, with this error code; then the end.
+    GoAway(u8),
+    /// The connection's end.
+    Close,
+    /// Bytes that aren't HTTP/2, then the connection's end.
+    Garbage,
+}
+
+/// The running backend; it ends with the test's runtime.
+#[derive(Debug)]
+pub(super) struct Backend {
+    pub(super) address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+/// A request as the backend saw it.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) path: String,
+    pub(super) user_agent: String,
+    pub(super) grpc_timeout: String,
+    pub(super) body: Vec<u8>,
+}
+
+impl Backend {
+    /// Answers request `n` (from 0, over all connections) as `reply(n)` says.
+    pub(super) async fn start(reply: impl Fn(usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let backend = Self {
+            address: listener.local_addr().unwrap(),
+            connections: Arc::default(),
+            requests: Arc::default(),
+        };
+        let (connections, requests) = (backend.connections.clone(), backend.requests.clone());
+        let reply = Arc::new(reply);
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                connections.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(socket, requests.clone(), reply.clone()));
+            }
+        });
+        backend
+    }
+
+    /// Connections accepted so far.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Requests so far.
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+async fn serve(
+    mut socket: TcpStream,
+    requests: Arc<Mutex<Vec<Request>>>,
+    reply: Arc<impl Fn(usize) -> Reply>,
+) {
+    let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
+    let mut buffer = vec![0; 4096];
+    let mut open = Vec::new();
+    loop {
+        connection.flush(Instant::now());
+        if socket.write_all(connection.output()).await.is_err() {
+            return;
+        }
+        connection.consume(connection.output().len());
+        let Ok(read @ 1..) = socket.read(&mut buffer).await else { return };
+        let mut input = &buffer[..read];
+        let mut whole = Vec::new();
+        while let Some(event) = connection.receive(&mut input, Instant::now()).unwrap() {
+            match event {
+                Event::Headers { stream, headers, .. } => {
+                    let text = |name: &[u8]| {
+                        let value = headers.get(name).unwrap_or_default();
+                        String::from_utf8(value.to_vec()).unwrap()
+                    };
+                    let request = Request {
+                        path: text(b":path"),
+                        user_agent: text(b"user-agent"),
+                        grpc_timeout: text(b"grpc-timeout"),
+                        body: Vec::new(),
+                    };
+                    open.push((stream, request));
+                }
+                Event::Data { stream, bytes, end_stream, .. } => {
+                    let at = open.iter().position(|(id, _)| *id == stream).unwrap();
+                    open[at].1.body.extend_from_slice(bytes);
+                    if end_stream {
+                        whole.push(open.remove(at));
+                    }
+                }
+                _ => {}
+            }
+        }
+        for (stream, request) in whole {
+            let number = {
+                let mut requests = requests.lock().unwrap();
+                requests.push(request);
+                requests.len() - 1
+            };
+            let frame = match reply(number) {
+                Reply::Health(status) => {
+                    connection.send_headers(stream, &head("application/grpc", &[]), false);
+                    let message = [0, 0, 0, 0, 2, 8, status];
+                    connection.send_data(stream, &message, false, Instant::now());
+                    let mut trailers = Headers::new();
+                    trailers.push(b"grpc-status", b"0");
+                    connection.send_trailers(stream, &trailers);
+                    continue;
+                }
+                Reply::Status(status) => {
+                    let fields = [("grpc-status", status), ("grpc-message", "as scripted")];
+                    connection.send_headers(stream, &head("application/grpc", &fields), true);
+                    continue;
+                }
+                Reply::PlainHttp => {
+                    connection.send_headers(stream, &head("text/html", &[]), true);
+                    continue;
+                }
+                Reply::Silence => continue,
+                Reply::Reset(code) => {
+                    let mut frame = vec![0, 0, 4, 3, 0];
+                    frame.extend(stream.to_be_bytes());
+                    frame.extend([0, 0, 0, code]);
+                    let _ = socket.write_all(&frame).await;
+                    continue;
+                }
+                Reply::GoAway(code) => {
+                    vec![0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code]
+                }
+                Reply::Close => Vec::new(),
+                Reply::Garbage => b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+            };
+            let _ = socket.write_all(&frame).await;
+            return;
+        }
+    }
+}
+
+fn head(content_type: &str, fields: &[(&str, &str)]) -> Headers {
+    let mut head = Headers::new();
+    head.push(b":status", b"200");
+    head.push(b"content-type", content_type.as_bytes());
+    for (name, value) in fields {
+        head.push(name.as_bytes(), value.as_bytes());
+    }
+    head
+}
