@@ -6,6 +6,8 @@
 
 mod jobs;
 mod reload;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
