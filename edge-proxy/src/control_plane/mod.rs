@@ -24,6 +24,8 @@ mod files;
 mod network;
 mod pace;
 mod supervise;
+#[cfg(test)]
+mod tests;
 
 use std::{io, path::PathBuf, sync::Arc, thread};
 

@@ -1,6 +1,8 @@
 //! The certificate: read and judged as a pair ([`pair`]), watched on disk ([`watch`]), and what is served ([`Served`]).
 
 mod pair;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::{

@@ -1,0 +1,289 @@
+//! Pairs good and bad, and what watching their files finds.
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
+
+use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rustls::ServerConfig;
+use tokio::time::Instant;
+
+use super::*;
+
+/// PEM of a certificate for `name` and of its key.
+fn pair(name: &str) -> (String, String) {
+    made(name, |_| {})
+}
+
+fn made(name: &str, change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([name.to_owned(), "10.0.0.1".to_owned()]).unwrap();
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2090, 1, 1);
+    change(&mut params);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// A directory as Kubernetes mounts a Secret: `tls.crt` → `..data/tls.crt`, `..data` → a directory per version.
+struct Secret {
+    directory: tempfile::TempDir,
+    versions: usize,
+}
+
+impl Secret {
+    fn empty() -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), versions: 0 }
+    }
+
+    fn with(pair: &(String, String)) -> Self {
+        let mut secret = Self::empty();
+        secret.swap(pair);
+        secret
+    }
+
+    fn chain(&self) -> PathBuf {
+        self.directory.path().join("tls.crt")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.directory.path().join("tls.key")
+    }
+
+    /// One atomic change of both files.
+    fn swap(&mut self, (chain, key): &(String, String)) {
+        let root = self.directory.path();
+        self.versions += 1;
+        let version = format!("..version-{}", self.versions);
+        fs::create_dir(root.join(&version)).unwrap();
+        fs::write(root.join(&version).join("tls.crt"), chain).unwrap();
+        fs::write(root.join(&version).join("tls.key"), key).unwrap();
+        symlink(&version, root.join("..data_tmp")).unwrap();
+        fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+        if self.versions == 1 {
+            symlink("..data/tls.crt", self.chain()).unwrap();
+            symlink("..data/tls.key", self.key()).unwrap();
+        }
+    }
+
+    fn read(&self) -> Result<Pair, PairError> {
+        Identities::new().read_pair(&self.chain(), &self.key(), NOW)
+    }
+
+    /// The fault of these two files, which must be one.
+    fn fault(chain: &str, key: &str) -> PairError {
+        Self::with(&(chain.into(), key.into())).read().unwrap_err()
+    }
+}
+
+/// Some time in 2025.
+const NOW: i64 = 1_750_000_000;
+
+#[test]
+fn a_good_pair_serves_tls_1_2_and_1_3_with_alpn_and_without_early_data() {
+    let pair = Secret::with(&pair("grpc.example.com")).read().unwrap();
+    assert_eq!(pair.info.names, ["grpc.example.com", "10.0.0.1"]);
+    assert_eq!(pair.info.key, "ECDSA P-256");
+    assert_eq!(pair.info.not_after, 3_786_912_000);
+    assert_eq!(pair.identity.serial, pair.info.serial);
+    assert!(!pair.info.serial.is_empty());
+    let config: &ServerConfig = &pair.identity.config;
+    assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+    assert_eq!(config.max_early_data_size, 0);
+    assert!(config.ticketer.enabled());
+}
+
+#[test]
+fn sessions_outlive_a_renewal() {
+    let identities = Identities::new();
+    let mut secret = Secret::with(&pair("a.example"));
+    let read = |secret: &Secret| {
+        let pair = identities.read_pair(&secret.chain(), &secret.key(), NOW).unwrap();
+        pair.identity.config.ticketer.clone()
+    };
+    let before = read(&secret);
+    secret.swap(&pair("a.example"));
+    let ticket = before.encrypt(b"session").unwrap();
+    assert_eq!(read(&secret).decrypt(&ticket).unwrap(), b"session");
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused() {
+    let ((chain, _), (_, key)) = (pair("a.example"), pair("a.example"));
+    let error = Secret::fault(&chain, &key);
+    assert!(matches!(error.fault, PairFault::Mismatched { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("tls.key") && text.contains("tls.crt"), "{text}");
+}
+
+#[test]
+fn files_cut_off_anywhere_are_refused() {
+    let (chain, key) = pair("a.example");
+    for length in (0..chain.trim_end().len()).step_by(7) {
+        let error = Secret::fault(&chain[..length], &key);
+        assert!(matches!(error.fault, PairFault::Malformed(_)), "{length}: {error}");
+        assert!(error.path.ends_with("tls.crt"));
+    }
+    for length in (0..key.trim_end().len()).step_by(7) {
+        let error = Secret::fault(&chain, &key[..length]);
+        assert!(matches!(error.fault, PairFault::Malformed(_)), "{length}: {error}");
+        assert!(error.path.ends_with("tls.key"));
+    }
+}
+
+#[test]
+fn a_chain_whose_second_certificate_is_broken_is_refused() {
+    let (chain, key) = pair("a.example");
+    let broken = format!("{chain}-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n");
+    let error = Secret::fault(&broken, &key);
+    assert!(error.to_string().contains("certificate 2 of the chain"), "{error}");
+}
+
+#[test]
+fn what_is_not_pem_is_refused_and_a_key_is_no_certificate() {
+    let (chain, key) = pair("a.example");
+    let error = Secret::fault("hello", &key);
+    assert!(error.to_string().contains("no certificate in it"), "{error}");
+    let error = Secret::fault(&key, &key);
+    assert!(error.to_string().contains("no certificate in it"), "{error}");
+    let error = Secret::fault(&chain, &chain);
+    assert!(error.to_string().contains("no private key in it"), "{error}");
+}
+
+#[test]
+fn out_of_its_time_is_refused() {
+    let (chain, key) = made("a.example", |params| params.not_after = date_time_ymd(2021, 1, 1));
+    let error = Secret::fault(&chain, &key);
+    assert!(matches!(&error.fault, PairFault::Expired(day) if day.starts_with("2021-01-01")));
+    let (chain, key) = made("a.example", |params| params.not_before = date_time_ymd(2080, 1, 1));
+    let error = Secret::fault(&chain, &key);
+    assert!(matches!(&error.fault, PairFault::NotYetValid(day) if day.starts_with("2080-01-01")));
+}
+
+#[test]
+fn missing_is_not_unreadable() {
+    let secret = Secret::empty();
+    assert!(secret.read().unwrap_err().is_missing());
+    fs::create_dir(secret.chain()).unwrap();
+    let error = secret.read().unwrap_err();
+    assert!(matches!(error.fault, PairFault::Unreadable(_)), "{error}");
+    // The certificate alone isn't a pair yet.
+    fs::remove_dir(secret.chain()).unwrap();
+    fs::write(secret.chain(), pair("a.example").0).unwrap();
+    let error = secret.read().unwrap_err();
+    assert!(error.is_missing() && error.path.ends_with("tls.key"), "{error}");
+}
+
+/// What is served from `secret`, watched.
+fn watched(secret: &Secret) -> Served {
+    let mut served = Served::read(&secret.chain(), &secret.key()).unwrap();
+    served.watch(&Panics::default());
+    served
+}
+
+/// Applies events until another pair is served, and says for how long that took.
+async fn until_served(served: &mut Served) -> Duration {
+    let begin = Instant::now();
+    loop {
+        let event = served.next_event().await;
+        if served.found(event, Instant::now()) {
+            return begin.elapsed();
+        }
+    }
+}
+
+/// Applies events until the files are refused.
+async fn until_refused(served: &mut Served) -> Problem {
+    loop {
+        let event = served.next_event().await;
+        assert!(!served.found(event, Instant::now()), "a bad pair is served");
+        if let Some(error) = &served.last_error {
+            return error.clone();
+        }
+    }
+}
+
+fn serial(served: &Served) -> String {
+    served.current().map(|pair| pair.identity.serial.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_swapped_secret_is_served_within_two_seconds() {
+    let mut secret = Secret::with(&pair("a.example"));
+    let mut served = watched(&secret);
+    for _ in 0..3 {
+        let before = serial(&served);
+        secret.swap(&pair("a.example"));
+        let took = until_served(&mut served).await;
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert_ne!(serial(&served), before);
+    }
+    assert_eq!(served.report().loads, 4);
+}
+
+#[tokio::test]
+async fn files_that_come_later_are_served_then() {
+    let mut secret = Secret::empty();
+    let mut served = watched(&secret);
+    assert!(served.current().is_none());
+    assert!(served.report().last_error.unwrap().message.contains("tls.crt"));
+    secret.swap(&pair("a.example"));
+    until_served(&mut served).await;
+    assert_eq!(served.report().last_error, None);
+    assert_eq!(served.report().rejected, 0, "waiting is no mistake");
+}
+
+#[tokio::test]
+async fn a_bad_pair_is_never_served_and_counted_once() {
+    let good = pair("a.example");
+    let mut secret = Secret::with(&good);
+    let mut served = watched(&secret);
+    let before = serial(&served);
+    secret.swap(&(pair("a.example").0, good.1.clone()));
+    let error = until_refused(&mut served).await;
+    assert!(error.message.contains("isn't the key of the certificate"), "{}", error.message);
+    // It is looked at every second while it is bad: the same mistake counts once.
+    let event = served.next_event().await;
+    served.found(event, Instant::now());
+    assert_eq!((served.report().rejected, serial(&served)), (1, before.clone()));
+
+    // Back to the old pair: nothing new to serve, and nothing wrong any more.
+    secret.swap(&good);
+    while served.last_error.is_some() {
+        let event = served.next_event().await;
+        assert!(!served.found(event, Instant::now()));
+    }
+    assert_eq!(serial(&served), before);
+}
+
+#[tokio::test]
+async fn files_that_vanish_leave_the_pair_in_force() {
+    let secret = Secret::with(&pair("a.example"));
+    let mut served = watched(&secret);
+    let before = serial(&served);
+    fs::remove_file(secret.chain()).unwrap();
+    let error = until_refused(&mut served).await;
+    assert!(error.message.contains("isn't there"));
+    assert_eq!(serial(&served), before);
+}
+
+#[test]
+fn a_bad_pair_at_the_start_is_an_error_and_a_missing_one_is_not() {
+    let ((chain, _), (_, key)) = (pair("a.example"), pair("a.example"));
+    let secret = Secret::with(&(chain, key));
+    assert!(matches!(
+        Served::read(&secret.chain(), &secret.key()).unwrap_err().fault,
+        PairFault::Mismatched { .. }
+    ));
+    let secret = Secret::empty();
+    assert!(Served::read(&secret.chain(), &secret.key()).unwrap().current().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_is_told_every_ten_seconds() {
+    let secret = Secret::empty();
+    let mut served = Served::read(&secret.chain(), &secret.key()).unwrap();
+    let first = served.waiting_told.unwrap();
+    for (seconds, told) in [(1, 0), (9, 0), (10, 10), (11, 10), (21, 21)] {
+        let now = first + Duration::from_secs(seconds);
+        served.found(secret.read(), now);
+        assert_eq!(served.waiting_told, Some(first + Duration::from_secs(told)), "{seconds}");
+    }
+}
