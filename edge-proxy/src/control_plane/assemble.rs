@@ -37,8 +37,11 @@ pub(super) fn cluster(state: &ClusterState) -> Cluster {
 /// As Envoy's healthy panic threshold: when less than `panic_threshold` percent are healthy, health is ignored (then
 /// it is likelier that the checks are wrong than that all these endpoints are). 0 never acts.
 fn eligible(endpoints: &[Arc<Endpoint>], panic_threshold: u8) -> (Vec<Arc<Endpoint>>, bool) {
-    let healthy: Vec<_> =
-        endpoints.iter().filter(|e| e.health == Health::Healthy).cloned().collect();
+    let healthy: Vec<_> = endpoints
+        .iter()
+        .filter(|e| e.health == Health::Healthy)
+        .cloned()
+        .collect();
     if healthy.len() * 100 < endpoints.len() * usize::from(panic_threshold) {
         (endpoints.to_vec(), true)
     } else {
@@ -71,8 +74,14 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
             .map(|(address, endpoint)| EndpointReport {
                 shared: endpoint.shared.clone(),
                 health: endpoint.machine.health().clone(),
-                standing: state.members.standing(*address).unwrap_or(Standing::Leaving),
-                eligible: published.eligible.iter().any(|e| e.shared.id == endpoint.shared.id),
+                standing: state
+                    .members
+                    .standing(*address)
+                    .unwrap_or(Standing::Leaving),
+                eligible: published
+                    .eligible
+                    .iter()
+                    .any(|e| e.shared.id == endpoint.shared.id),
                 health_since_ms: endpoint.since_ms,
                 last_check: endpoint.last_check.clone(),
             })
@@ -130,7 +139,11 @@ mod tests {
     #[test]
     fn below_the_threshold_all_are_eligible() {
         assert_eq!(count(1, 4, 50), (4, true));
-        assert_eq!(count(2, 4, 50), (2, false), "at the threshold it doesn't act");
+        assert_eq!(
+            count(2, 4, 50),
+            (2, false),
+            "at the threshold it doesn't act"
+        );
         assert_eq!(count(3, 4, 50), (3, false));
         assert_eq!(count(0, 4, 1), (4, true));
         assert_eq!(count(3, 4, 100), (4, true));
@@ -140,7 +153,10 @@ mod tests {
 
     #[test]
     fn an_ipv6_target_is_written_in_brackets() {
-        let target = Target { host: "::1".into(), port: 8081 };
+        let target = Target {
+            host: "::1".into(),
+            port: 8081,
+        };
         assert_eq!(display(&target), "[::1]:8081");
     }
 }

@@ -82,8 +82,12 @@ impl ClusterState {
             members: Membership::new(spec.targets.len(), spec.health_check.is_some()),
             endpoints: BTreeMap::new(),
             inherited: previous.map(Self::identities).unwrap_or_default(),
-            lookups: previous.map(|previous| previous.lookups.clone()).unwrap_or_default(),
-            checks: previous.map(|previous| previous.checks.clone()).unwrap_or_default(),
+            lookups: previous
+                .map(|previous| previous.lookups.clone())
+                .unwrap_or_default(),
+            checks: previous
+                .map(|previous| previous.checks.clone())
+                .unwrap_or_default(),
             changed: true,
             spec,
         };
@@ -124,14 +128,15 @@ impl ClusterState {
         let mut due = Vec::new();
         if self.spec.discovery == Discovery::StrictDns {
             let targets = self.targets.iter_mut().enumerate();
-            due.extend(
-                targets.filter_map(|(i, t)| t.pace.start(now).then_some(Due::LookUp(i))),
-            );
+            due.extend(targets.filter_map(|(i, t)| t.pace.start(now).then_some(Due::LookUp(i))));
         }
         if self.spec.health_check.is_some() {
             let endpoints = self.endpoints.values_mut();
             due.extend(endpoints.filter_map(|endpoint| {
-                endpoint.pace.start(now).then(|| Due::Check(endpoint.shared.clone()))
+                endpoint
+                    .pace
+                    .start(now)
+                    .then(|| Due::Check(endpoint.shared.clone()))
             }));
         }
         due
@@ -141,19 +146,33 @@ impl ClusterState {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let dns = self.spec.discovery == Discovery::StrictDns;
         let checks = self.spec.health_check.is_some();
-        let look_ups = self.targets.iter().filter(|_| dns).filter_map(|t| t.pace.due());
-        let checks = self.endpoints.values().filter(|_| checks).filter_map(|e| e.pace.due());
+        let look_ups = self
+            .targets
+            .iter()
+            .filter(|_| dns)
+            .filter_map(|t| t.pace.due());
+        let checks = self
+            .endpoints
+            .values()
+            .filter(|_| checks)
+            .filter_map(|e| e.pace.due());
         look_ups.chain(checks).min()
     }
 
     /// A look-up of `target` ended. `chance` (0 to 1) places the next one.
     pub(super) fn looked_up(&mut self, target: usize, lookup: Lookup, now: Instant, chance: f64) {
-        let Some(state) = self.targets.get_mut(target) else { return };
+        let Some(state) = self.targets.get_mut(target) else {
+            return;
+        };
         *self.lookups.entry(lookup.result).or_default() += 1;
         let answered = lookup.answer != Answer::Failed;
         // Until the first answer there is nothing to serve: no time to lose.
         let first = !answered && state.answered_at_ms.is_none();
-        let wait = if first { self.spec.refresh.min(FIRST_ANSWER) } else { self.spec.refresh };
+        let wait = if first {
+            self.spec.refresh.min(FIRST_ANSWER)
+        } else {
+            self.spec.refresh
+        };
         state.pace.end(now + jittered(wait, chance));
         if answered {
             state.answered_at_ms = Some(now_ms());
@@ -175,22 +194,36 @@ impl ClusterState {
         now: Instant,
         chance: f64,
     ) {
-        let Some(spec) = &self.spec.health_check else { return };
-        let Some(endpoint) = self.endpoints.get_mut(&address).filter(|e| e.shared.id == id) else {
+        let Some(spec) = &self.spec.health_check else {
+            return;
+        };
+        let Some(endpoint) = self
+            .endpoints
+            .get_mut(&address)
+            .filter(|e| e.shared.id == id)
+        else {
             return;
         };
         *self.checks.entry(outcome.result()).or_default() += 1;
         let started = endpoint.pace.started().unwrap_or(now);
-        let before = (endpoint.machine.health().clone(), endpoint.machine.close_connections());
+        let before = (
+            endpoint.machine.health().clone(),
+            endpoint.machine.close_connections(),
+        );
         let wait = endpoint.machine.record(outcome, spec);
-        endpoint.pace.end((started + jittered(wait, chance)).max(now));
+        endpoint
+            .pace
+            .end((started + jittered(wait, chance)).max(now));
         endpoint.last_check = Some(CheckReport {
             at_ms: now_ms(),
             latency_us: now.duration_since(started).as_micros() as u64,
             result: outcome.result(),
             detail: outcome.to_string(),
         });
-        let after = (endpoint.machine.health(), endpoint.machine.close_connections());
+        let after = (
+            endpoint.machine.health(),
+            endpoint.machine.close_connections(),
+        );
         if (&before.0, before.1) != after {
             self.changed = true;
         }
@@ -219,20 +252,28 @@ impl ClusterState {
 
     /// Every name has been answered.
     pub(super) fn answered(&self) -> bool {
-        self.targets.iter().all(|target| target.answered_at_ms.is_some())
+        self.targets
+            .iter()
+            .all(|target| target.answered_at_ms.is_some())
     }
 
     /// Every name has been answered, and every endpoint's first check has ended.
     pub(super) fn warmed_up(&self) -> bool {
-        self.answered() && self.endpoints.values().all(|endpoint| endpoint.machine.decided())
+        self.answered()
+            && self
+                .endpoints
+                .values()
+                .all(|endpoint| endpoint.machine.decided())
     }
 
     fn settle(&mut self, now: Instant) {
         let endpoints = &self.endpoints;
         let change = self.members.settle(|address| {
-            endpoints.get(&address).map_or(self.spec.health_check.is_none(), |endpoint| {
-                endpoint.machine.is_healthy()
-            })
+            endpoints
+                .get(&address)
+                .map_or(self.spec.health_check.is_none(), |endpoint| {
+                    endpoint.machine.is_healthy()
+                })
         });
         if change.is_empty() {
             return;
@@ -248,13 +289,16 @@ impl ClusterState {
                 Some(_) => Machine::new(),
                 None => Machine::always_healthy(),
             };
-            self.endpoints.insert(*address, EndpointState {
-                shared,
-                machine,
-                pace: Pace::new(now),
-                since_ms: now_ms(),
-                last_check: None,
-            });
+            self.endpoints.insert(
+                *address,
+                EndpointState {
+                    shared,
+                    machine,
+                    pace: Pace::new(now),
+                    since_ms: now_ms(),
+                    last_check: None,
+                },
+            );
         }
         tracing::info!(
             cluster = &*self.spec.name,
@@ -287,13 +331,21 @@ impl ClusterState {
     }
 
     fn identities(&self) -> BTreeMap<SocketAddr, Arc<EndpointShared>> {
-        self.endpoints.iter().map(|(address, e)| (*address, e.shared.clone())).collect()
+        self.endpoints
+            .iter()
+            .map(|(address, e)| (*address, e.shared.clone()))
+            .collect()
     }
 }
 
 impl TargetState {
     fn new(now: Instant) -> Self {
-        Self { pace: Pace::new(now), answered_at_ms: None, last_result: None, last_error: None }
+        Self {
+            pace: Pace::new(now),
+            answered_at_ms: None,
+            last_result: None,
+            last_error: None,
+        }
     }
 }
 

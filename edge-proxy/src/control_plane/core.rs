@@ -98,7 +98,10 @@ impl Core {
             generation: 1,
             listener: config.listener.clone(),
             routes: Arc::new(RouteTable::new(config.routes.clone())),
-            clusters: clusters.iter().map(|cluster| cluster.published.clone()).collect(),
+            clusters: clusters
+                .iter()
+                .map(|cluster| cluster.published.clone())
+                .collect(),
             tls: certificate.current().map(|pair| pair.identity.clone()),
             serving: true,
         });
@@ -204,12 +207,20 @@ impl Core {
     fn ended(&mut self, ended: Ended, now: Instant) {
         let chance = rand::random::<f64>();
         match ended {
-            Ended::LookUp { cluster, target, lookup } => {
+            Ended::LookUp {
+                cluster,
+                target,
+                lookup,
+            } => {
                 if let Some(cluster) = self.all_clusters().find(|c| c.id() == cluster) {
                     cluster.looked_up(target, lookup, now, chance);
                 }
             }
-            Ended::Check { cluster, endpoint, outcome } => {
+            Ended::Check {
+                cluster,
+                endpoint,
+                outcome,
+            } => {
                 if let Some(cluster) = self.all_clusters().find(|c| c.id() == cluster) {
                     cluster.checked(endpoint.address, endpoint.id, &outcome, now, chance);
                 }
@@ -219,7 +230,11 @@ impl Core {
     }
 
     fn start_due(&mut self, now: Instant) {
-        let fresh = self.reloads.plan.iter_mut().flat_map(|plan| plan.fresh_mut());
+        let fresh = self
+            .reloads
+            .plan
+            .iter_mut()
+            .flat_map(|plan| plan.fresh_mut());
         for cluster in self.clusters.iter_mut().map(|c| &mut c.state).chain(fresh) {
             for due in cluster.due(now) {
                 self.jobs.start(cluster, due);
@@ -252,12 +267,17 @@ impl Core {
             generation: 0, // counted by the publisher
             listener: self.config.listener.clone(),
             routes: Arc::new(RouteTable::new(self.config.routes.clone())),
-            clusters: self.clusters.iter().map(|cluster| cluster.published.clone()).collect(),
+            clusters: self
+                .clusters
+                .iter()
+                .map(|cluster| cluster.published.clone())
+                .collect(),
             tls: self.certificate.current().map(|pair| pair.identity.clone()),
             serving: self.serving,
         });
         let fresh = self.reloads.plan.iter().flat_map(|plan| plan.fresh());
-        self.jobs.keep_checkers(self.clusters.iter().map(|c| &c.state).chain(fresh));
+        self.jobs
+            .keep_checkers(self.clusters.iter().map(|c| &c.state).chain(fresh));
     }
 
     fn report(&self) {
@@ -285,22 +305,39 @@ impl Core {
         let patience = (!self.warmed_up).then_some(self.started + PATIENCE);
         let plan = self.reloads.plan.as_ref();
         let in_force = self.clusters.iter().filter_map(|c| c.state.next_due());
-        let fresh = plan.into_iter().flat_map(|p| p.fresh()).filter_map(ClusterState::next_due);
+        let fresh = plan
+            .into_iter()
+            .flat_map(|p| p.fresh())
+            .filter_map(ClusterState::next_due);
         let deadlines = patience.into_iter().chain(plan.map(|plan| plan.deadline()));
-        in_force.chain(fresh).chain(deadlines).min().unwrap_or(now + IDLE)
+        in_force
+            .chain(fresh)
+            .chain(deadlines)
+            .min()
+            .unwrap_or(now + IDLE)
     }
 
     /// Those in force and those of a plan.
     fn all_clusters(&mut self) -> impl Iterator<Item = &mut ClusterState> {
-        let fresh = self.reloads.plan.iter_mut().flat_map(|plan| plan.fresh_mut());
-        self.clusters.iter_mut().map(|cluster| &mut cluster.state).chain(fresh)
+        let fresh = self
+            .reloads
+            .plan
+            .iter_mut()
+            .flat_map(|plan| plan.fresh_mut());
+        self.clusters
+            .iter_mut()
+            .map(|cluster| &mut cluster.state)
+            .chain(fresh)
     }
 }
 
 impl InForce {
     fn new(mut state: ClusterState) -> Self {
         state.changed = false;
-        Self { published: Arc::new(assemble::cluster(&state)), state }
+        Self {
+            published: Arc::new(assemble::cluster(&state)),
+            state,
+        }
     }
 }
 

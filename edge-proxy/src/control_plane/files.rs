@@ -42,7 +42,11 @@ impl Directories {
     /// Waits until something changed and has been quiet for a moment, or `poll` (a second, without a watch) has
     /// passed: time to read the files. Spurious returns are normal.
     pub(super) async fn changed(&self, poll: Duration) {
-        let poll = if self.watcher.is_some() { poll } else { poll.min(UNWATCHED) };
+        let poll = if self.watcher.is_some() {
+            poll
+        } else {
+            poll.min(UNWATCHED)
+        };
         if time::timeout(poll, self.changed.notified()).await.is_ok() {
             // One swap is several events; and a file that is being written should be whole.
             let _ = time::timeout(SETTLED, async {
@@ -106,14 +110,21 @@ mod tests {
     #[test]
     fn the_directory_of_a_bare_name_is_the_current_one() {
         assert_eq!(directory(Path::new("edge.yaml")), Path::new("."));
-        assert_eq!(directory(Path::new("/etc/edge/tls.crt")), Path::new("/etc/edge"));
+        assert_eq!(
+            directory(Path::new("/etc/edge/tls.crt")),
+            Path::new("/etc/edge")
+        );
     }
 
     #[test]
     fn reading_is_no_change() {
-        assert!(!is_change(EventKind::Access(AccessKind::Open(AccessMode::Any))));
+        assert!(!is_change(EventKind::Access(AccessKind::Open(
+            AccessMode::Any
+        ))));
         assert!(!is_change(EventKind::Access(AccessKind::Read)));
-        assert!(is_change(EventKind::Access(AccessKind::Close(AccessMode::Write))));
+        assert!(is_change(EventKind::Access(AccessKind::Close(
+            AccessMode::Write
+        ))));
         assert!(is_change(EventKind::Any));
     }
 

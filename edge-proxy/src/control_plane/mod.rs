@@ -96,8 +96,7 @@ impl ControlPlane {
         source: Option<PathBuf>,
         hints: Arc<Hints>,
     ) -> Result<Self, SpawnError> {
-        let certificate =
-            certs::Served::read(&config.certificate_chain, &config.private_key)?;
+        let certificate = certs::Served::read(&config.certificate_chain, &config.private_key)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -110,7 +109,12 @@ impl ControlPlane {
             let _on = runtime.enter();
             Box::new(Sockets::new(&config.nameservers))
         };
-        let wires = Wires { hints, orders, first_answered, network };
+        let wires = Wires {
+            hints,
+            orders,
+            first_answered,
+            network,
+        };
         let (core, reader, status) = Core::new(config, source, certificate, wires);
         let thread = thread::Builder::new()
             .name("control".into())

@@ -37,7 +37,10 @@ pub(super) struct Sockets {
 impl Sockets {
     /// Asks these name servers (none: those of `/etc/resolv.conf`).
     pub(super) fn new(nameservers: &[SocketAddr]) -> Self {
-        Self { resolver: Resolver::new(nameservers), checkers: HashMap::new() }
+        Self {
+            resolver: Resolver::new(nameservers),
+            checkers: HashMap::new(),
+        }
     }
 }
 
@@ -48,13 +51,17 @@ impl Network for Sockets {
     }
 
     fn check(&mut self, endpoint: &EndpointShared, spec: &HealthCheckSpec) -> Job<Outcome> {
-        let known = self.checkers.get(&endpoint.id).filter(|(made_for, _)| made_for == spec);
+        let known = self
+            .checkers
+            .get(&endpoint.id)
+            .filter(|(made_for, _)| made_for == spec);
         let checker = match known {
             Some((_, checker)) => checker.clone(),
             None => match Checker::new(endpoint, spec) {
                 Ok(checker) => {
                     let checker = Arc::new(checker);
-                    self.checkers.insert(endpoint.id, (spec.clone(), checker.clone()));
+                    self.checkers
+                        .insert(endpoint.id, (spec.clone(), checker.clone()));
                     checker
                 }
                 Err(error) => {

@@ -22,7 +22,12 @@ pub(super) struct Pace {
 impl Pace {
     /// Due at once.
     pub(super) fn new(now: Instant) -> Self {
-        Self { due: now, running: false, started: None, again: false }
+        Self {
+            due: now,
+            running: false,
+            started: None,
+            again: false,
+        }
     }
 
     /// When the next run is due; `None` while one is on.

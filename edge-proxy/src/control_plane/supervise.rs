@@ -26,7 +26,10 @@ impl Panics {
     /// One more, in `task`. The panic hook has logged where.
     pub(super) fn count(&self, task: &str) {
         self.0.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(task, "a task of the control plane panicked; it is started again");
+        tracing::error!(
+            task,
+            "a task of the control plane panicked; it is started again"
+        );
     }
 
     /// So far.
@@ -123,6 +126,9 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_returns_is_done() {
         assert_eq!(caught(async { 7 }).await, Ok(7));
-        assert_eq!(caught(async { panic!("on purpose") }).await, Err::<(), _>(Panicked));
+        assert_eq!(
+            caught(async { panic!("on purpose") }).await,
+            Err::<(), _>(Panicked)
+        );
     }
 }

@@ -20,7 +20,11 @@ fn config(directory: &Path) -> Config {
 fn write_pair(directory: &Path, matching: bool) {
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let params = CertificateParams::new(["grpc.example.com".to_owned()]).unwrap();
-    fs::write(directory.join("tls.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(
+        directory.join("tls.crt"),
+        params.self_signed(&key).unwrap().pem(),
+    )
+    .unwrap();
     let key = if matching { key } else { other };
     fs::write(directory.join("tls.key"), key.serialize_pem()).unwrap();
 }
@@ -51,7 +55,9 @@ async fn it_starts_is_ready_serves_others_and_stops() {
     let mut reader = control.reader();
     reader.load();
     let handle = control.handle();
-    tokio::task::spawn_blocking(move || control.stop()).await.unwrap();
+    tokio::task::spawn_blocking(move || control.stop())
+        .await
+        .unwrap();
     assert!(!reader.changed().await, "nothing is published any more");
     handle.set_serving(true).await;
     assert!(handle.reload().await.is_err());
@@ -78,8 +84,8 @@ async fn without_a_certificate_it_runs_but_is_not_ready_until_one_comes() {
 fn a_pair_that_does_not_match_is_no_start() {
     let directory = tempfile::tempdir().unwrap();
     write_pair(directory.path(), false);
-    let error =
-        ControlPlane::spawn(config(directory.path()), None, Arc::new(Hints::default())).unwrap_err();
+    let error = ControlPlane::spawn(config(directory.path()), None, Arc::new(Hints::default()))
+        .unwrap_err();
     assert!(matches!(
         &error,
         SpawnError::Certificate(pair) if matches!(pair.fault, PairFault::Mismatched { .. })

@@ -74,12 +74,23 @@ impl Served {
     /// Begins to watch the files. Called on the runtime, again for other files.
     pub(super) fn watch(&mut self, panics: &Panics) {
         let (found, events) = mpsc::channel(1);
-        let (identities, chain, key) =
-            (self.identities.clone(), self.chain.clone(), self.key.clone());
+        let (identities, chain, key) = (
+            self.identities.clone(),
+            self.chain.clone(),
+            self.key.clone(),
+        );
         let task = supervise("certificate watch", panics.clone(), move || {
-            watch::watch(identities.clone(), chain.clone(), key.clone(), found.clone())
+            watch::watch(
+                identities.clone(),
+                chain.clone(),
+                key.clone(),
+                found.clone(),
+            )
         });
-        self.watch = Some(Watch { found: events, _task: task });
+        self.watch = Some(Watch {
+            found: events,
+            _task: task,
+        });
     }
 
     /// The next look at the files that ended. Cancel safe.
@@ -95,7 +106,12 @@ impl Served {
     /// Takes what a look at the files found. True: another pair is to be served.
     pub(super) fn found(&mut self, event: CertificateEvent, now: Instant) -> bool {
         match event {
-            Ok(pair) if self.current.as_ref().is_some_and(|old| old.chain == pair.chain) => {
+            Ok(pair)
+                if self
+                    .current
+                    .as_ref()
+                    .is_some_and(|old| old.chain == pair.chain) =>
+            {
                 self.last_error = None;
                 false
             }
@@ -109,7 +125,11 @@ impl Served {
             }
             Err(error) => {
                 let message = error.to_string();
-                if self.last_error.as_ref().is_none_or(|last| last.message != message) {
+                if self
+                    .last_error
+                    .as_ref()
+                    .is_none_or(|last| last.message != message)
+                {
                     self.rejected += 1;
                     tracing::error!(%error, "certificate refused; the one served before stays");
                     self.last_error = Some(Problem::now(message));
@@ -120,13 +140,7 @@ impl Served {
     }
 
     /// Serves `pair`, read from other files, from now on.
-    pub(super) fn replace(
-        &mut self,
-        chain: &Path,
-        key: &Path,
-        pair: Pair,
-        panics: &Panics,
-    ) {
+    pub(super) fn replace(&mut self, chain: &Path, key: &Path, pair: Pair, panics: &Panics) {
         self.chain = chain.to_owned();
         self.key = key.to_owned();
         self.install(pair);
@@ -170,7 +184,8 @@ impl Served {
 
     /// One line every 10 s, as long as there is nothing to serve.
     fn wait(&mut self, error: &PairError, now: Instant) {
-        self.last_error.get_or_insert_with(|| Problem::now(error.to_string()));
+        self.last_error
+            .get_or_insert_with(|| Problem::now(error.to_string()));
         if self.waiting_told.is_some_and(|told| now < told + WAITING) {
             return;
         }

@@ -88,7 +88,9 @@ impl Identities {
     /// With fresh ticket keys.
     pub(crate) fn new() -> Self {
         let ticketer = aws_lc_rs::Ticketer::new()
-            .inspect_err(|error| tracing::warn!(%error, "no session tickets: every handshake is a full one"))
+            .inspect_err(
+                |error| tracing::warn!(%error, "no session tickets: every handshake is a full one"),
+            )
             .ok();
         Self { ticketer }
     }
@@ -100,8 +102,14 @@ impl Identities {
     pub(crate) fn read_pair(&self, chain: &Path, key: &Path, now: i64) -> Result<Pair, PairError> {
         let chain_pem = read(chain)?;
         let key_pem = read(key)?;
-        let blame_chain = |fault| PairError { path: chain.to_owned(), fault };
-        let blame_key = |fault| PairError { path: key.to_owned(), fault };
+        let blame_chain = |fault| PairError {
+            path: chain.to_owned(),
+            fault,
+        };
+        let blame_key = |fault| PairError {
+            path: key.to_owned(),
+            fault,
+        };
 
         let certificates = parse_chain(&chain_pem).map_err(blame_chain)?;
         let info = describe(&certificates, now).map_err(blame_chain)?;
@@ -110,10 +118,12 @@ impl Identities {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let certified = CertifiedKey::from_der(certificates, key_der, &provider).map_err(
             |error| match error {
-                rustls::Error::InconsistentKeys(_) => {
-                    blame_key(PairFault::Mismatched { chain: chain.to_owned() })
-                }
-                other => blame_key(PairFault::Malformed(format!("cannot use this key: {other}"))),
+                rustls::Error::InconsistentKeys(_) => blame_key(PairFault::Mismatched {
+                    chain: chain.to_owned(),
+                }),
+                other => blame_key(PairFault::Malformed(format!(
+                    "cannot use this key: {other}"
+                ))),
             },
         )?;
 
@@ -136,7 +146,11 @@ impl Identities {
             serial: info.serial.clone(),
             not_after: info.not_after,
         };
-        Ok(Pair { identity: Arc::new(identity), info, chain: chain_pem })
+        Ok(Pair {
+            identity: Arc::new(identity),
+            info,
+            chain: chain_pem,
+        })
     }
 }
 
@@ -197,8 +211,10 @@ fn describe(chain: &[CertificateDer<'_>], now: i64) -> Result<CertificateInfo, P
         return Err(malformed(&pem::Error::NoItemsFound, "certificate"));
     };
     let validity = leaf.validity();
-    let (not_before, not_after) =
-        (validity.not_before.timestamp(), validity.not_after.timestamp());
+    let (not_before, not_after) = (
+        validity.not_before.timestamp(),
+        validity.not_after.timestamp(),
+    );
     if now < not_before {
         return Err(PairFault::NotYetValid(day(not_before)));
     }
@@ -213,7 +229,11 @@ fn describe(chain: &[CertificateDer<'_>], now: i64) -> Result<CertificateInfo, P
         subject: leaf.subject().to_string(),
         issuer: leaf.issuer().to_string(),
         names,
-        serial: leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+        serial: leaf
+            .raw_serial()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
         not_before,
         not_after,
         key: key_kind(leaf.public_key()),
@@ -225,8 +245,12 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(bytes) => {
-            let four = <[u8; 4]>::try_from(*bytes).map(Ipv4Addr::from).map(IpAddr::from);
-            let six = <[u8; 16]>::try_from(*bytes).map(Ipv6Addr::from).map(IpAddr::from);
+            let four = <[u8; 4]>::try_from(*bytes)
+                .map(Ipv4Addr::from)
+                .map(IpAddr::from);
+            let six = <[u8; 16]>::try_from(*bytes)
+                .map(Ipv6Addr::from)
+                .map(IpAddr::from);
             four.or(six).ok().map(|address| address.to_string())
         }
         _ => None,
@@ -252,6 +276,8 @@ fn malformed(error: &pem::Error, wanted: &str) -> PairFault {
 }
 
 fn day(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds)
-        .map_or_else(|_| format!("second {seconds} of the epoch"), |time| time.to_string())
+    jiff::Timestamp::from_second(seconds).map_or_else(
+        |_| format!("second {seconds} of the epoch"),
+        |time| time.to_string(),
+    )
 }

@@ -30,7 +30,10 @@ struct Secret {
 
 impl Secret {
     fn empty() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), versions: 0 }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            versions: 0,
+        }
     }
 
     fn with(pair: &(String, String)) -> Self {
@@ -85,7 +88,10 @@ fn a_good_pair_serves_tls_1_2_and_1_3_with_alpn_and_without_early_data() {
     assert_eq!(pair.identity.serial, pair.info.serial);
     assert!(!pair.info.serial.is_empty());
     let config: &ServerConfig = &pair.identity.config;
-    assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+    assert_eq!(
+        config.alpn_protocols,
+        [b"h2".to_vec(), b"http/1.1".to_vec()]
+    );
     assert_eq!(config.max_early_data_size, 0);
     assert!(config.ticketer.enabled());
 }
@@ -95,7 +101,9 @@ fn sessions_outlive_a_renewal() {
     let identities = Identities::new();
     let mut secret = Secret::with(&pair("a.example"));
     let read = |secret: &Secret| {
-        let pair = identities.read_pair(&secret.chain(), &secret.key(), NOW).unwrap();
+        let pair = identities
+            .read_pair(&secret.chain(), &secret.key(), NOW)
+            .unwrap();
         pair.identity.config.ticketer.clone()
     };
     let before = read(&secret);
@@ -108,9 +116,15 @@ fn sessions_outlive_a_renewal() {
 fn a_key_of_another_certificate_is_refused() {
     let ((chain, _), (_, key)) = (pair("a.example"), pair("a.example"));
     let error = Secret::fault(&chain, &key);
-    assert!(matches!(error.fault, PairFault::Mismatched { .. }), "{error}");
+    assert!(
+        matches!(error.fault, PairFault::Mismatched { .. }),
+        "{error}"
+    );
     let text = error.to_string();
-    assert!(text.contains("tls.key") && text.contains("tls.crt"), "{text}");
+    assert!(
+        text.contains("tls.key") && text.contains("tls.crt"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -118,12 +132,18 @@ fn files_cut_off_anywhere_are_refused() {
     let (chain, key) = pair("a.example");
     for length in (0..chain.trim_end().len()).step_by(7) {
         let error = Secret::fault(&chain[..length], &key);
-        assert!(matches!(error.fault, PairFault::Malformed(_)), "{length}: {error}");
+        assert!(
+            matches!(error.fault, PairFault::Malformed(_)),
+            "{length}: {error}"
+        );
         assert!(error.path.ends_with("tls.crt"));
     }
     for length in (0..key.trim_end().len()).step_by(7) {
         let error = Secret::fault(&chain, &key[..length]);
-        assert!(matches!(error.fault, PairFault::Malformed(_)), "{length}: {error}");
+        assert!(
+            matches!(error.fault, PairFault::Malformed(_)),
+            "{length}: {error}"
+        );
         assert!(error.path.ends_with("tls.key"));
     }
 }
@@ -133,26 +153,42 @@ fn a_chain_whose_second_certificate_is_broken_is_refused() {
     let (chain, key) = pair("a.example");
     let broken = format!("{chain}-----BEGIN CERTIFICATE-----\nMAAA\n-----END CERTIFICATE-----\n");
     let error = Secret::fault(&broken, &key);
-    assert!(error.to_string().contains("certificate 2 of the chain"), "{error}");
+    assert!(
+        error.to_string().contains("certificate 2 of the chain"),
+        "{error}"
+    );
 }
 
 #[test]
 fn what_is_not_pem_is_refused_and_a_key_is_no_certificate() {
     let (chain, key) = pair("a.example");
     let error = Secret::fault("hello", &key);
-    assert!(error.to_string().contains("no certificate in it"), "{error}");
+    assert!(
+        error.to_string().contains("no certificate in it"),
+        "{error}"
+    );
     let error = Secret::fault(&key, &key);
-    assert!(error.to_string().contains("no certificate in it"), "{error}");
+    assert!(
+        error.to_string().contains("no certificate in it"),
+        "{error}"
+    );
     let error = Secret::fault(&chain, &chain);
-    assert!(error.to_string().contains("no private key in it"), "{error}");
+    assert!(
+        error.to_string().contains("no private key in it"),
+        "{error}"
+    );
 }
 
 #[test]
 fn out_of_its_time_is_refused() {
-    let (chain, key) = made("a.example", |params| params.not_after = date_time_ymd(2021, 1, 1));
+    let (chain, key) = made("a.example", |params| {
+        params.not_after = date_time_ymd(2021, 1, 1)
+    });
     let error = Secret::fault(&chain, &key);
     assert!(matches!(&error.fault, PairFault::Expired(day) if day.starts_with("2021-01-01")));
-    let (chain, key) = made("a.example", |params| params.not_before = date_time_ymd(2080, 1, 1));
+    let (chain, key) = made("a.example", |params| {
+        params.not_before = date_time_ymd(2080, 1, 1)
+    });
     let error = Secret::fault(&chain, &key);
     assert!(matches!(&error.fault, PairFault::NotYetValid(day) if day.starts_with("2080-01-01")));
 }
@@ -168,7 +204,10 @@ fn missing_is_not_unreadable() {
     fs::remove_dir(secret.chain()).unwrap();
     fs::write(secret.chain(), pair("a.example").0).unwrap();
     let error = secret.read().unwrap_err();
-    assert!(error.is_missing() && error.path.ends_with("tls.key"), "{error}");
+    assert!(
+        error.is_missing() && error.path.ends_with("tls.key"),
+        "{error}"
+    );
 }
 
 /// What is served from `secret`, watched.
@@ -201,7 +240,10 @@ async fn until_refused(served: &mut Served) -> Problem {
 }
 
 fn serial(served: &Served) -> String {
-    served.current().map(|pair| pair.identity.serial.clone()).unwrap_or_default()
+    served
+        .current()
+        .map(|pair| pair.identity.serial.clone())
+        .unwrap_or_default()
 }
 
 #[tokio::test]
@@ -223,7 +265,14 @@ async fn files_that_come_later_are_served_then() {
     let mut secret = Secret::empty();
     let mut served = watched(&secret);
     assert!(served.current().is_none());
-    assert!(served.report().last_error.unwrap().message.contains("tls.crt"));
+    assert!(
+        served
+            .report()
+            .last_error
+            .unwrap()
+            .message
+            .contains("tls.crt")
+    );
     secret.swap(&pair("a.example"));
     until_served(&mut served).await;
     assert_eq!(served.report().last_error, None);
@@ -238,11 +287,18 @@ async fn a_bad_pair_is_never_served_and_counted_once() {
     let before = serial(&served);
     secret.swap(&(pair("a.example").0, good.1.clone()));
     let error = until_refused(&mut served).await;
-    assert!(error.message.contains("isn't the key of the certificate"), "{}", error.message);
+    assert!(
+        error.message.contains("isn't the key of the certificate"),
+        "{}",
+        error.message
+    );
     // It is looked at every second while it is bad: the same mistake counts once.
     let event = served.next_event().await;
     served.found(event, Instant::now());
-    assert_eq!((served.report().rejected, serial(&served)), (1, before.clone()));
+    assert_eq!(
+        (served.report().rejected, serial(&served)),
+        (1, before.clone())
+    );
 
     // Back to the old pair: nothing new to serve, and nothing wrong any more.
     secret.swap(&good);
@@ -269,11 +325,18 @@ fn a_bad_pair_at_the_start_is_an_error_and_a_missing_one_is_not() {
     let ((chain, _), (_, key)) = (pair("a.example"), pair("a.example"));
     let secret = Secret::with(&(chain, key));
     assert!(matches!(
-        Served::read(&secret.chain(), &secret.key()).unwrap_err().fault,
+        Served::read(&secret.chain(), &secret.key())
+            .unwrap_err()
+            .fault,
         PairFault::Mismatched { .. }
     ));
     let secret = Secret::empty();
-    assert!(Served::read(&secret.chain(), &secret.key()).unwrap().current().is_none());
+    assert!(
+        Served::read(&secret.chain(), &secret.key())
+            .unwrap()
+            .current()
+            .is_none()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,6 +347,10 @@ async fn waiting_is_told_every_ten_seconds() {
     for (seconds, told) in [(1, 0), (9, 0), (10, 10), (11, 10), (21, 21)] {
         let now = first + Duration::from_secs(seconds);
         served.found(secret.read(), now);
-        assert_eq!(served.waiting_told, Some(first + Duration::from_secs(told)), "{seconds}");
+        assert_eq!(
+            served.waiting_told,
+            Some(first + Duration::from_secs(told)),
+            "{seconds}"
+        );
     }
 }

@@ -45,7 +45,10 @@ pub(in crate::control_plane) enum Refusal {
     Invalid(#[from] ConfigErrors),
     #[error("{}: {} can't change without a restart: restart edge-proxy, or undo the change",
         .path.display(), .keys.join(", "))]
-    NeedsRestart { path: PathBuf, keys: Vec<&'static str> },
+    NeedsRestart {
+        path: PathBuf,
+        keys: Vec<&'static str>,
+    },
     #[error("the certificate of the new configuration can't be served: {0}")]
     Certificate(#[from] PairError),
 }
@@ -78,12 +81,21 @@ pub(in crate::control_plane) fn read(
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
-            let outcome = Err(Refusal::Unreadable { path: path.to_owned(), error });
-            return Read { text: None, outcome };
+            let outcome = Err(Refusal::Unreadable {
+                path: path.to_owned(),
+                error,
+            });
+            return Read {
+                text: None,
+                outcome,
+            };
         }
     };
     let outcome = judge(&text, path, current, identities);
-    Read { text: Some(text), outcome }
+    Read {
+        text: Some(text),
+        outcome,
+    }
 }
 
 fn judge(
@@ -95,7 +107,10 @@ fn judge(
     let config = Config::parse(text, path)?.config;
     let keys = restart_needed(current, &config);
     if !keys.is_empty() {
-        return Err(Refusal::NeedsRestart { path: path.to_owned(), keys });
+        return Err(Refusal::NeedsRestart {
+            path: path.to_owned(),
+            keys,
+        });
     }
     let files = |config: &Config| (config.certificate_chain.clone(), config.private_key.clone());
     let pair = if files(&config) == files(current) {
@@ -129,7 +144,12 @@ impl Plan {
                 }
             })
             .collect();
-        Self { config, pair, clusters, deadline: now + Self::PATIENCE }
+        Self {
+            config,
+            pair,
+            clusters,
+            deadline: now + Self::PATIENCE,
+        }
     }
 
     /// Its new clusters.
@@ -141,11 +161,15 @@ impl Plan {
     }
 
     /// Its new clusters, to be told things.
-    pub(in crate::control_plane) fn fresh_mut(&mut self) -> impl Iterator<Item = &mut ClusterState> {
-        self.clusters.iter_mut().filter_map(|planned| match planned {
-            Planned::New(cluster) => Some(&mut **cluster),
-            Planned::Kept => None,
-        })
+    pub(in crate::control_plane) fn fresh_mut(
+        &mut self,
+    ) -> impl Iterator<Item = &mut ClusterState> {
+        self.clusters
+            .iter_mut()
+            .filter_map(|planned| match planned {
+                Planned::New(cluster) => Some(&mut **cluster),
+                Planned::Kept => None,
+            })
     }
 
     /// It may come into force: every new cluster is resolved and checked, or time is up.

@@ -5,9 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tokio::{
-    task::{Id, JoinError, JoinSet},
-};
+use tokio::task::{Id, JoinError, JoinSet};
 
 use crate::{
     control_plane::{
@@ -65,24 +63,36 @@ enum Finished {
 
 impl Jobs {
     pub(super) fn new(network: Box<dyn Network>, panics: Panics) -> Self {
-        Self { network, tasks: JoinSet::new(), running: HashMap::new(), panics }
+        Self {
+            network,
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            panics,
+        }
     }
 
     /// Starts what `cluster` said is due.
     pub(super) fn start(&mut self, cluster: &ClusterState, due: Due) {
         let task = match &due {
             Due::LookUp(target) => {
-                let job = self.network.look_up(&cluster.spec.targets[*target], cluster.spec.family);
+                let job = self
+                    .network
+                    .look_up(&cluster.spec.targets[*target], cluster.spec.family);
                 self.tasks.spawn(async { Finished::LookUp(job.await) })
             }
             Due::Check(endpoint) => {
                 // Only a cluster with checks has any due.
-                let Some(spec) = &cluster.spec.health_check else { return };
+                let Some(spec) = &cluster.spec.health_check else {
+                    return;
+                };
                 let job = self.network.check(endpoint, spec);
                 self.tasks.spawn(async { Finished::Check(job.await) })
             }
         };
-        let job = Job::Cluster { cluster: cluster.id(), due };
+        let job = Job::Cluster {
+            cluster: cluster.id(),
+            due,
+        };
         self.running.insert(task.id(), job);
     }
 
@@ -113,7 +123,12 @@ impl Jobs {
     /// Closes the checkers of all endpoints but those of `clusters`.
     pub(super) fn keep_checkers<'a>(&mut self, clusters: impl Iterator<Item = &'a ClusterState>) {
         let kept: std::collections::HashSet<u64> = clusters
-            .flat_map(|cluster| cluster.endpoints.values().map(|endpoint| endpoint.shared.id))
+            .flat_map(|cluster| {
+                cluster
+                    .endpoints
+                    .values()
+                    .map(|endpoint| endpoint.shared.id)
+            })
             .collect();
         self.network.retain(&|id| kept.contains(&id));
     }
@@ -126,25 +141,44 @@ impl Jobs {
         let job = self.running.remove(&id)?;
         if finished.is_none() {
             self.panics.count(match &job {
-                Job::Cluster { due: Due::LookUp(_), .. } => "look-up",
-                Job::Cluster { due: Due::Check(_), .. } => "health check",
+                Job::Cluster {
+                    due: Due::LookUp(_),
+                    ..
+                } => "look-up",
+                Job::Cluster {
+                    due: Due::Check(_), ..
+                } => "health check",
                 Job::Read => "configuration reader",
             });
         }
         Some(match job {
-            Job::Cluster { cluster, due: Due::LookUp(target) } => {
+            Job::Cluster {
+                cluster,
+                due: Due::LookUp(target),
+            } => {
                 let lookup = match finished {
                     Some(Finished::LookUp(lookup)) => lookup,
                     _ => Lookup::failed(LookupResult::Error, "internal error".into()),
                 };
-                Ended::LookUp { cluster, target, lookup }
+                Ended::LookUp {
+                    cluster,
+                    target,
+                    lookup,
+                }
             }
-            Job::Cluster { cluster, due: Due::Check(endpoint) } => {
+            Job::Cluster {
+                cluster,
+                due: Due::Check(endpoint),
+            } => {
                 let outcome = match finished {
                     Some(Finished::Check(outcome)) => outcome,
                     _ => Outcome::Internal,
                 };
-                Ended::Check { cluster, endpoint, outcome }
+                Ended::Check {
+                    cluster,
+                    endpoint,
+                    outcome,
+                }
             }
             Job::Read => Ended::Read(match finished {
                 Some(Finished::Read(read)) => Some(read),

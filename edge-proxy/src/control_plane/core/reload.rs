@@ -13,14 +13,14 @@ use tokio::{
 
 use super::{Core, InForce};
 use crate::control_plane::{
-        ReloadError,
-        config::{
-            Config,
-            reload::{self, Candidate, Plan, Planned, Read, Refusal},
-        },
-        files::Directories,
-        status::{ConfigurationReport, Problem, now_ms},
-        supervise::{Owned, Panics, supervise},
+    ReloadError,
+    config::{
+        Config,
+        reload::{self, Candidate, Plan, Planned, Read, Refusal},
+    },
+    files::Directories,
+    status::{ConfigurationReport, Problem, now_ms},
+    supervise::{Owned, Panics, supervise},
 };
 
 /// Where the configuration comes from, and what became of its reloads.
@@ -68,7 +68,9 @@ impl Reloads {
 
     /// Begins to watch the file. Called on the runtime.
     pub(super) fn watch(&mut self, panics: &Panics) {
-        let Some(path) = self.source.clone() else { return };
+        let Some(path) = self.source.clone() else {
+            return;
+        };
         let (changed, changes) = mpsc::channel(1);
         let task = supervise("configuration watch", panics.clone(), move || {
             watch(path.clone(), changed.clone())
@@ -116,7 +118,8 @@ impl Core {
         self.reloads.reading = true;
         let config = self.config.clone();
         let identities = self.certificate.identities().clone();
-        self.jobs.start_read(move || reload::read(&path, &config, &identities));
+        self.jobs
+            .start_read(move || reload::read(&path, &config, &identities));
     }
 
     /// The file was read.
@@ -145,14 +148,23 @@ impl Core {
 
     /// Puts the plan into force if its time has come.
     pub(super) fn advance_reload(&mut self, now: Instant) {
-        let Some(plan) = self.reloads.plan.take_if(|plan| plan.is_ripe(now)) else { return };
-        let Plan { config, pair, clusters, .. } = plan;
+        let Some(plan) = self.reloads.plan.take_if(|plan| plan.is_ripe(now)) else {
+            return;
+        };
+        let Plan {
+            config,
+            pair,
+            clusters,
+            ..
+        } = plan;
         let mut old = std::mem::take(&mut self.clusters);
         for (planned, spec) in clusters.into_iter().zip(&config.clusters) {
             let state = match planned {
                 Planned::New(state) => Some(*state),
                 Planned::Kept => {
-                    let at = old.iter().position(|cluster| cluster.state.spec.name == spec.name);
+                    let at = old
+                        .iter()
+                        .position(|cluster| cluster.state.spec.name == spec.name);
                     at.map(|at| old.swap_remove(at).state)
                 }
             };

@@ -97,22 +97,40 @@ impl Scripted {
     }
 
     fn look_up_says(&self, host: &str, lookup: Lookup) {
-        self.0.lock().unwrap().names.insert(host.into(), Answered::Lookup(lookup));
+        self.0
+            .lock()
+            .unwrap()
+            .names
+            .insert(host.into(), Answered::Lookup(lookup));
     }
 
     /// The endpoint's checks end so from now on.
     fn check(&self, last: u8, outcome: Outcome) {
-        self.0.lock().unwrap().checks.insert(ip(last), Checked::Outcome(outcome));
+        self.0
+            .lock()
+            .unwrap()
+            .checks
+            .insert(ip(last), Checked::Outcome(outcome));
     }
 
     fn checked(&self, last: u8) -> Vec<Instant> {
         let script = self.0.lock().unwrap();
-        script.checked.iter().filter(|(_, at)| *at == ip(last)).map(|(when, _)| *when).collect()
+        script
+            .checked
+            .iter()
+            .filter(|(_, at)| *at == ip(last))
+            .map(|(when, _)| *when)
+            .collect()
     }
 
     fn looked_up(&self, host: &str) -> Vec<Instant> {
         let script = self.0.lock().unwrap();
-        script.looked_up.iter().filter(|(_, name)| name == host).map(|(when, _)| *when).collect()
+        script
+            .looked_up
+            .iter()
+            .filter(|(_, name)| name == host)
+            .map(|(when, _)| *when)
+            .collect()
     }
 }
 
@@ -153,8 +171,18 @@ impl Running {
         let certificate = Served::read(&config.certificate_chain, &config.private_key).unwrap();
         let source = source.map(Path::to_owned);
         let (core, reader, status) = Core::new(config, source, certificate, wires);
-        let handle = ControlHandle { commands, first_answers, status };
-        Self { network, handle, reader, hints, task: tokio::spawn(core.run()) }
+        let handle = ControlHandle {
+            commands,
+            first_answers,
+            status,
+        };
+        Self {
+            network,
+            handle,
+            reader,
+            hints,
+            task: tokio::spawn(core.run()),
+        }
     }
 
     /// The first snapshot whose cluster 0 is as wanted.
@@ -162,7 +190,11 @@ impl Running {
         timeout(3600 * SECOND, async {
             loop {
                 let snapshot = self.reader.load();
-                if snapshot.clusters.first().is_some_and(|cluster| wanted(cluster)) {
+                if snapshot
+                    .clusters
+                    .first()
+                    .is_some_and(|cluster| wanted(cluster))
+                {
                     return snapshot;
                 }
                 assert!(self.reader.changed().await, "the control plane has ended");
@@ -188,7 +220,11 @@ impl Drop for Running {
 }
 
 fn eligible(cluster: &Cluster) -> Vec<u8> {
-    cluster.eligible.iter().map(|endpoint| last(endpoint.shared.address)).collect()
+    cluster
+        .eligible
+        .iter()
+        .map(|endpoint| last(endpoint.shared.address))
+        .collect()
 }
 
 fn last(address: SocketAddr) -> u8 {
@@ -231,7 +267,12 @@ fn about(measured: Duration, period: Duration) -> bool {
 async fn endpoints_serve_after_their_first_pass() {
     let network = Scripted::default();
     network.name("echo.", &[1, 2]);
-    network.0.lock().unwrap().checks.insert(ip(2), Checked::Never);
+    network
+        .0
+        .lock()
+        .unwrap()
+        .checks
+        .insert(ip(2), Checked::Never);
     let mut running = Running::start(network);
     let snapshot = running.until_eligible(&[1]).await;
     assert_eq!(snapshot.clusters[0].endpoints.len(), 2);
@@ -248,8 +289,16 @@ async fn checks_start_at_once_and_come_at_the_interval() {
     sleep(100 * SECOND).await;
     let checked = network.checked(1);
     assert_eq!(checked[0], begin);
-    assert!(checked.windows(2).all(|pair| about(pair[1] - pair[0], 10 * SECOND)), "{checked:?}");
-    assert!(checked.windows(3).any(|w| w[1] - w[0] != w[2] - w[1]), "they don't come in step");
+    assert!(
+        checked
+            .windows(2)
+            .all(|pair| about(pair[1] - pair[0], 10 * SECOND)),
+        "{checked:?}"
+    );
+    assert!(
+        checked.windows(3).any(|w| w[1] - w[0] != w[2] - w[1]),
+        "they don't come in step"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,7 +309,12 @@ async fn look_ups_come_at_the_refresh_rate() {
     sleep(60 * SECOND).await;
     let looked_up = network.looked_up("echo.");
     assert!(looked_up.len() >= 10);
-    assert!(looked_up.windows(2).all(|pair| about(pair[1] - pair[0], 5 * SECOND)), "{looked_up:?}");
+    assert!(
+        looked_up
+            .windows(2)
+            .all(|pair| about(pair[1] - pair[0], 5 * SECOND)),
+        "{looked_up:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,10 +334,21 @@ async fn a_refused_endpoint_is_ejected_after_two_checks_a_second_apart() {
 
     network.check(1, Outcome::Serving);
     running.until_eligible(&[1, 2]).await;
-    assert_eq!(network.checked(1).len(), checked.len() + 2, "two passes in a row");
+    assert_eq!(
+        network.checked(1).len(),
+        checked.len() + 2,
+        "two passes in a row"
+    );
     let report = running.report();
     assert_eq!(report.clusters[0].checks[&CheckResult::Connection], 2);
-    assert_eq!(report.clusters[0].endpoints[0].last_check.as_ref().unwrap().detail, "SERVING");
+    assert_eq!(
+        report.clusters[0].endpoints[0]
+            .last_check
+            .as_ref()
+            .unwrap()
+            .detail,
+        "SERVING"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,8 +361,13 @@ async fn ejected_by_time_outs_is_told_to_close_its_connections() {
     let snapshot = running.until_eligible(&[]).await;
     assert!(snapshot.clusters[0].endpoints[0].close_connections);
     network.check(1, Outcome::Serving);
-    let snapshot = running.until(|cluster| !cluster.endpoints[0].close_connections).await;
-    assert!(snapshot.clusters[0].eligible.is_empty(), "one pass isn't enough to come back");
+    let snapshot = running
+        .until(|cluster| !cluster.endpoints[0].close_connections)
+        .await;
+    assert!(
+        snapshot.clusters[0].eligible.is_empty(),
+        "one pass isn't enough to come back"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,12 +379,19 @@ async fn a_rollout_never_leaves_the_cluster_without_an_endpoint() {
     network.check(2, refused());
     network.name("echo.", &[2]);
     let snapshot = running.until(|cluster| cluster.endpoints.len() == 2).await;
-    assert_eq!(eligible(&snapshot.clusters[0]), [1], "the old one serves until the new one does");
+    assert_eq!(
+        eligible(&snapshot.clusters[0]),
+        [1],
+        "the old one serves until the new one does"
+    );
     assert_eq!(
         snapshot.clusters[0].endpoints[0].shared.id, old.clusters[0].endpoints[0].shared.id,
         "and is still the same"
     );
-    assert_eq!(running.report().clusters[0].endpoints[0].standing, Standing::Leaving);
+    assert_eq!(
+        running.report().clusters[0].endpoints[0].standing,
+        Standing::Leaving
+    );
     network.check(2, Outcome::Serving);
     let snapshot = running.until_eligible(&[2]).await;
     assert_eq!(snapshot.clusters[0].endpoints.len(), 1);
@@ -328,9 +405,12 @@ async fn dns_that_fails_changes_nothing_and_says_so() {
     running.until_eligible(&[1, 2]).await;
     let answered = running.report().clusters[0].targets[0].last_answer_at_ms;
     assert!(answered.is_some());
-    for result in
-        [LookupResult::Timeout, LookupResult::ServFail, LookupResult::Refused, LookupResult::Error]
-    {
+    for result in [
+        LookupResult::Timeout,
+        LookupResult::ServFail,
+        LookupResult::Refused,
+        LookupResult::Error,
+    ] {
         network.look_up_says("echo.", Lookup::failed(result, "on purpose".into()));
         sleep(3600 * SECOND).await;
         assert_eq!(eligible(&running.reader.load().clusters[0]), [1, 2]);
@@ -352,7 +432,10 @@ async fn an_empty_answer_removes_only_what_fails_its_checks() {
     network.look_up_says("echo.", Lookup::empty("on purpose"));
     sleep(60 * SECOND).await;
     assert_eq!(eligible(&running.reader.load().clusters[0]), [1, 2]);
-    assert_eq!(running.report().clusters[0].endpoints[0].standing, Standing::Withdrawn);
+    assert_eq!(
+        running.report().clusters[0].endpoints[0].standing,
+        Standing::Withdrawn
+    );
     network.check(1, refused());
     let snapshot = running.until_eligible(&[2]).await;
     assert_eq!(snapshot.clusters[0].endpoints.len(), 1);
@@ -390,27 +473,48 @@ async fn a_hint_asks_for_a_check_and_a_look_up_now_at_most_once_a_second() {
     assert_eq!(network.looked_up("echo.").len(), look_ups + 1);
     assert!(*network.checked(1).last().unwrap() - begin < SECOND / 50);
     sleep(SECOND).await;
-    assert_eq!(network.checked(1).len(), checks + 2, "the storm went on after the first look");
+    assert_eq!(
+        network.checked(1).len(),
+        checks + 2,
+        "the storm went on after the first look"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_check_or_a_look_up_is_counted_and_comes_again_within_a_second() {
     let network = Scripted::default();
-    network.0.lock().unwrap().names.insert("echo.".into(), Answered::Panic);
+    network
+        .0
+        .lock()
+        .unwrap()
+        .names
+        .insert("echo.".into(), Answered::Panic);
     let mut running = Running::start(network.clone());
     let begin = Instant::now();
     sleep(SECOND / 2).await;
     assert_eq!(running.report().panics, 1);
-    network.0.lock().unwrap().checks.insert(ip(1), Checked::Panic);
+    network
+        .0
+        .lock()
+        .unwrap()
+        .checks
+        .insert(ip(1), Checked::Panic);
     network.name("echo.", &[1]);
     running.until(|cluster| cluster.endpoints.len() == 1).await;
-    assert!(begin.elapsed() <= SECOND + SECOND / 5, "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() <= SECOND + SECOND / 5,
+        "{:?}",
+        begin.elapsed()
+    );
     sleep(SECOND / 2).await;
     assert_eq!(running.report().panics, 2);
     network.check(1, Outcome::Serving);
     running.until_eligible(&[1]).await;
     let checked = network.checked(1);
-    assert!(checked[1] - checked[0] <= SECOND + SECOND / 5, "{checked:?}");
+    assert!(
+        checked[1] - checked[0] <= SECOND + SECOND / 5,
+        "{checked:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -431,13 +535,20 @@ async fn first_answers_are_waited_for_but_not_more_than_five_seconds() {
 
     // A failure is no answer.
     let network = Scripted::default();
-    network.look_up_says("echo.", Lookup::failed(LookupResult::ServFail, "on purpose".into()));
+    network.look_up_says(
+        "echo.",
+        Lookup::failed(LookupResult::ServFail, "on purpose".into()),
+    );
     let begin = Instant::now();
     let running = Running::start(network.clone());
     sleep(SECOND / 2).await;
     network.name("echo.", &[1]);
     running.handle.first_answers().await;
-    assert!(begin.elapsed() <= SECOND + SECOND / 5, "asked again soon: {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() <= SECOND + SECOND / 5,
+        "asked again soon: {:?}",
+        begin.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -448,16 +559,32 @@ async fn warmed_up_is_after_all_first_checks_or_five_seconds_and_for_good() {
     let mut running = Running::start(network.clone());
     running.until_eligible(&[1]).await;
     sleep(SECOND / 10).await;
-    assert!(running.report().readiness.warmed_up, "a failed check has ended, too");
-    network.0.lock().unwrap().checks.insert(ip(3), Checked::Never);
+    assert!(
+        running.report().readiness.warmed_up,
+        "a failed check has ended, too"
+    );
+    network
+        .0
+        .lock()
+        .unwrap()
+        .checks
+        .insert(ip(3), Checked::Never);
     network.name("echo.", &[1, 2, 3]);
     running.until(|cluster| cluster.endpoints.len() == 3).await;
-    assert!(running.report().readiness.warmed_up, "a new endpoint doesn't make it unready");
+    assert!(
+        running.report().readiness.warmed_up,
+        "a new endpoint doesn't make it unready"
+    );
     drop(running);
 
     let network = Scripted::default();
     network.name("echo.", &[1]);
-    network.0.lock().unwrap().checks.insert(ip(1), Checked::Never);
+    network
+        .0
+        .lock()
+        .unwrap()
+        .checks
+        .insert(ip(1), Checked::Never);
     let running = Running::start(network);
     sleep(5 * SECOND - SECOND / 10).await;
     assert!(!running.report().readiness.warmed_up);
@@ -493,7 +620,10 @@ async fn static_endpoints_are_there_from_the_first_snapshot() {
     let text = yaml(&[("echo", "discovery: static")]).replace("echo.:8081", "10.0.0.7:8081");
     let mut running = Running::with(Scripted::default(), &text, None);
     let first = running.reader.load();
-    assert_eq!((first.generation, eligible(&first.clusters[0])), (1, vec![7]));
+    assert_eq!(
+        (first.generation, eligible(&first.clusters[0])),
+        (1, vec![7])
+    );
     running.handle.first_answers().await;
     assert!(running.network.0.lock().unwrap().looked_up.is_empty());
 }
@@ -533,21 +663,35 @@ async fn a_reload_resolves_and_checks_new_clusters_before_it_serves_them() {
     let handle = running.handle.clone();
     let reload = tokio::spawn(async move { handle.reload().await });
     sleep(2 * SECOND).await;
-    assert_eq!(running.reader.load().clusters.len(), 1, "the new cluster isn't checked yet");
+    assert_eq!(
+        running.reader.load().clusters.len(),
+        1,
+        "the new cluster isn't checked yet"
+    );
     assert!(running.report().configuration.pending);
     network.check(2, Outcome::Serving);
     assert_eq!(reload.await.unwrap(), Ok(()));
 
     let after = running.reader.load();
     assert_eq!(after.clusters.len(), 2);
-    assert_eq!(eligible(&after.clusters[0]), [2], "healthy in the first snapshot that routes to it");
+    assert_eq!(
+        eligible(&after.clusters[0]),
+        [2],
+        "healthy in the first snapshot that routes to it"
+    );
     assert_eq!(after.routes.routes().len(), 2);
     let (old, new) = (&before.clusters[0], &after.clusters[1]);
-    assert_eq!(old.endpoints[0].shared.id, new.endpoints[0].shared.id, "the old one stays");
+    assert_eq!(
+        old.endpoints[0].shared.id, new.endpoints[0].shared.id,
+        "the old one stays"
+    );
     assert_eq!(new.turn.load(Ordering::Relaxed), 7);
     assert_eq!(eligible(new), [1]);
     let report = running.report();
-    assert_eq!((report.configuration.reloads, report.configuration.pending), (1, false));
+    assert_eq!(
+        (report.configuration.reloads, report.configuration.pending),
+        (1, false)
+    );
     assert_eq!(report.generation, after.generation);
 }
 
@@ -577,8 +721,20 @@ async fn an_invalid_file_changes_nothing() {
 
     file.write(&old.replace("cluster: echo", "cluster: eco"));
     let error = running.handle.reload().await.unwrap_err();
-    assert!(error.0.contains("edge.yaml") && error.0.contains("eco"), "{error}");
-    assert_eq!(running.report().configuration.last_error.as_ref().unwrap().message, error.0);
+    assert!(
+        error.0.contains("edge.yaml") && error.0.contains("eco"),
+        "{error}"
+    );
+    assert_eq!(
+        running
+            .report()
+            .configuration
+            .last_error
+            .as_ref()
+            .unwrap()
+            .message,
+        error.0
+    );
     assert_eq!(running.report().configuration.rejected, 1);
 
     fs::remove_file(file.path()).unwrap();
@@ -586,7 +742,11 @@ async fn an_invalid_file_changes_nothing() {
     assert_eq!(running.reader.load().generation, before.generation);
 
     file.write(&old);
-    assert_eq!(running.handle.reload().await, Ok(()), "the same as before is fine");
+    assert_eq!(
+        running.handle.reload().await,
+        Ok(()),
+        "the same as before is fine"
+    );
     assert_eq!(running.report().configuration.last_error, None);
     assert_eq!(running.report().configuration.reloads, 0);
 }

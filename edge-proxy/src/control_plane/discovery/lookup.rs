@@ -60,7 +60,10 @@ impl Resolver {
             read_system_conf().map_err(|error| format!("cannot read /etc/resolv.conf: {error}"))
         } else {
             let servers = nameservers.iter().map(name_server).collect();
-            Ok((ResolverConfig::from_name_servers(servers), ResolverOpts::default()))
+            Ok((
+                ResolverConfig::from_name_servers(servers),
+                ResolverOpts::default(),
+            ))
         };
         let resolver = configured.and_then(|(config, mut options)| {
             options.cache_size = 0;
@@ -111,11 +114,14 @@ impl Resolver {
         };
         match resolver.lookup(target.host.as_str(), record_type).await {
             Ok(lookup) => {
-                let found = lookup.answers().iter().filter_map(|record| match &record.data {
-                    RData::A(a) if record_type == RecordType::A => Some(IpAddr::V4(a.0)),
-                    RData::AAAA(a) if record_type == RecordType::AAAA => Some(IpAddr::V6(a.0)),
-                    _ => None,
-                });
+                let found = lookup
+                    .answers()
+                    .iter()
+                    .filter_map(|record| match &record.data {
+                        RData::A(a) if record_type == RecordType::A => Some(IpAddr::V4(a.0)),
+                        RData::AAAA(a) if record_type == RecordType::AAAA => Some(IpAddr::V6(a.0)),
+                        _ => None,
+                    });
                 Lookup::found(found, target.port)
             }
             Err(error) => Lookup::from_error(&error),
@@ -132,12 +138,18 @@ impl std::fmt::Debug for Resolver {
 impl Lookup {
     /// With these addresses, which may be none.
     pub(crate) fn found(addresses: impl IntoIterator<Item = IpAddr>, port: u16) -> Self {
-        let addresses: BTreeSet<_> =
-            addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
+        let addresses: BTreeSet<_> = addresses
+            .into_iter()
+            .map(|address| SocketAddr::new(address, port))
+            .collect();
         if addresses.is_empty() {
             return Self::empty("the answer has no addresses");
         }
-        Self { answer: Answer::Addresses(addresses), result: LookupResult::Answer, error: None }
+        Self {
+            answer: Answer::Addresses(addresses),
+            result: LookupResult::Answer,
+            error: None,
+        }
     }
 
     /// There are no addresses, as DNS says.
@@ -151,11 +163,18 @@ impl Lookup {
 
     /// DNS says nothing about the target.
     pub(crate) fn failed(result: LookupResult, why: String) -> Self {
-        Self { answer: Answer::Failed, result, error: Some(why) }
+        Self {
+            answer: Answer::Failed,
+            result,
+            error: Some(why),
+        }
     }
 
     fn timed_out() -> Self {
-        Self::failed(LookupResult::Timeout, "no name server answered in time".into())
+        Self::failed(
+            LookupResult::Timeout,
+            "no name server answered in time".into(),
+        )
     }
 
     fn from_error(error: &NetError) -> Self {
@@ -163,7 +182,10 @@ impl Lookup {
             NetError::Timeout => Self::timed_out(),
             NetError::Dns(DnsError::NoRecordsFound(none)) => {
                 if none.response_code == ResponseCode::NXDomain {
-                    Self { result: LookupResult::NoName, ..Self::empty("NXDOMAIN: no such name") }
+                    Self {
+                        result: LookupResult::NoName,
+                        ..Self::empty("NXDOMAIN: no such name")
+                    }
                 } else {
                     Self::empty("the name has no such records")
                 }
@@ -201,7 +223,10 @@ mod tests {
     };
 
     fn target(host: &str) -> Target {
-        Target { host: host.into(), port: 8081 }
+        Target {
+            host: host.into(),
+            port: 8081,
+        }
     }
 
     fn address(text: &str) -> IpAddr {
@@ -216,16 +241,24 @@ mod tests {
     /// One look-up of `echo.example.` at a server that always says this.
     async fn look_up(family: LookupFamily, reply: Reply) -> Lookup {
         let server = NameServer::start(move |_, _| reply.clone()).await;
-        Resolver::new(&[server.address]).look_up(&target("echo.example."), family).await
+        Resolver::new(&[server.address])
+            .look_up(&target("echo.example."), family)
+            .await
     }
 
     #[tokio::test]
     async fn an_answer_is_deduplicated_and_nothing_of_it_is_cached() {
-        let both = vec![address("10.0.0.2"), address("10.0.0.1"), address("10.0.0.2")];
+        let both = vec![
+            address("10.0.0.2"),
+            address("10.0.0.1"),
+            address("10.0.0.2"),
+        ];
         let server = NameServer::start(move |_, _| Reply::Addresses(both.clone())).await;
         let resolver = Resolver::new(&[server.address]);
         for asked in 1..=3 {
-            let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+            let lookup = resolver
+                .look_up(&target("echo.example."), LookupFamily::V4Only)
+                .await;
             assert_eq!(lookup.answer, addresses(&["10.0.0.1", "10.0.0.2"]));
             assert_eq!(lookup.error, None);
             assert_eq!(server.asked(), asked, "one question for each look-up");
@@ -241,24 +274,39 @@ mod tests {
     #[tokio::test]
     async fn no_such_name_and_no_records_are_empty() {
         let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::NXDomain)).await;
-        assert_eq!((lookup.answer, lookup.result), (Answer::Empty, LookupResult::NoName));
+        assert_eq!(
+            (lookup.answer, lookup.result),
+            (Answer::Empty, LookupResult::NoName)
+        );
         let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::NoError)).await;
-        assert_eq!((lookup.answer, lookup.result), (Answer::Empty, LookupResult::Empty));
+        assert_eq!(
+            (lookup.answer, lookup.result),
+            (Answer::Empty, LookupResult::Empty)
+        );
         assert!(lookup.error.is_some());
     }
 
     #[tokio::test]
     async fn an_answer_of_the_other_family_is_empty() {
         let reply = Reply::Addresses(vec![address("fd00::1")]);
-        assert_eq!(look_up(LookupFamily::V4Only, reply).await.answer, Answer::Empty);
+        assert_eq!(
+            look_up(LookupFamily::V4Only, reply).await.answer,
+            Answer::Empty
+        );
     }
 
     #[tokio::test]
     async fn servfail_and_refused_are_failures() {
         let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::ServFail)).await;
-        assert_eq!((lookup.answer, lookup.result), (Answer::Failed, LookupResult::ServFail));
+        assert_eq!(
+            (lookup.answer, lookup.result),
+            (Answer::Failed, LookupResult::ServFail)
+        );
         let lookup = look_up(LookupFamily::V4Only, Reply::Code(ResponseCode::Refused)).await;
-        assert_eq!((lookup.answer, lookup.result), (Answer::Failed, LookupResult::Refused));
+        assert_eq!(
+            (lookup.answer, lookup.result),
+            (Answer::Failed, LookupResult::Refused)
+        );
     }
 
     /// A resolver that doesn't let a test wait.
@@ -271,7 +319,9 @@ mod tests {
         for reply in [Reply::Silence, Reply::Garbage] {
             let server = NameServer::start(move |_, _| reply.clone()).await;
             let resolver = impatient(server.address);
-            let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+            let lookup = resolver
+                .look_up(&target("echo.example."), LookupFamily::V4Only)
+                .await;
             assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
             assert!(lookup.error.is_some());
         }
@@ -283,7 +333,9 @@ mod tests {
         let address = nobody.local_addr().unwrap();
         drop(nobody);
         let resolver = impatient(address);
-        let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
+        let lookup = resolver
+            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .await;
         assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
     }
 
@@ -295,7 +347,9 @@ mod tests {
         })
         .await;
         let resolver = Resolver::new(&[server.address]);
-        resolver.look_up(&target("echo.example."), LookupFamily::Auto).await
+        resolver
+            .look_up(&target("echo.example."), LookupFamily::Auto)
+            .await
     }
 
     #[tokio::test]
@@ -306,24 +360,43 @@ mod tests {
         let broken = || Reply::Code(ResponseCode::ServFail);
         assert_eq!(auto(six(), four()).await.answer, addresses(&["fd00::1"]));
         assert_eq!(auto(none(), four()).await.answer, addresses(&["10.0.0.1"]));
-        assert_eq!(auto(broken(), four()).await.answer, addresses(&["10.0.0.1"]));
+        assert_eq!(
+            auto(broken(), four()).await.answer,
+            addresses(&["10.0.0.1"])
+        );
         assert_eq!(auto(none(), none()).await.answer, Answer::Empty);
         assert_eq!(auto(none(), broken()).await.answer, Answer::Failed);
-        assert_eq!(auto(broken(), none()).await.answer, Answer::Failed, "half of it isn't known");
+        assert_eq!(
+            auto(broken(), none()).await.answer,
+            Answer::Failed,
+            "half of it isn't known"
+        );
     }
 
     #[tokio::test]
     async fn v6_only_asks_for_aaaa() {
         let reply = Reply::Addresses(vec![address("10.0.0.1"), address("fd00::1")]);
-        assert_eq!(look_up(LookupFamily::V6Only, reply).await.answer, addresses(&["fd00::1"]));
+        assert_eq!(
+            look_up(LookupFamily::V6Only, reply).await.answer,
+            addresses(&["fd00::1"])
+        );
     }
 
     #[tokio::test]
     async fn an_address_as_the_host_needs_no_server() {
-        let resolver = Resolver { resolver: Err("there is none".into()) };
-        let lookup = resolver.look_up(&target("10.0.0.9"), LookupFamily::V4Only).await;
+        let resolver = Resolver {
+            resolver: Err("there is none".into()),
+        };
+        let lookup = resolver
+            .look_up(&target("10.0.0.9"), LookupFamily::V4Only)
+            .await;
         assert_eq!(lookup.answer, addresses(&["10.0.0.9"]));
-        let lookup = resolver.look_up(&target("echo.example."), LookupFamily::V4Only).await;
-        assert_eq!(lookup, Lookup::failed(LookupResult::Error, "there is none".into()));
+        let lookup = resolver
+            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .await;
+        assert_eq!(
+            lookup,
+            Lookup::failed(LookupResult::Error, "there is none".into())
+        );
     }
 }

@@ -80,7 +80,9 @@ impl Membership {
 
     /// Takes note of an answer; [`settle`](Self::settle) draws the consequences.
     pub(crate) fn answer(&mut self, target: usize, answer: Answer) {
-        let Some(named) = self.targets.get_mut(target) else { return };
+        let Some(named) = self.targets.get_mut(target) else {
+            return;
+        };
         match answer {
             Answer::Addresses(addresses) => {
                 named.listed = addresses;
@@ -97,8 +99,11 @@ impl Membership {
     /// and each change of health.
     pub(crate) fn settle(&mut self, healthy: impl Fn(SocketAddr) -> bool) -> Change {
         let mut change = Change::default();
-        let listed: BTreeSet<SocketAddr> =
-            self.targets.iter().flat_map(|named| named.listed.iter().copied()).collect();
+        let listed: BTreeSet<SocketAddr> = self
+            .targets
+            .iter()
+            .flat_map(|named| named.listed.iter().copied())
+            .collect();
         for address in &listed {
             match self.members.insert(*address, Standing::Listed) {
                 None => change.added.push(*address),
@@ -111,7 +116,10 @@ impl Membership {
         self.members.retain(|address, standing| {
             let now = if listed.contains(address) {
                 Standing::Listed
-            } else if targets.iter().any(|named| named.withdrawn.contains(address)) {
+            } else if targets
+                .iter()
+                .any(|named| named.withdrawn.contains(address))
+            {
                 Standing::Withdrawn
             } else {
                 Standing::Leaving
@@ -131,7 +139,9 @@ impl Membership {
         for named in &mut self.targets {
             // What was dropped is forgotten: should it pass a check later (on a connection that nobody owns any
             // more), it must not come back but by an answer.
-            named.withdrawn.retain(|address| self.members.contains_key(address));
+            named
+                .withdrawn
+                .retain(|address| self.members.contains_key(address));
         }
         change
     }
@@ -143,7 +153,10 @@ impl Membership {
 
     /// What the last good answer for `target` names.
     pub(crate) fn listed(&self, target: usize) -> impl Iterator<Item = SocketAddr> {
-        self.targets.get(target).into_iter().flat_map(|named| named.listed.iter().copied())
+        self.targets
+            .get(target)
+            .into_iter()
+            .flat_map(|named| named.listed.iter().copied())
     }
 }
 
@@ -171,7 +184,11 @@ mod tests {
             std::net::IpAddr::V4(ip) => ip.octets()[3],
             std::net::IpAddr::V6(_) => 0,
         };
-        membership.members.iter().map(|(address, standing)| (last(address), *standing)).collect()
+        membership
+            .members
+            .iter()
+            .map(|(address, standing)| (last(address), *standing))
+            .collect()
     }
 
     /// A cluster with one target that names 1 and 2.
@@ -214,7 +231,10 @@ mod tests {
         membership.answer(0, Answer::Empty);
         assert!(membership.settle(|_| true).is_empty());
         assert_eq!(membership.settle(|_| false).removed, [address(1)]);
-        assert!(membership.settle(|_| true).is_empty(), "what was dropped doesn't come back");
+        assert!(
+            membership.settle(|_| true).is_empty(),
+            "what was dropped doesn't come back"
+        );
     }
 
     #[test]
@@ -268,7 +288,9 @@ mod tests {
         assert_eq!(membership.settle(|a| a == address(2)).removed, [address(1)]);
         // A new one is healthy: the rest goes.
         assert_eq!(
-            membership.settle(|a| a == address(2) || a == address(4)).removed,
+            membership
+                .settle(|a| a == address(2) || a == address(4))
+                .removed,
             [address(2)]
         );
     }
@@ -306,7 +328,10 @@ mod tests {
         // An empty answer of one is no answer of the other.
         membership.answer(1, Answer::Empty);
         membership.settle(|_| true);
-        assert_eq!(members(&membership), [(1, Listed), (2, Withdrawn), (3, Withdrawn)]);
+        assert_eq!(
+            members(&membership),
+            [(1, Listed), (2, Withdrawn), (3, Withdrawn)]
+        );
         assert_eq!(membership.listed(0).collect::<Vec<_>>(), [address(1)]);
         assert_eq!(membership.listed(1).count(), 0);
     }

@@ -41,11 +41,12 @@ pub(super) struct NameServer {
 
 impl NameServer {
     /// Answers each question as `reply` says.
-    pub(super) async fn start(
-        reply: impl Fn(&str, RecordType) -> Reply + Send + 'static,
-    ) -> Self {
+    pub(super) async fn start(reply: impl Fn(&str, RecordType) -> Reply + Send + 'static) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let server = Self { address: socket.local_addr().unwrap(), asked: Arc::default() };
+        let server = Self {
+            address: socket.local_addr().unwrap(),
+            asked: Arc::default(),
+        };
         let asked = server.asked.clone();
         tokio::spawn(async move {
             let mut buffer = [0; 1500];
@@ -83,7 +84,11 @@ fn answer(question: &Message, query: &Query, reply: Reply) -> Option<Vec<u8>> {
     match reply {
         Reply::Addresses(addresses) => {
             for address in addresses {
-                let kind = if address.is_ipv4() { RecordType::A } else { RecordType::AAAA };
+                let kind = if address.is_ipv4() {
+                    RecordType::A
+                } else {
+                    RecordType::AAAA
+                };
                 if kind == query.query_type() {
                     message.add_answer(record(query.name(), address));
                 }

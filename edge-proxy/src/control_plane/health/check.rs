@@ -73,7 +73,9 @@ impl Checker {
     }
 
     async fn ask(&self) -> Outcome {
-        let mut request = Request::new(HealthCheckRequest { service: self.service.clone() });
+        let mut request = Request::new(HealthCheckRequest {
+            service: self.service.clone(),
+        });
         // tonic writes it as grpc-timeout and keeps to it, too.
         request.set_timeout(self.timeout);
         let outcome = match HealthClient::new(self.channel()).check(request).await {
@@ -113,7 +115,9 @@ impl Checker {
 
     /// The lasting connection, or one that opens when it is used.
     fn channel(&self) -> Channel {
-        self.slot().get_or_insert_with(|| self.endpoint.connect_lazy()).clone()
+        self.slot()
+            .get_or_insert_with(|| self.endpoint.connect_lazy())
+            .clone()
     }
 
     fn hang_up(&self) {
@@ -127,9 +131,7 @@ impl Checker {
 }
 
 /// An error and what is behind it, outermost first.
-fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     let mut next = Some(error);
     std::iter::from_fn(move || {
         let cause = next?;
@@ -140,19 +142,26 @@ fn causes<'a>(
 
 fn is_time_out(cause: &(dyn Error + 'static)) -> bool {
     cause.is::<tonic::TimeoutExpired>()
-        || cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
+        || cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
 }
 
 /// The connection ended as HTTP/2 lets it: the request wasn't processed.
 fn is_graceful(cause: &(dyn Error + 'static)) -> bool {
     // The connection was gone before the request was written.
-    cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    cause
+        .downcast_ref::<hyper::Error>()
+        .is_some_and(hyper::Error::is_canceled)
         || cause.to_string().starts_with(GOAWAY_NO_ERROR)
 }
 
 /// A backend's text is shown to operators, not trusted to be short.
 fn cut(text: &str) -> String {
-    let end = text.char_indices().nth(200).map_or(text.len(), |(at, _)| at);
+    let end = text
+        .char_indices()
+        .nth(200)
+        .map_or(text.len(), |(at, _)| at);
     text[..end].escape_debug().to_string()
 }
 
@@ -199,11 +208,20 @@ mod tests {
     #[tokio::test]
     async fn the_request_says_who_asks_what_and_for_how_long() {
         let backend = Backend::start(|_| Reply::Health(1)).await;
-        assert_eq!(checker(backend.address, LONG).check().await, Outcome::Serving);
+        assert_eq!(
+            checker(backend.address, LONG).check().await,
+            Outcome::Serving
+        );
         let requests = backend.requests();
-        let [request] = &requests[..] else { panic!("{requests:?}") };
+        let [request] = &requests[..] else {
+            panic!("{requests:?}")
+        };
         assert_eq!(request.path, "/grpc.health.v1.Health/Check");
-        assert!(request.user_agent.starts_with("edge-proxy/HC"), "{}", request.user_agent);
+        assert!(
+            request.user_agent.starts_with("edge-proxy/HC"),
+            "{}",
+            request.user_agent
+        );
         assert_eq!(request.grpc_timeout, "30000000u");
         assert_eq!(request.body, b"\0\0\0\0\x0a\x0a\x08api.Echo");
     }
@@ -220,10 +238,19 @@ mod tests {
 
     #[tokio::test]
     async fn not_serving_and_statuses_are_received() {
-        assert_eq!(outcome(Reply::Health(2)).await, Outcome::NotServing("NOT_SERVING".into()));
-        assert_eq!(outcome(Reply::Health(0)).await, Outcome::NotServing("UNKNOWN".into()));
+        assert_eq!(
+            outcome(Reply::Health(2)).await,
+            Outcome::NotServing("NOT_SERVING".into())
+        );
+        assert_eq!(
+            outcome(Reply::Health(0)).await,
+            Outcome::NotServing("UNKNOWN".into())
+        );
         for (status, code) in [("2", 2), ("5", 5), ("12", 12), ("13", 13), ("14", 14)] {
-            let Outcome::Status { code: received, text } = outcome(Reply::Status(status)).await
+            let Outcome::Status {
+                code: received,
+                text,
+            } = outcome(Reply::Status(status)).await
             else {
                 panic!("{status} isn't received as a status")
             };
@@ -231,20 +258,32 @@ mod tests {
             assert!(text.ends_with("as scripted"), "{text}");
         }
         // No gRPC in it at all is an answer as well.
-        assert!(matches!(outcome(Reply::PlainHttp).await, Outcome::Status { .. }));
+        assert!(matches!(
+            outcome(Reply::PlainHttp).await,
+            Outcome::Status { .. }
+        ));
     }
 
     #[tokio::test]
     async fn a_backend_that_ran_into_our_deadline_is_a_time_out() {
         for status in ["4", "1"] {
-            assert_eq!(outcome(Reply::Status(status)).await, Outcome::TimedOut(LONG));
+            assert_eq!(
+                outcome(Reply::Status(status)).await,
+                Outcome::TimedOut(LONG)
+            );
         }
     }
 
     #[tokio::test]
     async fn silence_is_a_time_out_and_the_next_check_has_a_new_connection() {
-        let backend =
-            Backend::start(|n| if n == 0 { Reply::Silence } else { Reply::Health(1) }).await;
+        let backend = Backend::start(|n| {
+            if n == 0 {
+                Reply::Silence
+            } else {
+                Reply::Health(1)
+            }
+        })
+        .await;
         let checker = checker(backend.address, SHORT);
         assert_eq!(checker.check().await, Outcome::TimedOut(SHORT));
         assert_eq!(checker.check().await, Outcome::Serving);
@@ -272,8 +311,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_connection_is_opened_again_when_it_ended() {
-        let backend =
-            Backend::start(|n| if n == 1 { Reply::Close } else { Reply::Health(1) }).await;
+        let backend = Backend::start(|n| {
+            if n == 1 {
+                Reply::Close
+            } else {
+                Reply::Health(1)
+            }
+        })
+        .await;
         let checker = checker(backend.address, LONG);
         assert_eq!(checker.check().await, Outcome::Serving);
         assert!(matches!(checker.check().await, Outcome::Connection(_)));
@@ -283,11 +328,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_graceful_goaway_during_a_check_is_no_failure() {
-        let backend =
-            Backend::start(|n| if n == 1 { Reply::GoAway(0) } else { Reply::Health(1) }).await;
+        let backend = Backend::start(|n| {
+            if n == 1 {
+                Reply::GoAway(0)
+            } else {
+                Reply::Health(1)
+            }
+        })
+        .await;
         let checker = checker(backend.address, LONG);
         assert_eq!(checker.check().await, Outcome::Serving);
-        assert_eq!(checker.check().await, Outcome::Serving, "asked again on a new connection");
+        assert_eq!(
+            checker.check().await,
+            Outcome::Serving,
+            "asked again on a new connection"
+        );
         assert_eq!(backend.connections(), 2);
         assert_eq!(backend.requests().len(), 3);
         // One that never does anything else says nothing about its health, and isn't asked for ever.

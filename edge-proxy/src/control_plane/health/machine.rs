@@ -76,7 +76,11 @@ impl Machine {
 
     /// Of an endpoint whose cluster has no checks.
     pub(crate) fn always_healthy() -> Self {
-        Self { health: Health::Healthy, decided: true, ..Self::new() }
+        Self {
+            health: Health::Healthy,
+            decided: true,
+            ..Self::new()
+        }
     }
 
     /// As of the last outcome.
@@ -131,7 +135,11 @@ impl Machine {
     fn fail(&mut self, outcome: &Outcome, spec: &HealthCheckSpec) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let timed_out = matches!(outcome, Outcome::TimedOut(_));
-        self.timeouts = if timed_out { self.timeouts.saturating_add(1) } else { 0 };
+        self.timeouts = if timed_out {
+            self.timeouts.saturating_add(1)
+        } else {
+            0
+        };
         let ejects = self.failures >= spec.unhealthy_threshold;
         if self.is_healthy() && !ejects {
             return spec.unhealthy_edge_interval;
@@ -139,7 +147,11 @@ impl Machine {
         // One that was ejected by its own word, and then fell silent, is closed too.
         let silent = timed_out && (self.is_healthy() || self.timeouts >= spec.unhealthy_threshold);
         self.eject(outcome, silent);
-        if ejects { spec.interval } else { spec.unhealthy_edge_interval }
+        if ejects {
+            spec.interval
+        } else {
+            spec.unhealthy_edge_interval
+        }
     }
 
     fn eject(&mut self, outcome: &Outcome, close_connections: bool) {
@@ -156,7 +168,10 @@ impl Outcome {
         match self {
             Self::Serving => CheckResult::Pass,
             Self::NotServing(_) => CheckResult::NotServing,
-            Self::Status { code: UNIMPLEMENTED, .. } => CheckResult::Unimplemented,
+            Self::Status {
+                code: UNIMPLEMENTED,
+                ..
+            } => CheckResult::Unimplemented,
             Self::Status { .. } => CheckResult::Status,
             Self::TimedOut(_) => CheckResult::Timeout,
             Self::Connection(_) => CheckResult::Connection,
@@ -171,7 +186,10 @@ impl fmt::Display for Outcome {
         match self {
             Self::Serving => f.write_str("SERVING"),
             Self::NotServing(status) => write!(f, "the backend says {status}"),
-            Self::Status { code: UNIMPLEMENTED, .. } => f.write_str(
+            Self::Status {
+                code: UNIMPLEMENTED,
+                ..
+            } => f.write_str(
                 "the backend has no health service (status 12, UNIMPLEMENTED): serve \
                  grpc.health.v1.Health there, or remove health_check from the cluster",
             ),
@@ -228,7 +246,10 @@ mod tests {
     }
 
     fn status(code: i32) -> Outcome {
-        Outcome::Status { code, text: "text".into() }
+        Outcome::Status {
+            code,
+            text: "text".into(),
+        }
     }
 
     use Outcome::{GoAway, Internal, Serving};
@@ -252,7 +273,14 @@ mod tests {
 
     #[test]
     fn not_serving_and_any_status_eject_at_once_and_leave_connections_open() {
-        for outcome in [not_serving(), status(2), status(5), status(12), status(13), status(14)] {
+        for outcome in [
+            not_serving(),
+            status(2),
+            status(5),
+            status(12),
+            status(13),
+            status(14),
+        ] {
             let machine = after(&[Serving, outcome.clone()]);
             assert!(!machine.is_healthy(), "{outcome:?}");
             assert!(!machine.close_connections(), "{outcome:?}");
@@ -266,7 +294,10 @@ mod tests {
             assert!(after(&[s.clone(), f.clone(), f.clone()]).is_healthy());
             assert!(!after(&[s.clone(), f.clone(), f.clone(), f.clone()]).is_healthy());
             let interrupted = [s.clone(), f.clone(), f.clone(), s, f.clone(), f];
-            assert!(after(&interrupted).is_healthy(), "a pass starts the count anew");
+            assert!(
+                after(&interrupted).is_healthy(),
+                "a pass starts the count anew"
+            );
         }
         let mixed = [Serving, refused(), timed_out(), refused()];
         assert!(!after(&mixed).is_healthy());
@@ -284,7 +315,13 @@ mod tests {
     fn one_that_fell_silent_after_its_word_is_closed_after_the_threshold() {
         let word = [Serving, not_serving(), timed_out(), timed_out()];
         assert!(!after(&word).close_connections());
-        let silent = [Serving, not_serving(), timed_out(), timed_out(), timed_out()];
+        let silent = [
+            Serving,
+            not_serving(),
+            timed_out(),
+            timed_out(),
+            timed_out(),
+        ];
         assert!(after(&silent).close_connections());
     }
 
@@ -312,9 +349,18 @@ mod tests {
             assert!(machine.is_healthy());
             let machine = after(std::slice::from_ref(&nothing));
             assert!(!machine.decided());
-            let outcomes =
-                [Serving, refused(), nothing.clone(), refused(), nothing.clone(), refused()];
-            assert!(!after(&outcomes).is_healthy(), "nor do they start the count anew");
+            let outcomes = [
+                Serving,
+                refused(),
+                nothing.clone(),
+                refused(),
+                nothing.clone(),
+                refused(),
+            ];
+            assert!(
+                !after(&outcomes).is_healthy(),
+                "nor do they start the count anew"
+            );
             let outcomes = [Serving, not_serving(), Serving, nothing, Serving];
             assert!(after(&outcomes).is_healthy());
         }
@@ -339,7 +385,11 @@ mod tests {
 
     #[test]
     fn a_threshold_of_one_ejects_at_the_first_failure() {
-        let spec = HealthCheckSpec { unhealthy_threshold: 1, healthy_threshold: 1, ..spec() };
+        let spec = HealthCheckSpec {
+            unhealthy_threshold: 1,
+            healthy_threshold: 1,
+            ..spec()
+        };
         let mut machine = Machine::new();
         machine.record(&Serving, &spec);
         assert_eq!(machine.record(&timed_out(), &spec), spec.interval);
@@ -351,7 +401,9 @@ mod tests {
     #[test]
     fn the_reason_says_that_there_is_no_health_service() {
         let machine = after(&[Serving, status(12)]);
-        let Health::Unhealthy(reason) = machine.health() else { panic!("healthy") };
+        let Health::Unhealthy(reason) = machine.health() else {
+            panic!("healthy")
+        };
         assert!(reason.contains("UNIMPLEMENTED") && reason.contains("no health service"));
     }
 

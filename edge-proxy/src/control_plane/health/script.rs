@@ -98,12 +98,16 @@ async fn serve(
             return;
         }
         connection.consume(connection.output().len());
-        let Ok(read @ 1..) = socket.read(&mut buffer).await else { return };
+        let Ok(read @ 1..) = socket.read(&mut buffer).await else {
+            return;
+        };
         let mut input = &buffer[..read];
         let mut whole = Vec::new();
         while let Some(event) = connection.receive(&mut input, Instant::now()).unwrap() {
             match event {
-                Event::Headers { stream, headers, .. } => {
+                Event::Headers {
+                    stream, headers, ..
+                } => {
                     let text = |name: &[u8]| {
                         let value = headers.get(name).unwrap_or_default();
                         String::from_utf8(value.to_vec()).unwrap()
@@ -116,7 +120,12 @@ async fn serve(
                     };
                     open.push((stream, request));
                 }
-                Event::Data { stream, bytes, end_stream, .. } => {
+                Event::Data {
+                    stream,
+                    bytes,
+                    end_stream,
+                    ..
+                } => {
                     let at = open.iter().position(|(id, _)| *id == stream).unwrap();
                     open[at].1.body.extend_from_slice(bytes);
                     if end_stream {
