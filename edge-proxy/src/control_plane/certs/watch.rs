@@ -3,7 +3,10 @@
 //! The task keeps no state but its watch: what is new and what was told before is for the receiver to know, so that a
 //! restart loses nothing.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, task::spawn_blocking, time};
 
@@ -44,8 +47,8 @@ pub(crate) async fn watch(
     }
 }
 
-async fn read(identities: &Identities, chain: &PathBuf, key: &PathBuf) -> CertificateEvent {
-    let (identities, chain, key) = (identities.clone(), chain.clone(), key.clone());
+async fn read(identities: &Identities, chain: &Path, key: &Path) -> CertificateEvent {
+    let (identities, chain, key) = (identities.clone(), chain.to_owned(), key.to_owned());
     let now = (now_ms() / 1000) as i64;
     // A file system may hang; the control plane's thread must not.
     match spawn_blocking(move || identities.read_pair(&chain, &key, now)).await {

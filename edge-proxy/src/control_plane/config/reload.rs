@@ -25,7 +25,7 @@ pub(in crate::control_plane) struct Read {
     /// As it is in the file; `None`: it can't be read.
     pub(in crate::control_plane) text: Option<String>,
     /// A configuration to plan for, or why not.
-    pub(in crate::control_plane) outcome: Result<Candidate, Refusal>,
+    pub(in crate::control_plane) outcome: Result<Box<Candidate>, Refusal>,
 }
 
 /// A configuration that may come into force.
@@ -103,7 +103,7 @@ fn judge(
     path: &Path,
     current: &Config,
     identities: &Identities,
-) -> Result<Candidate, Refusal> {
+) -> Result<Box<Candidate>, Refusal> {
     let config = Config::parse(text, path)?.config;
     let keys = restart_needed(current, &config);
     if !keys.is_empty() {
@@ -119,7 +119,7 @@ fn judge(
         let now = (now_ms() / 1000) as i64;
         Some(identities.read_pair(&config.certificate_chain, &config.private_key, now)?)
     };
-    Ok(Candidate { config, pair })
+    Ok(Box::new(Candidate { config, pair }))
 }
 
 impl Plan {

@@ -142,7 +142,7 @@ impl Core {
                 self.reloads.last_error = None;
                 answer(readers, Ok(()));
             }
-            Ok(candidate) => self.plan(candidate, readers, now),
+            Ok(candidate) => self.plan(*candidate, readers, now),
         }
     }
 
