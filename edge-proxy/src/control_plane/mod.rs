@@ -13,6 +13,9 @@ pub mod config;
 /// Plain data for the admin pages, the probes and the metrics.
 pub mod status;
 
+/// The operator's listener and its pages; the probes' listener.
+pub mod admin;
+
 mod certs;
 mod discovery;
 mod health;

@@ -55,6 +55,14 @@ impl Distribution {
         self.sum = self.sum.wrapping_add(histogram.sum.get());
     }
 
+    /// Adds what `other` holds.
+    pub fn merge(&mut self, other: &Self) {
+        for (sum, bucket) in self.buckets.iter_mut().zip(other.buckets) {
+            *sum += bucket;
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+
     /// What was recorded since `earlier`, which must be an older state of the same histograms.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {

@@ -1,0 +1,217 @@
+//! The configuration in force, every default filled in, with the keys of the file.
+//!
+//! JSON is YAML: what `/config_dump` shows can be given back to `edge-proxy check`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{
+    control_plane::config::{
+        AccessLogFormat, ClusterSpec, Config, Discovery, HealthCheckSpec, LookupFamily, Target,
+    },
+    snapshot::{Http2Policy, ListenerPolicy, Route, RouteAction},
+};
+
+/// `config` as the file would say it. Keys without a value are left out.
+pub(super) fn dump(config: &Config) -> Value {
+    without_nulls(json!({
+        "server_name": config.listener.server_name,
+        "workers": config.workers,
+        "dns": { "nameservers": config.nameservers },
+        "listener": listener(config),
+        "admin": { "address": config.admin },
+        "probes": { "address": config.probes },
+        "drain": { "time": span(config.drain.time), "deadline": span(config.drain.deadline) },
+        "access_log": {
+            "format": match config.access_log.format {
+                AccessLogFormat::Json => "json",
+                AccessLogFormat::Text => "text",
+                AccessLogFormat::Off => "off",
+            },
+            "path": config.access_log.path,
+        },
+        "routes": config.routes.iter().map(|r| route(r, &config.clusters)).collect::<Vec<_>>(),
+        "clusters": config.clusters.iter().map(cluster).collect::<Vec<_>>(),
+    }))
+}
+
+fn listener(config: &Config) -> Value {
+    let ListenerPolicy {
+        server_name: _,
+        health_check,
+        max_connections,
+        max_connections_per_source,
+        max_pending_handshakes,
+        max_connection_age,
+        max_connection_age_grace,
+        keepalive_interval,
+        keepalive_timeout,
+        timeouts,
+        http2,
+    } = &*config.listener;
+    let Http2Policy {
+        max_concurrent_streams,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        max_header_bytes,
+    } = http2;
+    json!({
+        "address": config.listener_address,
+        "tls": { "certificate_chain": config.certificate_chain, "private_key": config.private_key },
+        "health_check": health_check.as_ref().map(|check| json!({
+            "path": check.path,
+            "header": check.header.as_ref().map(|(name, value)| json!({ "name": name, "value": value })),
+        })),
+        "max_connections": max_connections,
+        "max_connections_per_source": max_connections_per_source,
+        "max_pending_handshakes": max_pending_handshakes,
+        "max_connection_age": span(*max_connection_age),
+        "max_connection_age_grace": max_connection_age_grace.map(span),
+        "keepalive": { "interval": span(*keepalive_interval), "timeout": span(*keepalive_timeout) },
+        "timeouts": {
+            "tls_handshake": span(timeouts.tls_handshake),
+            "preface": span(timeouts.preface),
+            "header_block": span(timeouts.header_block),
+            "stream_idle": span(timeouts.stream_idle),
+            "write_stall": span(timeouts.write_stall),
+            "stream_window_stall": span(timeouts.stream_window_stall),
+            "idle": span(timeouts.idle),
+        },
+        "http2": {
+            "max_concurrent_streams": max_concurrent_streams,
+            "initial_stream_window_size": initial_stream_window_size,
+            "initial_connection_window_size": initial_connection_window_size,
+            "max_header_bytes": max_header_bytes,
+        },
+    })
+}
+
+fn route(route: &Route, clusters: &[ClusterSpec]) -> Value {
+    match &route.action {
+        RouteAction::Cluster { cluster, timeout, max_grpc_timeout } => json!({
+            "prefix": route.prefix,
+            "cluster": clusters.get(*cluster).map(|cluster| &cluster.name),
+            "timeout": timeout.map(span),
+            "max_grpc_timeout": max_grpc_timeout.map(span),
+        }),
+        RouteAction::DirectResponse { status, body } => json!({
+            "prefix": route.prefix,
+            "direct_response": { "status": status, "body": body },
+        }),
+    }
+}
+
+fn cluster(cluster: &ClusterSpec) -> Value {
+    let policy = &cluster.policy;
+    json!({
+        "name": cluster.name,
+        "discovery": match cluster.discovery {
+            Discovery::Static => "static",
+            Discovery::StrictDns => "strict_dns",
+        },
+        "endpoints": cluster.targets.iter().map(target).collect::<Vec<_>>(),
+        "dns_lookup_family": match cluster.family {
+            LookupFamily::V4Only => "v4_only",
+            LookupFamily::V6Only => "v6_only",
+            LookupFamily::Auto => "auto",
+        },
+        "dns_refresh_rate": span(cluster.refresh),
+        "lb_policy": "round_robin",
+        "connect_timeout": span(policy.connect_timeout),
+        "panic_threshold": cluster.panic_threshold,
+        "max_connections": policy.max_connections,
+        "per_connection_streams": policy.per_connection_streams,
+        "http2": {
+            "initial_stream_window_size": policy.initial_stream_window_size,
+            "initial_connection_window_size": policy.initial_connection_window_size,
+        },
+        "max_replay_bytes": policy.max_replay_bytes,
+        "health_check": cluster.health_check.as_ref().map(health_check),
+    })
+}
+
+fn health_check(check: &HealthCheckSpec) -> Value {
+    json!({
+        "service": check.service,
+        "timeout": span(check.timeout),
+        "interval": span(check.interval),
+        "unhealthy_edge_interval": span(check.unhealthy_edge_interval),
+        "unhealthy_threshold": check.unhealthy_threshold,
+        "healthy_threshold": check.healthy_threshold,
+    })
+}
+
+fn target(target: &Target) -> String {
+    let Target { host, port } = target;
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// In the largest unit that says it exactly.
+fn span(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    match units.into_iter().find(|(unit, _)| millis > 0 && millis % unit == 0) {
+        Some((unit, name)) => format!("{}{name}", millis / unit),
+        None => format!("{millis}ms"),
+    }
+}
+
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let there = map.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(there.map(|(key, value)| (key, without_nulls(value))).collect())
+        }
+        Value::Array(values) => values.into_iter().map(without_nulls).collect(),
+        value => value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_it_shows_is_the_same_configuration() {
+        let text = "
+            server_name: edge
+            workers: 3
+            dns: { nameservers: ['10.0.0.10', '[fd00::a]:5353'] }
+            listener:
+              address: 0.0.0.0:8443
+              tls: { certificate_chain: /tls/tls.crt, private_key: /tls/tls.key }
+              health_check: { path: /healthz, header: { name: x-probe, value: 'a\"b' } }
+              max_connection_age_grace: 90s
+              keepalive: { interval: 61s }
+              http2: { max_concurrent_streams: 50 }
+            access_log: { format: text, path: /tmp/log }
+            routes:
+              - { prefix: /api.Echo/, cluster: echo, timeout: 1500ms, max_grpc_timeout: 2h }
+              - { prefix: /, direct_response: { status: 418, body: tea } }
+            clusters:
+              - name: echo
+                endpoints: ['echo.default.svc.cluster.local.:8081', '[fd00::1]:1']
+                dns_lookup_family: v4_only
+                connect_timeout: 500ms
+                panic_threshold: 50
+                max_connections: 4
+                health_check: { service: api.Echo, interval: 5s }
+        ";
+        let parse = |text: &str| Config::parse(text, Path::new("edge-proxy.yaml")).unwrap().config;
+        let config = parse(text);
+        let dumped = serde_json::to_string_pretty(&dump(&config)).unwrap();
+        assert_eq!(parse(&dumped), config, "{dumped}");
+    }
+
+    #[test]
+    fn durations_are_short() {
+        for (millis, text) in
+            [(0, "0ms"), (500, "500ms"), (1_500, "1500ms"), (60_000, "1m"), (5_400_000, "90m")]
+        {
+            assert_eq!(span(Duration::from_millis(millis)), text);
+        }
+    }
+}

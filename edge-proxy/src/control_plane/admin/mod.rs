@@ -1,0 +1,187 @@
+//! The operator's listener, on loopback: a page for people, the same as text and JSON for tools, and
+//! the few things that can be done by POST.
+//!
+//! Paths and their meaning are Envoy's wherever Envoy has one. Nothing here is on the request path:
+//! everything shown comes from the control plane's report and from the counters, added up when asked.
+//! The page's links are relative, as it is often behind a port-forward or a preview with a path.
+
+use std::{
+    fmt::Debug,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::{net::TcpListener, time::Instant};
+
+use self::{
+    history::{History, INTERVAL},
+    server::Rules,
+};
+use crate::{
+    control_plane::status::Status,
+    snapshot::Heartbeats,
+    telemetry::{
+        exposition::{self, Scrape},
+        log::SetLevelError,
+        metrics::{Metrics, lock},
+    },
+};
+
+/// The probes' listener.
+pub mod probes;
+
+mod actions;
+mod config_dump;
+mod guard;
+mod history;
+mod overview;
+mod page;
+mod pages;
+mod server;
+
+/// What the pages, the probes and the metrics show. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// The control plane's side.
+    pub status: Arc<Status>,
+    /// The workers' side.
+    pub metrics: Arc<Metrics>,
+    /// Of the workers.
+    pub heartbeats: Arc<Heartbeats>,
+    /// Bytes that the cgroup allows; `None`: no limit.
+    pub memory_limit: Option<u64>,
+    /// Where the proxy listens, with the port that it really got.
+    pub listener: SocketAddr,
+    /// Whose pages these are: the pod's name.
+    pub hostname: Arc<str>,
+    /// What can be done.
+    pub actions: Arc<dyn Actions>,
+}
+
+/// What an operator can ask the process to do.
+pub trait Actions: Debug + Send + Sync {
+    /// `/healthcheck/ok` (true), `/healthcheck/fail` (false). Done when `/readyz` says so.
+    fn set_serving(&self, serving: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// `/drain_listeners`: begins what SIGTERM begins, but the process stays when it is drained.
+    fn drain_listeners(&self);
+
+    /// `/quitquitquit`: as SIGTERM.
+    fn quit(&self);
+
+    /// `/logging?level=`.
+    ///
+    /// # Errors
+    /// Not a level: nothing changed.
+    fn set_log_level(&self, level: &str) -> Result<(), SetLevelError>;
+
+    /// What `/logging` set.
+    fn log_level(&self) -> String;
+}
+
+/// Serves the admin pages until `shutdown`.
+pub async fn serve(listener: TcpListener, state: State, shutdown: impl Future<Output = ()>) {
+    let history = Arc::<Mutex<History>>::default();
+    let router = router(Pages { state: state.clone(), history: Arc::clone(&history) });
+    tokio::select! {
+        () = server::serve(listener, router, RULES, shutdown) => {}
+        // Never ends by itself.
+        () = sample(&state.metrics, &history) => {}
+    }
+}
+
+/// What the handlers see.
+#[derive(Clone, Debug)]
+struct Pages {
+    state: State,
+    history: Arc<Mutex<History>>,
+}
+
+impl State {
+    /// `/metrics`.
+    fn exposition(&self) -> String {
+        exposition::render(&Scrape {
+            metrics: &self.metrics,
+            report: &self.status.report(),
+            heartbeats: &self.heartbeats,
+            memory_limit: self.memory_limit,
+        })
+    }
+}
+
+async fn sample(metrics: &Metrics, history: &Mutex<History>) {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        lock(history).push(Instant::now(), &metrics.totals());
+    }
+}
+
+fn router(pages: Pages) -> Router {
+    Router::new()
+        .route("/", get(pages::index))
+        .route("/ready", get(pages::ready))
+        .route("/clusters", get(pages::clusters))
+        .route("/stats", get(pages::stats))
+        .route("/stats/prometheus", get(pages::prometheus))
+        .route("/config_dump", get(pages::config_dump))
+        .route("/certs", get(pages::certs))
+        .route("/listeners", get(pages::listeners))
+        .route("/server_info", get(pages::server_info))
+        .route("/healthcheck/fail", post(actions::fail))
+        .route("/healthcheck/ok", post(actions::ok))
+        .route("/drain_listeners", post(actions::drain_listeners))
+        .route("/logging", post(actions::logging))
+        .route("/quitquitquit", post(actions::quit))
+        .with_state(pages)
+        .layer(middleware::map_response(harden))
+        .layer(middleware::from_fn(guard::guard))
+}
+
+/// Headers that every answer has: shown as what it is, in no frame, from no cache.
+async fn harden(method: Method, mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        let allow = response.headers().get(header::ALLOW).cloned();
+        let hint = match allow.as_ref().and_then(|allow| allow.to_str().ok()) {
+            Some("POST") => "this changes something: use POST, as curl -X POST does\n",
+            _ => "this only shows something: use GET\n",
+        };
+        let mut answer = (StatusCode::METHOD_NOT_ALLOWED, hint).into_response();
+        if let Some(allow) = allow {
+            answer.headers_mut().insert(header::ALLOW, allow);
+        }
+        if method == Method::HEAD {
+            *answer.body_mut() = axum::body::Body::empty();
+        }
+        return answer;
+    }
+    response
+}
+
+/// A handful of operators; a browser keeps a connection or six and asks every two seconds.
+const RULES: Rules = Rules {
+    connections: 64,
+    headers: Duration::from_secs(30),
+    age: Duration::from_secs(600),
+    keep_alive: true,
+};
