@@ -29,8 +29,15 @@ async fn main() -> anyhow::Result<()> {
 
     let mut report = support::report(endpoints);
     if trouble {
-        let [echo, reverse] = &mut report.clusters[..] else { unreachable!("there are two") };
-        for endpoint in echo.endpoints.iter_mut().step_by(7).skip(usize::from(endpoints > 7)) {
+        let [echo, reverse] = &mut report.clusters[..] else {
+            unreachable!("there are two")
+        };
+        for endpoint in echo
+            .endpoints
+            .iter_mut()
+            .step_by(7)
+            .skip(usize::from(endpoints > 7))
+        {
             support::eject(endpoint, "no answer within 1 s (3 checks in a row)");
             echo.eligible -= 1;
         }
@@ -38,15 +45,22 @@ async fn main() -> anyhow::Result<()> {
             last.standing = Standing::Leaving;
         }
         reverse.targets[0].last_error = support::problem("the name server answered SERVFAIL");
-        report.certificate.last_error =
-            support::problem("/etc/edge-proxy/tls/tls.key isn't the key of /etc/edge-proxy/tls/tls.crt");
+        report.certificate.last_error = support::problem(
+            "/etc/edge-proxy/tls/tls.key isn't the key of /etc/edge-proxy/tls/tls.crt",
+        );
     }
     let shared: Vec<_> = report
         .clusters
         .iter()
         .map(|cluster| {
-            let eligible = cluster.endpoints.iter().filter(|endpoint| endpoint.eligible);
-            (Arc::<str>::from(&*cluster.name), eligible.map(|e| Arc::clone(&e.shared)).collect())
+            let eligible = cluster
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.eligible);
+            (
+                Arc::<str>::from(&*cluster.name),
+                eligible.map(|e| Arc::clone(&e.shared)).collect(),
+            )
         })
         .collect();
     let (state, _asked) = support::state(report);
@@ -76,7 +90,8 @@ fn traffic(state: &State, clusters: &[(Arc<str>, Vec<Arc<EndpointShared>>)], tro
             let rpcs = (wave * 60.0) as u64 + tick % 7;
             count(&shard, name, rpcs, trouble.then_some(tick % 10));
             for (i, endpoint) in endpoints.iter().enumerate() {
-                let share = (rpcs + (tick + i as u64) % endpoints.len() as u64) / endpoints.len() as u64;
+                let share =
+                    (rpcs + (tick + i as u64) % endpoints.len() as u64) / endpoints.len() as u64;
                 endpoint.attempts.fetch_add(share, Ordering::Relaxed);
                 endpoint.active.store(share % 5, Ordering::Relaxed);
             }

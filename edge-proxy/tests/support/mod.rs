@@ -23,7 +23,7 @@ use edge_proxy::{
 
 /// Writes down what it is asked to do.
 #[derive(Debug, Default)]
-pub struct Asked(pub Mutex<Vec<String>>);
+pub(crate) struct Asked(pub(crate) Mutex<Vec<String>>);
 
 impl Asked {
     fn note(&self, what: impl Into<String>) {
@@ -59,14 +59,20 @@ impl Actions for Asked {
 }
 
 /// A report with two clusters of `endpoints` endpoints each, all healthy.
-pub fn report(endpoints: usize) -> Report {
+pub(crate) fn report(endpoints: usize) -> Report {
     let now = now_ms();
-    let config = Config::parse(CONFIG, Path::new("edge-proxy.yaml")).unwrap().config;
+    let config = Config::parse(CONFIG, Path::new("edge-proxy.yaml"))
+        .unwrap()
+        .config;
     let clusters = [("echo-grpc", 8081), ("reverse-grpc", 8082)];
     Report {
         started_at_ms: now - 5 * 3_600_000,
         generation: 17,
-        readiness: Readiness { serving: true, certificate: true, warmed_up: true },
+        readiness: Readiness {
+            serving: true,
+            certificate: true,
+            warmed_up: true,
+        },
         configuration: ConfigurationReport {
             source: Some(PathBuf::from("/etc/edge-proxy/edge-proxy.yaml")),
             loaded_at_ms: now - 3_600_000,
@@ -84,13 +90,15 @@ pub fn report(endpoints: usize) -> Report {
             rejected: 0,
             last_error: None,
         },
-        clusters: clusters.map(|(name, port)| cluster(name, port, endpoints, now)).into(),
+        clusters: clusters
+            .map(|(name, port)| cluster(name, port, endpoints, now))
+            .into(),
         panics: 0,
     }
 }
 
 /// A state that shows `report`; what is asked of it goes to the second.
-pub fn state(report: Report) -> (State, Arc<Asked>) {
+pub(crate) fn state(report: Report) -> (State, Arc<Asked>) {
     let asked = Arc::<Asked>::default();
     let state = State {
         status: Status::new(report),
@@ -121,7 +129,12 @@ fn certificate(now: u64) -> CertificateInfo {
 fn cluster(name: &str, port: u16, endpoints: usize, now: u64) -> ClusterReport {
     let endpoints: Vec<_> = (0..endpoints)
         .map(|i| {
-            let ip = [10, 8, (port % 7) as u8 + (i / 250) as u8, (i % 250) as u8 + 4];
+            let ip = [
+                10,
+                8,
+                (port % 7) as u8 + (i / 250) as u8,
+                (i % 250) as u8 + 4,
+            ];
             endpoint((ip, port).into(), now)
         })
         .collect();
@@ -130,7 +143,10 @@ fn cluster(name: &str, port: u16, endpoints: usize, now: u64) -> ClusterReport {
         discovery: "strict_dns",
         targets: vec![TargetReport {
             target: format!("{name}.default.svc.cluster.local.:{port}"),
-            addresses: endpoints.iter().map(|endpoint| endpoint.shared.address).collect(),
+            addresses: endpoints
+                .iter()
+                .map(|endpoint| endpoint.shared.address)
+                .collect(),
             last_answer_at_ms: Some(now - 3_000),
             last_result: Some(LookupResult::Answer),
             last_error: None,
@@ -164,7 +180,7 @@ fn endpoint(address: std::net::SocketAddr, now: u64) -> EndpointReport {
 
 /// Makes `endpoint` unhealthy for `reason`.
 #[allow(dead_code, reason = "each user of this module uses a part of it")]
-pub fn eject(endpoint: &mut EndpointReport, reason: &str) {
+pub(crate) fn eject(endpoint: &mut EndpointReport, reason: &str) {
     endpoint.health = Health::Unhealthy(reason.into());
     endpoint.eligible = false;
     endpoint.health_since_ms = now_ms() - 42_000;
@@ -176,8 +192,11 @@ pub fn eject(endpoint: &mut EndpointReport, reason: &str) {
 
 /// Something that went wrong just now.
 #[allow(dead_code, reason = "each user of this module uses a part of it")]
-pub fn problem(message: &str) -> Option<Problem> {
-    Some(Problem { at_ms: now_ms() - 9_000, message: message.to_owned() })
+pub(crate) fn problem(message: &str) -> Option<Problem> {
+    Some(Problem {
+        at_ms: now_ms() - 9_000,
+        message: message.to_owned(),
+    })
 }
 
 const CONFIG: &str = "

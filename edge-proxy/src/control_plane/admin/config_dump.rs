@@ -89,7 +89,11 @@ fn listener(config: &Config) -> Value {
 
 fn route(route: &Route, clusters: &[ClusterSpec]) -> Value {
     match &route.action {
-        RouteAction::Cluster { cluster, timeout, max_grpc_timeout } => json!({
+        RouteAction::Cluster {
+            cluster,
+            timeout,
+            max_grpc_timeout,
+        } => json!({
             "prefix": route.prefix,
             "cluster": clusters.get(*cluster).map(|cluster| &cluster.name),
             "timeout": timeout.map(span),
@@ -144,14 +148,21 @@ fn health_check(check: &HealthCheckSpec) -> Value {
 
 fn target(target: &Target) -> String {
     let Target { host, port } = target;
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// In the largest unit that says it exactly.
 fn span(duration: Duration) -> String {
     let millis = duration.as_millis();
     let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-    match units.into_iter().find(|(unit, _)| millis > 0 && millis % unit == 0) {
+    match units
+        .into_iter()
+        .find(|(unit, _)| millis > 0 && millis % unit == 0)
+    {
         Some((unit, name)) => format!("{}{name}", millis / unit),
         None => format!("{millis}ms"),
     }
@@ -161,7 +172,11 @@ fn without_nulls(value: Value) -> Value {
     match value {
         Value::Object(map) => {
             let there = map.into_iter().filter(|(_, value)| !value.is_null());
-            Value::Object(there.map(|(key, value)| (key, without_nulls(value))).collect())
+            Value::Object(
+                there
+                    .map(|(key, value)| (key, without_nulls(value)))
+                    .collect(),
+            )
         }
         Value::Array(values) => values.into_iter().map(without_nulls).collect(),
         value => value,
@@ -200,7 +215,11 @@ mod tests {
                 max_connections: 4
                 health_check: { service: api.Echo, interval: 5s }
         ";
-        let parse = |text: &str| Config::parse(text, Path::new("edge-proxy.yaml")).unwrap().config;
+        let parse = |text: &str| {
+            Config::parse(text, Path::new("edge-proxy.yaml"))
+                .unwrap()
+                .config
+        };
         let config = parse(text);
         let dumped = serde_json::to_string_pretty(&dump(&config)).unwrap();
         assert_eq!(parse(&dumped), config, "{dumped}");
@@ -208,9 +227,13 @@ mod tests {
 
     #[test]
     fn durations_are_short() {
-        for (millis, text) in
-            [(0, "0ms"), (500, "500ms"), (1_500, "1500ms"), (60_000, "1m"), (5_400_000, "90m")]
-        {
+        for (millis, text) in [
+            (0, "0ms"),
+            (500, "500ms"),
+            (1_500, "1500ms"),
+            (60_000, "1m"),
+            (5_400_000, "90m"),
+        ] {
             assert_eq!(span(Duration::from_millis(millis)), text);
         }
     }

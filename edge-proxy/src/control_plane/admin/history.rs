@@ -55,7 +55,11 @@ struct Part {
 impl History {
     /// Adds a sample; forgets what is too old.
     pub(super) fn push(&mut self, at: Instant, totals: &Totals) {
-        let mut sample = Sample { at, all: Part::default(), clusters: BTreeMap::new() };
+        let mut sample = Sample {
+            at,
+            all: Part::default(),
+            clusters: BTreeMap::new(),
+        };
         for ((_, cluster, _), series) in &totals.series {
             sample.all.rpcs += series;
             sample.clusters.entry(Arc::clone(cluster)).or_default().rpcs += series;
@@ -84,12 +88,16 @@ impl History {
     /// RPCs begun per second between any two samples, oldest first.
     pub(super) fn rates(&self) -> Vec<f64> {
         let pairs = self.0.iter().zip(self.0.iter().skip(1));
-        pairs.filter_map(|(old, new)| rate(&old.all, &new.all, new.at - old.at)).collect()
+        pairs
+            .filter_map(|(old, new)| rate(&old.all, &new.all, new.at - old.at))
+            .collect()
     }
 
     fn traffic(&self, part: impl Fn(&Sample) -> Option<&Part>) -> Traffic {
         let none = Part::default();
-        let Some(newest) = self.0.back() else { return Traffic::default() };
+        let Some(newest) = self.0.back() else {
+            return Traffic::default();
+        };
         let now = part(newest).unwrap_or(&none);
         let back = |span| self.0.iter().find(|sample| newest.at - sample.at <= span);
         let then = |span| back(span).map(|sample| (sample.at, part(sample).unwrap_or(&none)));
@@ -142,20 +150,32 @@ mod tests {
         assert_eq!(history.all(), Traffic::default());
 
         series.started.add(1_000);
-        shard.cluster(&cluster).duration.record(Duration::from_secs(30));
+        shard
+            .cluster(&cluster)
+            .duration
+            .record(Duration::from_secs(30));
         history.push(start, &metrics.totals());
-        assert_eq!((history.all().rate, history.all().error_share), (None, None));
+        assert_eq!(
+            (history.all().rate, history.all().error_share),
+            (None, None)
+        );
 
         for i in 1..=31 {
             series.started.add(20);
             series.ended(Some(0)).add(18);
             series.ended(Some(14)).add(2);
-            shard.cluster(&cluster).duration.record(Duration::from_millis(1));
+            shard
+                .cluster(&cluster)
+                .duration
+                .record(Duration::from_millis(1));
             history.push(start + INTERVAL * i, &metrics.totals());
         }
         let traffic = history.cluster("echo");
         assert_eq!((traffic.rate, traffic.error_share), (Some(10.0), Some(0.1)));
-        assert!(traffic.p99_ms.unwrap() < 1.2, "the slow one is more than a minute ago");
+        assert!(
+            traffic.p99_ms.unwrap() < 1.2,
+            "the slow one is more than a minute ago"
+        );
         assert_eq!((traffic.in_flight, traffic.started), (1_000, 1_620));
         assert_eq!(history.all(), traffic);
         assert_eq!(history.rates(), [10.0; 31]);

@@ -92,7 +92,10 @@ pub trait Actions: Debug + Send + Sync {
 /// Serves the admin pages until `shutdown`.
 pub async fn serve(listener: TcpListener, state: State, shutdown: impl Future<Output = ()>) {
     let history = Arc::<Mutex<History>>::default();
-    let router = router(Pages { state: state.clone(), history: Arc::clone(&history) });
+    let router = router(Pages {
+        state: state.clone(),
+        history: Arc::clone(&history),
+    });
     tokio::select! {
         () = server::serve(listener, router, RULES, shutdown) => {}
         // Never ends by itself.

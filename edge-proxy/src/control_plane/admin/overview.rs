@@ -79,7 +79,9 @@ impl<'a> Overview<'a> {
             let (opened, closed) = totals.connections[side.index()];
             opened.saturating_sub(closed)
         };
-        let acted = Limit::ALL.iter().map(|limit| (limit.as_str(), totals.limits[limit.index()]));
+        let acted = Limit::ALL
+            .iter()
+            .map(|limit| (limit.as_str(), totals.limits[limit.index()]));
         let clusters = report.clusters.iter().map(|report| Cluster {
             report,
             traffic: history.cluster(&report.name),
@@ -98,7 +100,11 @@ impl<'a> Overview<'a> {
             certificate: &report.certificate,
             clusters: clusters.collect(),
             process: Process {
-                workers_ms: state.heartbeats.ages().map(|age| age.as_millis() as u64).collect(),
+                workers_ms: state
+                    .heartbeats
+                    .ages()
+                    .map(|age| age.as_millis() as u64)
+                    .collect(),
                 memory_bytes: process::resident_bytes(),
                 memory_limit_bytes: state.memory_limit,
                 cpu_ms: process::cpu_time().map(|time| time.as_millis() as u64),

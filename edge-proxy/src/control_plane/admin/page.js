@@ -3,8 +3,8 @@
 // their texts change, so that scrolling, selections and the keyboard's focus stay where they are.
 
 const INTERVAL = 2000;
-// With more endpoints than this a cluster is folded at first.
-const FOLD = 30;
+// With more endpoints than this on the page, clusters that are all healthy are folded at first.
+const FOLD = 60;
 const byId = (id) => document.getElementById(id);
 
 function make(tag, className, ...children) {
@@ -79,7 +79,7 @@ function drawTop(data) {
 
   const notices = [];
   const { certificate: cert, configuration, now_ms: now } = data;
-  if (cert.last_error) notices.push(["bad", "Certificate: " + cert.last_error.message + age(cert.last_error.at_ms, now)]);
+  if (cert.last_error) notices.push(["bad", "Certificate: " + cert.last_error.message + age(cert.last_error.at_ms, now) + (cert.current ? ". The one before is still served." : "")]);
   if (cert.current) {
     const left = cert.current.not_after * 1000 - now;
     if (left <= 0) notices.push(["bad", "The certificate has expired on " + day(cert.current.not_after) + "."]);
@@ -100,11 +100,11 @@ function drawTiles(data) {
   const bad = t.error_share >= 0.01 ? "bad" : "";
   const tiles = [
     ["RPCs per second", rate(t.rate), "last 10 s", ""],
-    ["Errors", share(t.error_share), "grpc-status ≠ 0, last minute", bad],
+    ["Errors", share(t.error_share), "of RPCs, last minute", bad],
     ["Median time", millis(t.p50_ms), "p50, last minute", ""],
     ["Slowest 1 %", millis(t.p99_ms), "p99, last minute", ""],
     ["In flight", count(t.in_flight), count(t.started) + " since start", ""],
-    ["Connections", count(data.connections.downstream), "clients; " + count(data.connections.upstream) + " to backends", ""],
+    ["Client connections", count(data.connections.downstream), count(data.connections.upstream) + " to backends", ""],
   ];
   keyed(byId("tiles"), tiles, (t) => t[0], (t) => {
     const tile = make("div", "tile", make("dt", "", t[0]), make("dd", ""), make("dd", "sub"));
@@ -134,7 +134,8 @@ function drawSparkline(rates) {
   const [area, stroke] = document.querySelectorAll("#tiles path");
   if (rates.length < 2) return;
   const top = Math.max(...rates, 1e-9) * 1.08;
-  const x = (i) => (60 - (rates.length - 1 - i)).toFixed(2);
+  const step = 60 / Math.max(rates.length - 1, 20);
+  const x = (i) => (60 - (rates.length - 1 - i) * step).toFixed(2);
   const line = rates.map((r, i) => x(i) + " " + (19.5 - (r / top) * 19).toFixed(2)).join("L");
   stroke.setAttribute("d", "M" + line);
   area.setAttribute("d", "M" + x(0) + " 20L" + line + "L60 20Z");
@@ -168,10 +169,10 @@ function drawClusters(data) {
     }
   for (const key of perSecond.keys()) if (!attempts.has(key)) perSecond.delete(key);
   if (!before || seconds > 0.5) before = { at: data.now_ms, attempts };
-  keyed(byId("clusters"), data.clusters, (c) => c.name, createCluster, (e, c) => drawCluster(e, c, data.now_ms));
+  keyed(byId("clusters"), data.clusters, (c) => c.name, (c) => createCluster(c, attempts.size), (e, c) => drawCluster(e, c, data.now_ms));
 }
 
-function createCluster(cluster) {
+function createCluster(cluster, onPage) {
   const head = make("tr", "", ...COLUMNS.map(([name, look]) => {
     const th = make("th", look, name);
     th.scope = "col";
@@ -189,7 +190,7 @@ function createCluster(cluster) {
   scroll.tabIndex = 0;
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", "Endpoints of " + cluster.name);
-  box.open = cluster.endpoints.length <= FOLD;
+  box.open = onPage <= FOLD || cluster.endpoints.some((e) => e.health !== "healthy");
   return box;
 }
 
@@ -212,7 +213,7 @@ function drawCluster(box, cluster, now) {
   box.querySelector(".where").classList.toggle("bad", cluster.targets.some((target) => target.last_error));
 
   const bar = box.querySelector(".share");
-  bar.classList.toggle("hidden", all === 0);
+  bar.classList.toggle("hidden", healthy === all);
   keyed(bar, [["ok", healthy], ["wait", unknown], ["not", all - healthy - unknown]], (p) => p[0], (p) => make("i", p[0]),
     (e, p) => e.style.setProperty("width", all ? (p[1] / all) * 100 + "%" : "0"));
 

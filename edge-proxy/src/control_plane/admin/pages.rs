@@ -39,7 +39,11 @@ impl Format {
 pub(super) async fn index(State(pages): State<Pages>, format: Query<Format>) -> Response {
     let report = pages.state.status.report();
     let overview = Overview::new(&pages.state, &report, &lock(&pages.history));
-    if format.is_json() { Json(overview).into_response() } else { page::render(&overview) }
+    if format.is_json() {
+        Json(overview).into_response()
+    } else {
+        page::render(&overview)
+    }
 }
 
 /// `/ready`: as `/readyz`.
@@ -49,7 +53,11 @@ pub(super) async fn ready(State(pages): State<Pages>, format: Query<Format>) -> 
         return text;
     }
     let readiness = pages.state.status.report().readiness;
-    (text.status(), Json(json!({ "ready": readiness.ready(), "readiness": readiness }))).into_response()
+    (
+        text.status(),
+        Json(json!({ "ready": readiness.ready(), "readiness": readiness })),
+    )
+        .into_response()
 }
 
 /// `/clusters`: one line per fact, `cluster::endpoint::fact::value`, as Envoy's.
@@ -68,12 +76,20 @@ pub(super) async fn stats(State(pages): State<Pages>, format: Query<Format>) -> 
     if format.is_json() {
         let pairs = samples.filter_map(|line| line.rsplit_once(' '));
         // Every value that we write is a number that JSON has too.
-        let number = |value: &str| value.parse::<serde_json::Number>().map_or(Value::Null, Value::Number);
-        let stats: serde_json::Map<_, _> =
-            pairs.map(|(name, value)| (name.to_owned(), number(value))).collect();
+        let number = |value: &str| {
+            value
+                .parse::<serde_json::Number>()
+                .map_or(Value::Null, Value::Number)
+        };
+        let stats: serde_json::Map<_, _> = pairs
+            .map(|(name, value)| (name.to_owned(), number(value)))
+            .collect();
         return Json(json!({ "stats": stats })).into_response();
     }
-    samples.flat_map(|line| [line, "\n"]).collect::<String>().into_response()
+    samples
+        .flat_map(|line| [line, "\n"])
+        .collect::<String>()
+        .into_response()
 }
 
 /// `/stats/prometheus`: as `/metrics`.
@@ -89,7 +105,8 @@ pub(super) async fn config_dump(State(pages): State<Pages>, format: Query<Format
     let report = pages.state.status.report();
     let dump = config_dump::dump(&report.configuration.config);
     if format.is_json() {
-        return Json(json!({ "configuration": report.configuration, "config": dump })).into_response();
+        return Json(json!({ "configuration": report.configuration, "config": dump }))
+            .into_response();
     }
     pretty(&dump)
 }
@@ -135,9 +152,17 @@ fn pretty(value: &Value) -> Response {
 
 /// One line per leaf of `value`. (Writing to a `String` can't fail.)
 fn flatten(text: &mut String, path: &str, value: &Value) {
-    let child = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    let child = |key: &str| {
+        if path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{path}.{key}")
+        }
+    };
     match value {
-        Value::Object(map) => map.iter().for_each(|(key, value)| flatten(text, &child(key), value)),
+        Value::Object(map) => map
+            .iter()
+            .for_each(|(key, value)| flatten(text, &child(key), value)),
         Value::Array(values) => {
             let lines = values.iter().enumerate();
             lines.for_each(|(i, value)| flatten(text, &child(&i.to_string()), value));
@@ -159,7 +184,10 @@ fn cluster_lines(report: &Report) -> String {
         let _ = writeln!(text, "{name}::eligible::{}", cluster.eligible);
         let _ = writeln!(text, "{name}::panic::{}", cluster.panic);
         for target in &cluster.targets {
-            let error = target.last_error.as_ref().map_or("none".into(), |e| one_line(&e.message));
+            let error = target
+                .last_error
+                .as_ref()
+                .map_or("none".into(), |e| one_line(&e.message));
             let _ = writeln!(text, "{name}::{}::last_error::{error}", target.target);
         }
         for endpoint in &cluster.endpoints {
@@ -171,7 +199,9 @@ fn cluster_lines(report: &Report) -> String {
 
 fn endpoint_lines(text: &mut String, cluster: &str, endpoint: &EndpointReport) {
     // As the JSON has it, so that both say the same.
-    let Value::Object(facts) = json!(endpoint) else { return };
+    let Value::Object(facts) = json!(endpoint) else {
+        return;
+    };
     let address = &endpoint.shared.label;
     for (fact, value) in facts.iter().filter(|(_, value)| !value.is_object()) {
         let value = value.as_str().map_or_else(|| value.to_string(), one_line);
@@ -181,7 +211,11 @@ fn endpoint_lines(text: &mut String, cluster: &str, endpoint: &EndpointReport) {
         return;
     }
     if let Some(check) = &endpoint.last_check {
-        let _ = writeln!(text, "{cluster}::{address}::last_check::{}", one_line(&check.detail));
+        let _ = writeln!(
+            text,
+            "{cluster}::{address}::last_check::{}",
+            one_line(&check.detail)
+        );
     }
 }
 

@@ -6,8 +6,7 @@
 use std::{future::Future, time::Duration};
 
 use axum::{
-    Router,
-    extract,
+    Router, extract,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -55,10 +54,16 @@ pub(super) fn ready(state: &State) -> Response {
     let waits_for = [
         (readiness.serving, "told to fail by /healthcheck/fail\n"),
         (readiness.certificate, "no certificate is loaded yet\n"),
-        (readiness.warmed_up, "the first health checks haven't ended yet\n"),
+        (
+            readiness.warmed_up,
+            "the first health checks haven't ended yet\n",
+        ),
     ];
-    let missing: String =
-        waits_for.iter().filter(|(there, _)| !there).map(|(_, text)| *text).collect();
+    let missing: String = waits_for
+        .iter()
+        .filter(|(there, _)| !there)
+        .map(|(_, text)| *text)
+        .collect();
     if missing.is_empty() {
         return "ready\n".into_response();
     }

@@ -61,7 +61,9 @@ pub(super) async fn serve(
         }
     }
     drop(listener);
-    let ended = timeout(LAST_RESPONSE, async { while tasks.join_next().await.is_some() {} });
+    let ended = timeout(LAST_RESPONSE, async {
+        while tasks.join_next().await.is_some() {}
+    });
     // What is still open then is aborted with `tasks`.
     let _ = ended.await;
 }
