@@ -320,8 +320,13 @@ impl Hints {
 impl Heartbeats {
     /// For `workers` workers, all alive now.
     pub fn new(workers: usize) -> Arc<Self> {
+        Self::since(std::time::Instant::now(), workers)
+    }
+
+    /// For `workers` workers that were alive at `start`.
+    pub fn since(start: std::time::Instant, workers: usize) -> Arc<Self> {
         Arc::new(Self {
-            start: std::time::Instant::now(),
+            start,
             beats: (0..workers).map(|_| AtomicU64::new(0)).collect(),
         })
     }

@@ -1,12 +1,20 @@
 //! The admin pages and the probes through real listeners, asked as a browser, curl and the kubelet ask.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc, time::Duration};
+#![allow(clippy::unwrap_used, reason = "a test: it may panic")]
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use edge_proxy::{
     control_plane::{
         admin::{self, State, probes},
         status::{Readiness, Report},
     },
+    snapshot::Heartbeats,
     telemetry::{
         exposition::{self, FAMILIES, Scrape},
         metrics::{AttemptResult, Flag, HandshakeResult, Limit, ResetCause, Side},
@@ -420,6 +428,27 @@ async fn live_does_not_depend_on_backends() {
         Server::probes(report).await.get("/livez").await.status(),
         200
     );
+}
+
+#[tokio::test]
+async fn live_is_503_once_one_worker_has_not_run_for_ten_seconds() {
+    let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+    let (mut state, asked) = support::state(support::report(1));
+    state.heartbeats = Heartbeats::since(ago(9), 2);
+    let server = Server::start(state.clone(), Arc::clone(&asked), false).await;
+    assert_eq!(server.get("/livez").await.status(), 200);
+
+    state.heartbeats = Heartbeats::since(ago(12), 2);
+    state.heartbeats.beat(0);
+    let server = Server::start(state.clone(), asked, false).await;
+    let dead = server.get("/livez").await;
+    assert_eq!(
+        (dead.status(), &*dead.body),
+        (503, "a worker hasn't run for 12 s\n")
+    );
+    assert_eq!(server.get("/readyz").await.status(), 200);
+    state.heartbeats.beat(1);
+    assert_eq!(server.get("/livez").await.status(), 200);
 }
 
 #[tokio::test]

@@ -94,6 +94,10 @@ impl LogLevel {
 
 /// `EnvFilter` takes any word for a target to be logged at every level; a lone word is a level here.
 fn parse(directives: &str) -> Result<EnvFilter, ()> {
+    // (And `LevelFilter` takes nothing for `error`.)
+    if directives.trim().is_empty() {
+        return Err(());
+    }
     let lone = !directives.contains(['=', ',', '[']);
     if lone
         && directives

@@ -72,7 +72,7 @@ pub struct Series {
 }
 
 /// The RPCs of one cluster.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ClusterSeries {
     /// From the request's headers to the end of its stream.
     pub duration: Histogram,
@@ -303,17 +303,6 @@ impl ClusterSeries {
     #[inline]
     pub fn attempts(&self, result: AttemptResult) -> &Counter {
         &self.attempts[result.index()]
-    }
-}
-
-impl Default for ClusterSeries {
-    fn default() -> Self {
-        Self {
-            duration: Histogram::default(),
-            active: Gauge::default(),
-            retries: Counter::default(),
-            attempts: Default::default(),
-        }
     }
 }
 

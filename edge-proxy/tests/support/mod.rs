@@ -1,5 +1,11 @@
 //! A state for the admin pages that no proxy stands behind: for their tests, and to look at the page.
 
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    reason = "for tests, which may panic; each of them uses a part"
+)]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -179,7 +185,6 @@ fn endpoint(address: std::net::SocketAddr, now: u64) -> EndpointReport {
 }
 
 /// Makes `endpoint` unhealthy for `reason`.
-#[allow(dead_code, reason = "each user of this module uses a part of it")]
 pub(crate) fn eject(endpoint: &mut EndpointReport, reason: &str) {
     endpoint.health = Health::Unhealthy(reason.into());
     endpoint.eligible = false;
@@ -191,7 +196,6 @@ pub(crate) fn eject(endpoint: &mut EndpointReport, reason: &str) {
 }
 
 /// Something that went wrong just now.
-#[allow(dead_code, reason = "each user of this module uses a part of it")]
 pub(crate) fn problem(message: &str) -> Option<Problem> {
     Some(Problem {
         at_ms: now_ms() - 9_000,

@@ -161,7 +161,7 @@ fn span(duration: Duration) -> String {
     let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
     match units
         .into_iter()
-        .find(|(unit, _)| millis > 0 && millis % unit == 0)
+        .find(|(unit, _)| millis > 0 && millis.is_multiple_of(*unit))
     {
         Some((unit, name)) => format!("{}{name}", millis / unit),
         None => format!("{millis}ms"),
