@@ -25,7 +25,8 @@ pub struct Config {
     pub max_header_block: u32,
     /// A block of more frames than this (HEADERS + CONTINUATION) ends the connection.
     pub max_header_frames: u32,
-    /// SETTINGS_HEADER_TABLE_SIZE that we announce (our decoder), and the cap of our encoder's table.
+    /// SETTINGS_HEADER_TABLE_SIZE that we announce (our decoder; at least 4096, which peers may use
+    /// before they have read our SETTINGS), and the cap of our encoder's table.
     pub header_table: u32,
     /// Data stays queued per stream, in place of being framed, while the output holds this many bytes.
     pub output_limit: usize,
@@ -60,12 +61,17 @@ impl Config {
             Role::Client => (id::ENABLE_PUSH, 0),
         };
         let settings = [
-            (id::HEADER_TABLE_SIZE, self.header_table),
+            (id::HEADER_TABLE_SIZE, self.decoder_table()),
             own,
             (id::INITIAL_WINDOW_SIZE, self.stream_window.min(MAX_ID)),
             (id::MAX_HEADER_LIST_SIZE, self.max_header_list),
         ];
         (settings, self.receive_window() - DEFAULT_WINDOW)
+    }
+
+    /// The size of our decoder's table.
+    pub(crate) fn decoder_table(&self) -> u32 {
+        self.header_table.max(DEFAULT_HEADER_TABLE)
     }
 
     /// The connection's receive window: it can't be below 65 535 bytes, since nothing takes
@@ -94,7 +100,7 @@ impl Default for Peer {
     /// The initial values of RFC 9113 §6.5.2.
     fn default() -> Self {
         Self {
-            header_table: 4096,
+            header_table: DEFAULT_HEADER_TABLE,
             max_concurrent_streams: u32::MAX,
             initial_window: DEFAULT_WINDOW,
             max_frame: DEFAULT_MAX_FRAME,
@@ -157,6 +163,9 @@ pub(crate) mod id {
     pub(crate) const MAX_FRAME_SIZE: u16 = 0x5;
     pub(crate) const MAX_HEADER_LIST_SIZE: u16 = 0x6;
 }
+
+/// The initial SETTINGS_HEADER_TABLE_SIZE (RFC 9113 §6.5.2).
+const DEFAULT_HEADER_TABLE: u32 = 4096;
 
 /// The largest SETTINGS_MAX_FRAME_SIZE (RFC 9113 §6.5.2).
 const MAX_FRAME_SIZE: u32 = 0xff_ffff;

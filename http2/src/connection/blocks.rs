@@ -137,6 +137,11 @@ impl Connection {
             Target::Late => {
                 self.recycle(headers);
                 self.limits.late_headers(self.now)?;
+                if self.role == Role::Client {
+                    // It had been accepted all the same, and so had all before it.
+                    self.cancels.answered(block.stream);
+                    self.release_cancels();
+                }
                 Ok(None)
             }
             Target::Closed => {

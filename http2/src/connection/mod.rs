@@ -139,7 +139,7 @@ impl Connection {
             open_block: None,
             block: Vec::new(),
             header_since: None,
-            decoder: Decoder::new(config.header_table as usize),
+            decoder: Decoder::new(config.decoder_table() as usize),
             arenas: Vec::new(),
             left_behind: VecDeque::new(),
             limits: Limits::new(now),
@@ -415,7 +415,7 @@ impl Connection {
 
     /// Gives a header arena back, so that the next block needs no allocation.
     pub fn recycle(&mut self, mut headers: Headers) {
-        if self.arenas.len() < ARENAS {
+        if self.arenas.len() < ARENAS && headers.list_size() <= ARENA_SIZE {
             headers.clear();
             self.arenas.push(headers);
         }
@@ -522,6 +522,9 @@ impl Connection {
 
 /// Arenas that a connection keeps: heads and trailers of the streams of one turn.
 const ARENAS: usize = 8;
+
+/// A list above this leaves an arena too large to keep.
+const ARENA_SIZE: usize = 8 * 1024;
 
 /// Bytes of output beyond the limit on data at which the owner should stop reading.
 const OVERFULL: usize = 64 * 1024;

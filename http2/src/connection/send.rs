@@ -366,17 +366,18 @@ impl Connection {
         let Some(s) = self.streams.get_mut(at) else {
             return 0;
         };
+        let max_frame = self.peer.max_frame.min(SHARE);
         let mut rest = bytes;
         let mut from_queue = 0;
         let mut ended = false;
         for _ in 0..frames {
             let have = s.queue.len() + rest.len();
-            let joins = join && rest.len() < SMALL && have < self.peer.max_frame;
+            let joins = join && rest.len() < SMALL && have < max_frame;
             if have == 0 || joins || self.out.len() >= self.config.output_limit {
                 break;
             }
             let window = s.send.available().min(self.send.available());
-            let n = have.min(self.peer.max_frame).min(window);
+            let n = have.min(max_frame).min(window);
             if n == 0 {
                 break;
             }
@@ -468,6 +469,9 @@ impl Connection {
 
 /// Pieces of data below this wait for the end of the turn to be joined.
 const SMALL: usize = 1024;
+
+/// The most that one stream gets in a frame, and so in its turn, whatever frames the peer takes.
+const SHARE: usize = 64 * 1024;
 
 /// Where a frame's head has its flags (RFC 9113 §4.1).
 const FLAGS_AT: usize = 4;

@@ -140,3 +140,16 @@ fn a_server_never_waits() {
         assert_eq!(resets(&s.sent()).len(), 1);
     }
 }
+
+#[test]
+fn a_late_response_confirms_too() {
+    let mut s = Script::client(Config::default());
+    cancel(&mut s, 10);
+    let stream = s.opened(1, false);
+    s.engine.reset(stream, Reason::CANCEL);
+    assert_eq!(pings(&s.sent()).len(), 1);
+    // It crossed the reset of the tenth stream.
+    let head = s.headers(19, &response(), true);
+    s.quiet(&head);
+    assert_eq!(resets(&s.sent()), [stream]);
+}

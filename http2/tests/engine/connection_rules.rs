@@ -298,3 +298,18 @@ fn a_goaway_s_last_stream_never_goes_up() {
     assert_eq!(s.one(&goaway(5, 0)), Got::GoAway(5, Reason::NO_ERROR));
     s.dies(&goaway(7, 0), Reason::PROTOCOL_ERROR);
 }
+
+#[test]
+fn a_header_table_below_the_initial_size_is_not_announced() {
+    let s = Script::raw(
+        Role::Server,
+        Config {
+            header_table: 0,
+            ..Config::default()
+        },
+    );
+    assert_eq!(
+        frames(s.engine.output())[0].payload[..6],
+        [0, 1, 0, 0, 16, 0]
+    );
+}

@@ -150,3 +150,23 @@ fn an_early_answer_may_be_followed_by_a_reset_without_error() {
     assert_eq!(frames(&rst(1, 0)), sent[1..]);
     s.quiet(&data(1, &[0; 1000], true));
 }
+
+#[test]
+fn streams_left_behind_are_told_once_also_if_the_connection_ends_first() {
+    let mut s = Script::client(Config::default());
+    s.opened(5, true);
+    s.opened(6, true);
+    let bytes = goaway(1, 0);
+    let mut input = &bytes[..];
+    let event = s.engine.receive(&mut input, s.now);
+    assert!(matches!(event, Ok(Some(http2::Event::GoAway { .. }))));
+    s.engine.close(Reason::NO_ERROR);
+    let mut orphans: Vec<_> = s
+        .engine
+        .streams()
+        .map(|o| (o.key, o.headers_left))
+        .collect();
+    orphans.sort_unstable();
+    assert_eq!(orphans, [(5, true), (6, false)]);
+    assert!(s.feed(&[]).is_err());
+}

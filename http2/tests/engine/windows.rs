@@ -304,3 +304,13 @@ fn streams_share_the_output() {
     assert_eq!(data_of(&s.sent()), [(1, 16_384, false), (3, 16_384, false)]);
     assert_eq!(data_of(&s.sent()), [(1, 16_384, false), (3, 16_384, false)]);
 }
+
+#[test]
+fn large_frames_don_t_make_turns_longer() {
+    let mut s = Script::server_after(Config::default(), &[(4, 1 << 20), (5, 1 << 20)]);
+    s.quiet(&window(0, 1 << 20));
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), false);
+    s.engine.send_data(1, &[1; 100_000], true, s.now);
+    assert_eq!(data_of(&s.sent()), [(1, 65_536, false), (1, 34_464, true)]);
+}
