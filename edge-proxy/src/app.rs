@@ -1,1 +1,446 @@
-//! stub
+//! All wiring, top to bottom: binds, starts the control plane, the workers and the acceptor, and returns a running
+//! proxy with its addresses. Nothing is global: tests run several in one process.
+
+use std::{
+    future::Future, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, thread, time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+
+pub use crate::shutdown::{Outcome, ShutdownHandle};
+use crate::{
+    cgroup::Resources,
+    cli,
+    control_plane::{
+        ControlHandle, ControlPlane, SpawnError, admin,
+        config::{Config, Drain},
+    },
+    data_plane::{
+        access_log::AccessLog,
+        listener::Acceptor,
+        worker::{self, Handle, Parts, Phase},
+    },
+    shutdown::{Drainer, Order},
+    snapshot::{Heartbeats, Hints, Reader},
+    telemetry::{
+        log::{LogLevel, SetLevelError},
+        metrics::Metrics,
+    },
+};
+
+/// See [`App::start`].
+#[derive(Debug)]
+pub struct App;
+
+/// A proxy that runs, or is about to: it listens as soon as it has a certificate and its first answers from DNS.
+#[derive(Debug)]
+pub struct Running {
+    listener: SocketAddr,
+    admin: SocketAddr,
+    probes: SocketAddr,
+    shutdown: ShutdownHandle,
+    control: ControlHandle,
+    life: thread::JoinHandle<Outcome>,
+}
+
+/// Why nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port is in use, or may not be used.
+    #[error("cannot listen on {address} ({key}): {}", bind_advice(source))]
+    Bind {
+        /// The configuration's key.
+        key: &'static str,
+        /// What it says.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The access log's file can't be opened.
+    #[error("cannot open the access log (access_log.path): {0}")]
+    AccessLog(#[source] io::Error),
+    /// The certificate and key are there and can't be served, or a thread could not be started.
+    #[error(transparent)]
+    Control(#[from] SpawnError),
+    /// A thread or its runtime could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+impl App {
+    /// Starts everything. `source` is the file that `config` came from, to be watched and reread; `None` for a
+    /// configuration that was made in memory.
+    ///
+    /// # Errors
+    /// Nothing is left running then.
+    pub fn start(
+        config: Config,
+        source: impl Into<Option<PathBuf>>,
+    ) -> Result<Running, StartError> {
+        Self::start_logging(config, source, LogLevel::detached())
+    }
+
+    /// [`start`](Self::start), with diagnostics whose level the admin pages can change.
+    ///
+    /// # Errors
+    /// Nothing is left running then.
+    pub fn start_logging(
+        config: Config,
+        source: impl Into<Option<PathBuf>>,
+        log_level: LogLevel,
+    ) -> Result<Running, StartError> {
+        // Bound at once, so that a port in use is told before anything runs; the listener listens when it can serve.
+        let listener = bind("listener.address", config.listener_address)?;
+        let admin_listener = listen("admin.address", config.admin)?;
+        let probes_listener = listen("probes.address", config.probes)?;
+        let address = |socket: &Socket, configured: SocketAddr| {
+            socket
+                .local_addr()
+                .ok()
+                .and_then(|address| address.as_socket())
+                .unwrap_or(configured)
+        };
+        let listener_address = address(&listener, config.listener_address);
+        let admin_address = address(&admin_listener, config.admin);
+        let probes_address = address(&probes_listener, config.probes);
+
+        let resources = Resources::detect();
+        let workers = match config.workers {
+            0 => resources.cores,
+            workers => workers,
+        };
+        let access_log = AccessLog::start(&config.access_log).map_err(StartError::AccessLog)?;
+        let metrics = Metrics::new();
+        metrics.watch_access_log(access_log.dropped());
+        let hints = Arc::new(Hints::default());
+        let heartbeats = Heartbeats::new(workers);
+        let drain = config.drain;
+        let control = ControlPlane::spawn(config, source.into(), hints.clone())?;
+
+        let (phase, phases) = watch::channel(Phase::Running);
+        let workers = (0..workers)
+            .map(|index| {
+                worker::spawn(Parts {
+                    index,
+                    reader: control.reader(),
+                    shard: metrics.shard(),
+                    log: access_log.writer(),
+                    hints: hints.clone(),
+                    heartbeats: heartbeats.clone(),
+                    phase: phases.clone(),
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(StartError::Thread)?;
+
+        let (shutdown, orders) = ShutdownHandle::new();
+        let state = admin::State {
+            status: control.status(),
+            metrics: metrics.clone(),
+            heartbeats,
+            memory_limit: resources.memory_limit,
+            listener: listener_address,
+            hostname: hostname(),
+            actions: Arc::new(Actions {
+                control: control.handle(),
+                shutdown: shutdown.clone(),
+                log_level,
+            }),
+        };
+        serve_operators(&control, admin_listener, probes_listener, state)
+            .map_err(StartError::Thread)?;
+
+        let handle = control.handle();
+        let life = Life {
+            drain,
+            listener,
+            control,
+            workers,
+            phase,
+            access_log,
+            metrics,
+            orders,
+        };
+        let life = thread::Builder::new()
+            .name("edge-proxy".into())
+            .spawn(move || life.run())
+            .map_err(StartError::Thread)?;
+        Ok(Running {
+            listener: listener_address,
+            admin: admin_address,
+            probes: probes_address,
+            shutdown,
+            control: handle,
+            life,
+        })
+    }
+}
+
+impl StartError {
+    /// 2: the configuration (or a file that it names) is wrong; 1: the machine doesn't let us.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Control(SpawnError::Certificate(_)) => cli::EXIT_WRONG,
+            Self::Bind { .. } | Self::AccessLog(_) | Self::Control(_) | Self::Thread(_) => {
+                cli::EXIT_FAILED
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Where clients connect; the real port if the configuration says 0.
+    pub fn listener(&self) -> SocketAddr {
+        self.listener
+    }
+
+    /// Where the admin pages are.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Where the probes are.
+    pub fn probes(&self) -> SocketAddr {
+        self.probes
+    }
+
+    /// Ends it.
+    pub fn shutdown(&self) -> ShutdownHandle {
+        self.shutdown.clone()
+    }
+
+    /// Rereads its configuration.
+    pub fn control(&self) -> ControlHandle {
+        self.control.clone()
+    }
+
+    /// Blocks until it has ended.
+    pub fn wait(self) -> Outcome {
+        self.life.join().unwrap_or(Outcome::Failed)
+    }
+}
+
+/// Owns everything that runs, from the first answers to the last log line.
+struct Life {
+    drain: Drain,
+    listener: Socket,
+    control: ControlPlane,
+    workers: Vec<Handle>,
+    phase: watch::Sender<Phase>,
+    access_log: AccessLog,
+    metrics: Arc<Metrics>,
+    orders: watch::Receiver<Order>,
+}
+
+impl Life {
+    fn run(mut self) -> Outcome {
+        let outcome = match tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        {
+            Ok(runtime) => runtime.block_on(self.serve()),
+            Err(error) => {
+                tracing::error!(%error, "cannot make a runtime");
+                Outcome::Failed
+            }
+        };
+        self.phase.send_replace(Phase::Stopped);
+        for worker in self.workers {
+            if worker.thread.join().is_err() {
+                tracing::error!("a worker had panicked");
+            }
+        }
+        self.control.stop();
+        if !self.access_log.finish(LOG_FLUSH) {
+            tracing::warn!("the access log's output blocks: its last lines are lost");
+        }
+        tracing::info!(?outcome, "ended");
+        outcome
+    }
+
+    async fn serve(&mut self) -> Outcome {
+        let control = self.control.handle();
+        let mut orders = self.orders.clone();
+        let opened = async {
+            control.first_answers().await;
+            certificate(self.control.reader()).await
+        };
+        let certain = tokio::select! {
+            certain = opened => certain,
+            _ = orders.wait_for(|order| *order >= Order::Drain) => return Outcome::Drained,
+        };
+        if !certain {
+            return Outcome::Failed;
+        }
+        let acceptor = self.listener.listen(BACKLOG).and_then(|()| {
+            let listener = self.listener.try_clone()?.into();
+            Acceptor::spawn(
+                listener,
+                &self.workers,
+                self.control.reader(),
+                self.metrics.shard(),
+            )
+        });
+        let mut acceptor = match acceptor {
+            Ok(acceptor) => acceptor,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen");
+                return Outcome::Failed;
+            }
+        };
+        tracing::info!("serving");
+
+        let mut order = match orders.wait_for(|order| *order > Order::Run).await {
+            Ok(order) => *order,
+            Err(_) => Order::Drain,
+        };
+        if order != Order::Kill {
+            let drainer = Drainer {
+                times: self.drain,
+                phase: &self.phase,
+                acceptor: &mut acceptor,
+                control: &control,
+                orders: &mut self.orders,
+            };
+            if !drainer.run().await {
+                return Outcome::Killed;
+            }
+            if order == Order::DrainListeners {
+                tracing::info!("drained; staying until told to end");
+                order = orders
+                    .wait_for(|order| *order >= Order::Drain)
+                    .await
+                    .map_or(Order::Drain, |order| *order);
+            }
+        }
+        if order == Order::Kill {
+            Outcome::Killed
+        } else {
+            Outcome::Drained
+        }
+    }
+}
+
+/// What the admin pages can ask for.
+#[derive(Debug)]
+struct Actions {
+    control: ControlHandle,
+    shutdown: ShutdownHandle,
+    log_level: LogLevel,
+}
+
+impl admin::Actions for Actions {
+    fn set_serving(&self, serving: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.control.set_serving(serving))
+    }
+
+    fn drain_listeners(&self) {
+        self.shutdown.drain_listeners();
+    }
+
+    fn quit(&self) {
+        self.shutdown.drain();
+    }
+
+    fn set_log_level(&self, level: &str) -> Result<(), SetLevelError> {
+        self.log_level.set(level)
+    }
+
+    fn log_level(&self) -> String {
+        self.log_level.current()
+    }
+}
+
+/// Admin and probes run on the control plane's thread: a busy data path can't starve them.
+fn serve_operators(
+    control: &ControlPlane,
+    admin_listener: Socket,
+    probes_listener: Socket,
+    state: admin::State,
+) -> io::Result<()> {
+    let runtime = control.runtime();
+    let _entered = runtime.enter();
+    let admin_listener = tokio::net::TcpListener::from_std(admin_listener.into())?;
+    let probes_listener = tokio::net::TcpListener::from_std(probes_listener.into())?;
+    // They end with the control plane's runtime.
+    runtime.spawn(admin::serve(
+        admin_listener,
+        state.clone(),
+        std::future::pending(),
+    ));
+    runtime.spawn(admin::probes::serve(
+        probes_listener,
+        state,
+        std::future::pending(),
+    ));
+    Ok(())
+}
+
+/// Waits for the first certificate; `false`: the control plane has ended.
+async fn certificate(mut reader: Reader) -> bool {
+    while reader.load().tls.is_none() {
+        if !reader.changed().await {
+            return false;
+        }
+    }
+    true
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
+    let bind = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        // A restart must not wait for connections of the last run to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    bind().map_err(|source| StartError::Bind {
+        key,
+        address,
+        source,
+    })
+}
+
+fn listen(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
+    let socket = bind(key, address)?;
+    socket.listen(BACKLOG).map_err(|source| StartError::Bind {
+        key,
+        address,
+        source,
+    })?;
+    Ok(socket)
+}
+
+fn bind_advice(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is in use; end the process that has it, or choose another port in the configuration".into()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "not permitted; ports below 1024 need a privilege, choose a higher one".into()
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// The pod's name.
+fn hostname() -> Arc<str> {
+    std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .map_or_else(|| "unknown".into(), |name| name.trim().into())
+}
+
+/// Connections that the kernel completes before we come to them.
+const BACKLOG: i32 = 4096;
+
+/// For the access log's last lines.
+const LOG_FLUSH: Duration = Duration::from_secs(2);

@@ -8,8 +8,11 @@ use std::{
 
 use anyhow::Context as _;
 use edge_proxy::{
+    app::{App, Outcome},
     cli::{self, Command},
     control_plane::config::{Config, Loaded},
+    shutdown,
+    telemetry::log,
 };
 
 /// Gives memory back and costs the least per RPC of the allocators that were tried.
@@ -43,7 +46,20 @@ fn run(source: PathBuf) -> anyhow::Result<u8> {
         }
     };
     cli::warn(&loaded.warnings, &mut io::stderr()).context("cannot print")?;
-    anyhow::bail!("cannot start: the app isn't wired yet")
+    let log_level = log::init().context("cannot send diagnostics to standard error")?;
+    let running = match App::start_logging(loaded.config, source, log_level) {
+        Ok(running) => running,
+        Err(error) => {
+            let code = error.exit_code();
+            tell(&anyhow::Error::new(error).context("cannot start")).context("cannot print")?;
+            return Ok(code);
+        }
+    };
+    shutdown::install(running.shutdown(), running.control()).context("cannot handle signals")?;
+    Ok(match running.wait() {
+        Outcome::Drained => cli::EXIT_DONE,
+        Outcome::Killed | Outcome::Failed => cli::EXIT_FAILED,
+    })
 }
 
 /// The error and what caused it, in one block.

@@ -1,1 +1,247 @@
-//! stub
+//! How the process ends: who may ask for it, and in which order things happen.
+//!
+//! ```text
+//! Run ──DrainListeners──▶ (drained, but stays) ──┐
+//!  ├──────────────────────Drain─────────────────▶├─▶ GOAWAYs over drain.time, still accepting
+//!  │                                             │   listener closes
+//!  │                                             │   what runs may finish: drain.deadline
+//!  │                                             └─▶ the rest gets 14, connections close ─▶ Drained
+//!  └──────Kill (a second signal), at any moment ─────────────────────────────────────────▶ Killed
+//! ```
+//!
+//! A load balancer goes on sending for some seconds after a pod was told to end, so closing the listener first would
+//! lose connections; and GOAWAYs all at once would send every client to the remaining pods in one moment.
+
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    control_plane::{ControlHandle, config::Drain},
+    data_plane::{listener::Acceptor, worker::Phase},
+};
+
+/// What the process was asked to do; a later one never takes back an earlier one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Order {
+    /// Serve.
+    #[default]
+    Run,
+    /// Drain, but stay.
+    DrainListeners,
+    /// Drain and end.
+    Drain,
+    /// End at once.
+    Kill,
+}
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything that ran had its time: exit 0.
+    Drained,
+    /// Told twice: exit 1.
+    Killed,
+    /// A part of the process ended that never should: exit 1.
+    Failed,
+}
+
+/// Asks the process to end. Cheap to clone; for signals, `/quitquitquit` and tests.
+#[derive(Clone, Debug)]
+pub struct ShutdownHandle {
+    orders: Arc<watch::Sender<Order>>,
+}
+
+impl ShutdownHandle {
+    pub(crate) fn new() -> (Self, watch::Receiver<Order>) {
+        let (orders, receiver) = watch::channel(Order::Run);
+        (
+            Self {
+                orders: Arc::new(orders),
+            },
+            receiver,
+        )
+    }
+
+    /// As the first SIGTERM: drain, then end.
+    pub fn drain(&self) {
+        self.order(Order::Drain);
+    }
+
+    /// As `/drain_listeners`: drain, but stay for whoever wants to look.
+    pub fn drain_listeners(&self) {
+        self.order(Order::DrainListeners);
+    }
+
+    /// As the second SIGTERM: end now.
+    pub fn kill(&self) {
+        self.order(Order::Kill);
+    }
+
+    fn order(&self, order: Order) {
+        self.orders.send_if_modified(|current| {
+            let later = order > *current;
+            *current = order.max(*current);
+            later
+        });
+    }
+
+    fn is_draining(&self) -> bool {
+        *self.orders.borrow() >= Order::Drain
+    }
+}
+
+/// Listens to SIGTERM and SIGINT (drain; the second time: end at once) and SIGHUP (reread the configuration) on a
+/// thread of its own, for as long as the process lives. Called by `main`, once.
+///
+/// # Errors
+/// The handlers can't be installed.
+pub fn install(handle: ShutdownHandle, control: ControlHandle) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut terminate, mut interrupt, mut hangup) = {
+        let _runtime = runtime.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
+        )
+    };
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                loop {
+                    let name = tokio::select! {
+                        _ = terminate.recv() => "SIGTERM",
+                        _ = interrupt.recv() => "SIGINT",
+                        _ = hangup.recv() => {
+                            tracing::info!("SIGHUP: rereading the configuration");
+                            // What is wrong with it is logged where it is found.
+                            let _ = control.reload().await;
+                            continue;
+                        }
+                    };
+                    if handle.is_draining() {
+                        tracing::warn!("{name} again: ending at once");
+                        handle.kill();
+                    } else {
+                        tracing::info!("{name}: draining");
+                        handle.drain();
+                    }
+                }
+            });
+        })?;
+    Ok(())
+}
+
+/// The drain itself, driven by the application's thread.
+pub(crate) struct Drainer<'a> {
+    pub(crate) times: Drain,
+    pub(crate) phase: &'a watch::Sender<Phase>,
+    pub(crate) acceptor: &'a mut Acceptor,
+    pub(crate) control: &'a ControlHandle,
+    pub(crate) orders: &'a mut watch::Receiver<Order>,
+}
+
+impl Drainer<'_> {
+    /// Returns when nothing is open any more, or nothing may be: `true`; or when told to end at once: `false`.
+    pub(crate) async fn run(self) -> bool {
+        let since = Instant::now();
+        let until = since + self.times.time;
+        self.phase.send_replace(Phase::Draining { since, until });
+
+        // Still accepting: a load balancer learns late.
+        let counts = self.acceptor.counts.clone();
+        let (mut arrived, mut quiet_since) = (counts.arrived(), since);
+        let mut tick = tokio::time::interval(TICK);
+        let closing = async {
+            loop {
+                tick.tick().await;
+                let now = Instant::now();
+                if counts.arrived() != arrived || counts.open() > 0 {
+                    (arrived, quiet_since) = (counts.arrived(), now);
+                }
+                if now >= until || now >= quiet_since + QUIET {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = closing => {}
+            () = killed(self.orders) => return false,
+        }
+        self.acceptor.close();
+        // From here on nothing can come in: `/readyz` says so.
+        self.control.set_serving(false).await;
+        self.phase.send_replace(Phase::Closing);
+
+        let finished = empty(&counts, self.times.deadline);
+        tokio::select! {
+            all = finished => if !all {
+                tracing::warn!("{} connections outlived drain.deadline: ending their RPCs", counts.open());
+                self.phase.send_replace(Phase::Cutting);
+                empty(&counts, LAST_WORDS).await;
+            },
+            () = killed(self.orders) => return false,
+        }
+        true
+    }
+}
+
+/// Waits until no connection is open, at most for `limit`; says whether that came true.
+async fn empty(counts: &crate::data_plane::listener::Counts, limit: Duration) -> bool {
+    let emptied = async {
+        let mut tick = tokio::time::interval(TICK);
+        while counts.open() > 0 {
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(limit, emptied).await.is_ok()
+}
+
+async fn killed(orders: &mut watch::Receiver<Order>) {
+    // All senders gone means that nobody is left who could ask for it.
+    if orders
+        .wait_for(|order| *order == Order::Kill)
+        .await
+        .is_err()
+    {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// How often the counts are looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// The listener closes early when nothing has been open and nothing has arrived for this long.
+const QUIET: Duration = Duration::from_secs(1);
+/// For trailers and GOAWAYs to leave after `drain.deadline`.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_order_never_takes_back_an_earlier_one() {
+        let (handle, orders) = ShutdownHandle::new();
+        handle.drain_listeners();
+        assert!(!handle.is_draining());
+        handle.drain();
+        handle.drain_listeners();
+        assert_eq!(*orders.borrow(), Order::Drain);
+        assert!(handle.is_draining());
+        handle.kill();
+        handle.drain();
+        assert_eq!(*orders.borrow(), Order::Kill);
+    }
+}

@@ -32,7 +32,10 @@ impl Loaded {
             self.warnings.push(problem);
             return Ok(self);
         }
-        Err(ConfigErrors { errors: vec![problem], warnings: self.warnings })
+        Err(ConfigErrors {
+            errors: vec![problem],
+            warnings: self.warnings,
+        })
     }
 
     fn explain(&self, error: &PairError) -> Problem {

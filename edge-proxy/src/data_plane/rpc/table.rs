@@ -17,9 +17,6 @@ pub(crate) struct Table {
 }
 
 impl Key {
-    /// No RPC has this one: what an engine says of a stream before it was given a key.
-    pub(crate) const NONE: Self = Self(u32::MAX);
-
     /// As an engine keeps it.
     pub(crate) fn from_engine(key: u32) -> Self {
         Self(key)

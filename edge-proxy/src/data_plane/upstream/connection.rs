@@ -147,12 +147,6 @@ impl Upstream {
         self.link.wake();
     }
 
-    /// A stream has ended on both sides.
-    pub(crate) fn stream_ended(&self) {
-        self.made_room.set(true);
-        self.link.wake();
-    }
-
     /// Gives a header arena back to the engine.
     pub(crate) fn recycle(&self, headers: Headers) {
         self.link.engine().recycle(headers);
@@ -230,6 +224,7 @@ impl Side for Rc<Upstream> {
                 end_stream,
                 ..
             } => {
+                self.made_room.set(self.made_room.get() || end_stream);
                 rpc::response_headers(worker, Key::from_engine(key), headers, end_stream, now);
             }
             Event::Data {
@@ -238,9 +233,11 @@ impl Side for Rc<Upstream> {
                 end_stream,
                 ..
             } => {
+                self.made_room.set(self.made_room.get() || end_stream);
                 rpc::response_data(worker, Key::from_engine(key), bytes, end_stream, now);
             }
             Event::Trailers { key, headers, .. } => {
+                self.made_room.set(true);
                 rpc::response_trailers(worker, Key::from_engine(key), headers, now);
             }
             Event::HeadersTooLarge { stream, key, .. } => {

@@ -159,15 +159,6 @@ impl Pool {
             }
         }
     }
-
-    /// Ends every connection that carries nothing; the worker is about to end.
-    pub(crate) fn retire_all(&self) {
-        for pool in self.endpoints.borrow().values() {
-            for connection in pool.connections.borrow().iter() {
-                connection.retire();
-            }
-        }
-    }
 }
 
 impl EndpointPool {
