@@ -4,11 +4,9 @@
 //! Every block is decoded, whatever becomes of its stream, since the table has to stay in step
 //! with the peer's. A block in one frame is decoded where it lies in the input.
 
-use std::time::Instant;
-
 use super::{
     Connection, Event, Role,
-    frames::CONTENT_LENGTH,
+    frames::{CONTENT_LENGTH, Outcome},
     receive::{error, protocol},
 };
 use crate::{
@@ -38,8 +36,6 @@ enum Target {
     /// A stream that the peer reset.
     Closed,
 }
-
-type Outcome = Result<Option<Event<'static>>, ConnectionError>;
 
 impl Connection {
     /// The bounds on a block, before the frame's payload is waited for.
@@ -407,11 +403,6 @@ impl Connection {
             self.write_reset(at, reason);
         }
         self.release_cancels();
-    }
-
-    /// Since when a header block is incomplete.
-    pub fn header_block_since(&self) -> Option<Instant> {
-        self.header_since
     }
 }
 

@@ -1,23 +1,30 @@
 //! One connection, either role.
 //!
 //! [`Connection::receive`] cuts the input into frames (`receive.rs`), applies the rules of each
-//! (`frames.rs`, `blocks.rs` for header blocks) and returns at most one event per call, which
-//! borrows the input and never the connection: so the owner may apply it to another connection
-//! at once. The calls that send (`send.rs`) append to one output buffer; what windows don't
-//! allow waits in the streams' queues, and [`Connection::flush`] shares the room fairly among
-//! them. `cancel.rs` paces resets towards a backend.
+//! (`data.rs`, `blocks.rs` for header blocks, `frames.rs` for the others) and returns at most one
+//! event per call (`event.rs`), which borrows the input and never the connection: so the owner may
+//! apply it to another connection at once. The calls that send (`send.rs`) append to one output
+//! buffer; what windows don't allow waits in the streams' queues, and [`Connection::flush`]
+//! (`flush.rs`) shares the room fairly among them. `cancel.rs` paces resets towards a backend, and
+//! `status.rs` answers questions.
 
 mod blocks;
 
 mod cancel;
 
+mod data;
+
 mod event;
+
+mod flush;
 
 mod frames;
 
 mod receive;
 
 mod send;
+
+mod status;
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -33,7 +40,7 @@ use crate::{
     output::Output,
     queue::Pool,
     settings::{Config, Peer},
-    stream::{Closed, Handle, State, Stream, Streams},
+    stream::{Closed, Handle, State, Streams},
 };
 
 /// One end of an HTTP/2 connection. See the crate's head for how it is driven.
@@ -264,29 +271,6 @@ impl Connection {
         }
     }
 
-    /// Whether no stream is live. Streams whose reset waits don't count.
-    pub fn is_empty(&self) -> bool {
-        self.stream_count() == 0
-    }
-
-    /// The number of live streams.
-    pub fn stream_count(&self) -> usize {
-        self.streams.len() - self.doomed
-    }
-
-    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; `u32::MAX` if it named none.
-    pub fn peer_max_streams(&self) -> u32 {
-        self.peer.max_concurrent_streams
-    }
-
-    /// Whether any byte of our HEADERS of this stream left through [`consume`](Self::consume).
-    /// True for streams that are gone.
-    pub fn headers_left(&self, stream: u32) -> bool {
-        self.streams
-            .by_id(stream)
-            .is_none_or(|s| s.headers_at < self.out.left())
-    }
-
     /// Client role: takes back a stream that `open` queued and `flush` hasn't encoded, with its
     /// head, to open it on another connection. `None` if it is too late.
     pub fn take_unopened(&mut self, stream: u32) -> Option<Headers> {
@@ -330,87 +314,6 @@ impl Connection {
                 key,
                 headers_left: false,
             }))
-    }
-
-    /// The owner's numbers of all live streams, in no order.
-    pub fn keys(&self) -> impl Iterator<Item = u32> + '_ {
-        self.streams
-            .iter()
-            .filter(|s| s.doomed.is_none())
-            .map(|s| s.key)
-    }
-
-    /// Whether our half of this stream has ended: END_STREAM is in the output. True for streams
-    /// that are gone.
-    pub fn send_closed(&self, stream: u32) -> bool {
-        self.streams
-            .by_id(stream)
-            .is_none_or(|s| s.state == State::HalfClosedLocal)
-    }
-
-    /// Since when this stream's queued bytes wait for a window or the output.
-    pub fn blocked(&self, stream: u32) -> Option<Instant> {
-        self.streams.by_id(stream)?.waits_since
-    }
-
-    /// All streams whose queued bytes wait, in no order.
-    pub fn blocked_streams(&self) -> impl Iterator<Item = Blocked> + '_ {
-        self.streams.iter().filter_map(|s| {
-            let by = if s.send.available() == 0 {
-                BlockedBy::StreamWindow
-            } else if self.send.available() == 0 {
-                BlockedBy::ConnectionWindow
-            } else {
-                BlockedBy::Output
-            };
-            Some(Blocked {
-                stream: s.id,
-                key: s.key,
-                since: s.waits_since?,
-                by,
-            })
-        })
-    }
-
-    /// The stream whose queued bytes have waited longest, if any has waited at all by `now`.
-    pub fn oldest_blocked(&self, now: Instant) -> Option<Blocked> {
-        if self.queued == 0 {
-            return None;
-        }
-        self.blocked_streams()
-            .filter(|b| b.since < now)
-            .min_by_key(|b| b.since)
-    }
-
-    /// Bytes held back in the streams' queues.
-    pub fn pending_bytes(&self) -> usize {
-        self.queued
-    }
-
-    /// Bytes of this stream that are held back.
-    pub fn queued(&self, stream: u32) -> usize {
-        self.streams.by_id(stream).map_or(0, |s| s.queue.len())
-    }
-
-    /// Since when our SETTINGS wait for their acknowledgement.
-    pub fn settings_unacked_since(&self) -> Option<Instant> {
-        self.settings_since
-    }
-
-    /// Whether a GOAWAY went either way: no new streams.
-    pub fn going_away(&self) -> bool {
-        self.dead.is_some() || self.peer_goaway.is_some() || self.our_goaway.is_some()
-    }
-
-    /// Whether the peer has ended its half of this stream. True for streams that are gone.
-    pub fn peer_closed(&self, stream: u32) -> bool {
-        self.streams.by_id(stream).is_none_or(Stream::remote_ended)
-    }
-
-    /// Whether the output is so full of heads, trailers and answers that the owner should read no
-    /// more input until the socket has taken some: data alone never gets there.
-    pub fn overfull(&self) -> bool {
-        self.out.len() >= self.config.output_limit + OVERFULL
     }
 
     /// Gives a header arena back, so that the next block needs no allocation.

@@ -5,11 +5,10 @@
 //! (windows, content-length) were applied to the whole frame when its head came, so a part needs
 //! none.
 
-use super::{Connection, Event, Role};
+use super::{Connection, Event, Role, data::DataFrame};
 use crate::{
     error::{ConnectionError, Reason},
     frame::{DEFAULT_MAX_FRAME, HEAD, Head, PREFACE, flag, kind},
-    stream::Handle,
 };
 
 /// Where in the input's structure the next byte stands.
@@ -27,15 +26,6 @@ pub(super) enum Parse {
     Data(DataFrame),
     /// In a payload that nobody wants.
     Skip(usize),
-}
-
-/// What is still to come of a DATA frame.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DataFrame {
-    pub(super) at: Handle,
-    pub(super) left: usize,
-    pub(super) padding: usize,
-    pub(super) end_stream: bool,
 }
 
 impl Connection {
@@ -211,49 +201,6 @@ impl Connection {
         payload.clear();
         self.partial = payload;
         event
-    }
-
-    /// Hands on what there is of a DATA frame.
-    #[inline]
-    fn data<'a>(&mut self, mut frame: DataFrame, input: &mut &'a [u8]) -> Option<Event<'a>> {
-        let n = frame.left.min(input.len());
-        let (bytes, rest) = input.split_at(n);
-        frame.left -= n;
-        let padding = if frame.left == 0 {
-            frame.padding.min(rest.len())
-        } else {
-            0
-        };
-        frame.padding -= padding;
-        *input = &rest[padding..];
-        let done = frame.left + frame.padding == 0;
-        self.parse = if done {
-            Parse::Head
-        } else {
-            Parse::Data(frame)
-        };
-
-        let end_stream = done && frame.end_stream;
-        let Some(s) = self.streams.get_mut(frame.at) else {
-            // Reset since the frame began.
-            self.recv.give(n);
-            return None;
-        };
-        let (key, audible) = (s.key, s.audible());
-        if audible {
-            s.uncredited += n as u32;
-        } else {
-            self.drop_data(frame.at, n);
-        }
-        if end_stream {
-            self.remote_end(frame.at);
-        }
-        (audible && (end_stream || !bytes.is_empty())).then_some(Event::Data {
-            stream: frame.at.id,
-            key,
-            bytes,
-            end_stream,
-        })
     }
 
     /// Whether a stream id that isn't live was never used yet ("idle", RFC 9113 §5.1).

@@ -1,0 +1,232 @@
+//! How what the calls left becomes frames: whose turn it is, how much goes, in what shape.
+//!
+//! Data has to wait for a window, for the output limit, for streams whose turn comes first, or
+//! because it is small: small pieces wait for the end of the turn and become one DATA frame, since
+//! servers count small frames as an attack (h2 ends a connection over a hundred empty ones) and
+//! each costs nine bytes and a wake-up. Streams take turns of one frame, so that one that has much
+//! to send holds nobody up.
+
+use std::time::Instant;
+
+use super::{Connection, Sent};
+use crate::{
+    frame::{self, HEAD, flag, kind},
+    headers::Headers,
+    stream::{Handle, State},
+};
+
+impl Connection {
+    /// Frames all that may go: opens, queued data (fair between streams), window updates. Call
+    /// once at the end of a turn and after the socket took bytes; then write
+    /// [`output`](Self::output).
+    pub fn flush(&mut self, now: Instant) {
+        self.now = now;
+        if self.dead.is_some() {
+            return;
+        }
+        self.flush_updates();
+        self.flush_opens();
+        self.flush_queues();
+        if let Some(payload) = self.cancels.ping() {
+            frame::write_ping(self.out.frames(), payload, false);
+        }
+    }
+
+    /// What left the streams' queues for the output, one entry per call, in no order.
+    pub fn take_sent(&mut self) -> Option<Sent> {
+        self.sent.pop()
+    }
+
+    fn flush_updates(&mut self) {
+        if self.recv.due(self.config.receive_window()) {
+            frame::write_window_update(self.out.frames(), 0, self.recv.announce());
+        }
+        for i in 0..self.updates.len() {
+            let at = self.updates[i];
+            let Some(s) = self.streams.get_mut(at) else {
+                continue;
+            };
+            s.in_updates = false;
+            if !s.remote_ended() && s.doomed.is_none() {
+                frame::write_window_update(self.out.frames(), at.id, s.recv.announce());
+            }
+        }
+        self.updates.clear();
+    }
+
+    fn flush_opens(&mut self) {
+        while !self.opening.is_empty() {
+            let on_wire = self.streams.len() - self.opening.len();
+            if self.out.len() >= self.config.output_limit
+                || on_wire >= self.peer.max_concurrent_streams as usize
+            {
+                return;
+            }
+            let Some((at, head)) = self.opening.pop_front() else {
+                return;
+            };
+            let position = self.out.position();
+            let Some(s) = self.streams.get_mut(at) else {
+                continue;
+            };
+            let end = s.finished && s.queue.is_empty() && s.trailers.is_none();
+            s.state = State::Open;
+            s.head_sent = true;
+            s.headers_at = position;
+            self.write_block(at.id, &head, end);
+            self.recycle(head);
+            if end {
+                self.local_end(at);
+            } else if self.backlog {
+                self.make_ready(at);
+            } else {
+                // One turn at once, so that a small request's frames lie side by side.
+                self.pump(at, &[], 1, false);
+                self.wait_for_turn(at);
+            }
+        }
+    }
+
+    fn flush_queues(&mut self) {
+        while let Some(&at) = self.ready.front() {
+            if self.out.len() >= self.config.output_limit || self.send.available() == 0 {
+                break;
+            }
+            self.ready.pop_front();
+            let Some(s) = self.streams.get_mut(at) else {
+                continue;
+            };
+            s.in_ready = false;
+            self.pump(at, &[], 1, false);
+            self.wait_for_turn(at);
+        }
+        self.backlog = !self.ready.is_empty();
+    }
+
+    /// Queues the stream for another turn, if it has bytes that its own window allows.
+    fn wait_for_turn(&mut self, at: Handle) {
+        if self
+            .streams
+            .get(at)
+            .is_some_and(|s| !s.queue.is_empty() && s.send.available() > 0)
+        {
+            self.make_ready(at);
+        }
+    }
+
+    /// Frames the stream's queue, then `bytes`, in at most `frames` frames, as far as windows and
+    /// output allow; then the trailers that wait, if all has gone. `join`: a rest below
+    /// [`SMALL`] stays for the end of the turn, or for a full frame. Returns how many of `bytes` went.
+    pub(super) fn pump(&mut self, at: Handle, bytes: &[u8], frames: usize, join: bool) -> usize {
+        let Some(s) = self.streams.get_mut(at) else {
+            return 0;
+        };
+        let max_frame = self.peer.max_frame.min(SHARE);
+        let mut rest = bytes;
+        let mut from_queue = 0;
+        let mut ended = false;
+        for _ in 0..frames {
+            let have = s.queue.len() + rest.len();
+            let joins = join && rest.len() < SMALL && have < max_frame;
+            if have == 0 || joins || self.out.len() >= self.config.output_limit {
+                break;
+            }
+            let window = s.send.available().min(self.send.available());
+            let n = have.min(max_frame).min(window);
+            if n == 0 {
+                break;
+            }
+            ended = n == have && s.finished && s.trailers.is_none();
+            let flags = if ended { flag::END_STREAM } else { 0 };
+            let out = self.out.frames();
+            frame::write_head(out, n, kind::DATA, flags, at.id);
+            let queued = n.min(s.queue.len());
+            s.queue.pop(queued, out, &mut self.pool);
+            from_queue += queued;
+            let (now, later) = rest.split_at(n - queued);
+            out.extend_from_slice(now);
+            rest = later;
+            s.send.take(n);
+            self.send.take(n);
+            self.limits.data_sent(n);
+        }
+        let went = bytes.len() - rest.len();
+        self.queued -= from_queue;
+        if s.queue.is_empty() {
+            s.waits_since = None;
+        } else if from_queue > 0 {
+            s.waits_since = Some(self.now);
+        }
+        let (key, empty) = (s.key, s.queue.is_empty());
+        if ended {
+            self.local_end(at);
+        } else if empty && rest.is_empty() {
+            ended = self.send_waiting_trailers(at);
+        }
+        // What went at once is the caller's to know.
+        if from_queue > 0 || (ended && bytes.is_empty()) {
+            match self.sent.last_mut() {
+                Some(last) if last.stream == at.id => {
+                    last.bytes += from_queue;
+                    last.end_stream |= ended;
+                }
+                _ => self.sent.push(Sent {
+                    stream: at.id,
+                    key,
+                    bytes: from_queue,
+                    end_stream: ended,
+                }),
+            }
+        }
+        went
+    }
+
+    /// Whether there were any.
+    fn send_waiting_trailers(&mut self, at: Handle) -> bool {
+        let Some(trailers) = self.streams.get_mut(at).and_then(|s| s.trailers.take()) else {
+            return false;
+        };
+        self.write_block(at.id, &trailers, true);
+        self.recycle(*trailers);
+        self.local_end(at);
+        true
+    }
+
+    /// HEADERS, and CONTINUATION if the block is larger than a frame (RFC 9113 §4.3).
+    pub(super) fn write_block(&mut self, stream: u32, headers: &Headers, end_stream: bool) {
+        let max = self.peer.max_frame;
+        let out = self.out.frames();
+        let at = out.len();
+        let end = if end_stream { flag::END_STREAM } else { 0 };
+        frame::write_head(out, 0, kind::HEADERS, end | flag::END_HEADERS, stream);
+        self.encoder.encode(headers, out);
+        let len = out.len() - at - HEAD;
+        if len <= max {
+            frame::patch_len(out, at, len);
+            return;
+        }
+        // Rare: the block is cut, and what is beyond the first frame written again.
+        let rest = out.split_off(at + HEAD + max);
+        frame::patch_len(out, at, max);
+        out[at + FLAGS_AT] = end;
+        let mut parts = rest.chunks(max).peekable();
+        while let Some(part) = parts.next() {
+            let flags = if parts.peek().is_none() {
+                flag::END_HEADERS
+            } else {
+                0
+            };
+            frame::write_head(out, part.len(), kind::CONTINUATION, flags, stream);
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+/// Pieces of data below this wait for the end of the turn to be joined.
+const SMALL: usize = 1024;
+
+/// The most that one stream gets in a frame, and so in its turn, whatever frames the peer takes.
+const SHARE: usize = 64 * 1024;
+
+/// Where a frame's head has its flags (RFC 9113 §4.1).
+const FLAGS_AT: usize = 4;

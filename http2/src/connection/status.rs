@@ -1,0 +1,117 @@
+//! What an owner may ask of a connection: for deadlines, accounts and decisions that are its own.
+
+use std::time::Instant;
+
+use super::{Blocked, BlockedBy, Connection, OVERFULL};
+use crate::stream::{State, Stream};
+
+impl Connection {
+    /// Whether no stream is live. Streams whose reset waits don't count.
+    pub fn is_empty(&self) -> bool {
+        self.stream_count() == 0
+    }
+
+    /// The number of live streams.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len() - self.doomed
+    }
+
+    /// The owner's numbers of all live streams, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = u32> + '_ {
+        self.streams
+            .iter()
+            .filter(|s| s.doomed.is_none())
+            .map(|s| s.key)
+    }
+
+    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; `u32::MAX` if it named none.
+    pub fn peer_max_streams(&self) -> u32 {
+        self.peer.max_concurrent_streams
+    }
+
+    /// Whether a GOAWAY went either way: no new streams.
+    pub fn going_away(&self) -> bool {
+        self.dead.is_some() || self.peer_goaway.is_some() || self.our_goaway.is_some()
+    }
+
+    /// Whether the peer has ended its half of this stream. True for streams that are gone.
+    pub fn peer_closed(&self, stream: u32) -> bool {
+        self.streams.by_id(stream).is_none_or(Stream::remote_ended)
+    }
+
+    /// Whether our half of this stream has ended: END_STREAM is in the output. True for streams
+    /// that are gone.
+    pub fn send_closed(&self, stream: u32) -> bool {
+        self.streams
+            .by_id(stream)
+            .is_none_or(|s| s.state == State::HalfClosedLocal)
+    }
+
+    /// Whether any byte of our HEADERS of this stream left through [`consume`](Self::consume).
+    /// True for streams that are gone.
+    pub fn headers_left(&self, stream: u32) -> bool {
+        self.streams
+            .by_id(stream)
+            .is_none_or(|s| s.headers_at < self.out.left())
+    }
+
+    /// Bytes of this stream that are held back.
+    pub fn queued(&self, stream: u32) -> usize {
+        self.streams.by_id(stream).map_or(0, |s| s.queue.len())
+    }
+
+    /// Bytes held back in the streams' queues.
+    pub fn pending_bytes(&self) -> usize {
+        self.queued
+    }
+
+    /// Since when this stream's queued bytes wait for a window or the output.
+    pub fn blocked(&self, stream: u32) -> Option<Instant> {
+        self.streams.by_id(stream)?.waits_since
+    }
+
+    /// All streams whose queued bytes wait, in no order.
+    pub fn blocked_streams(&self) -> impl Iterator<Item = Blocked> + '_ {
+        self.streams.iter().filter_map(|s| {
+            let by = if s.send.available() == 0 {
+                BlockedBy::StreamWindow
+            } else if self.send.available() == 0 {
+                BlockedBy::ConnectionWindow
+            } else {
+                BlockedBy::Output
+            };
+            Some(Blocked {
+                stream: s.id,
+                key: s.key,
+                since: s.waits_since?,
+                by,
+            })
+        })
+    }
+
+    /// The stream whose queued bytes have waited longest, if any has waited at all by `now`.
+    pub fn oldest_blocked(&self, now: Instant) -> Option<Blocked> {
+        if self.queued == 0 {
+            return None;
+        }
+        self.blocked_streams()
+            .filter(|b| b.since < now)
+            .min_by_key(|b| b.since)
+    }
+
+    /// Since when our SETTINGS wait for their acknowledgement.
+    pub fn settings_unacked_since(&self) -> Option<Instant> {
+        self.settings_since
+    }
+
+    /// Since when a header block is incomplete.
+    pub fn header_block_since(&self) -> Option<Instant> {
+        self.header_since
+    }
+
+    /// Whether the output is so full of heads, trailers and answers that the owner should read no
+    /// more input until the socket has taken some: data alone never gets there.
+    pub fn overfull(&self) -> bool {
+        self.out.len() >= self.config.output_limit + OVERFULL
+    }
+}
