@@ -161,6 +161,7 @@ impl Core {
         self.latch(now);
         self.publish();
         self.report();
+        self.announce(now);
 
         let wake = self.next_wake(now);
         tokio::select! {
@@ -242,15 +243,20 @@ impl Core {
         }
     }
 
-    /// Takes note, once each, that the first answers are there and that the first checks have ended.
+    /// Takes note, once, that the first checks have ended.
     fn latch(&mut self, now: Instant) {
+        let patience_over = now >= self.started + PATIENCE;
+        self.warmed_up |= patience_over || self.clusters.iter().all(|c| c.state.warmed_up());
+    }
+
+    /// Tells, once, that the first answers are there; after they were published and reported.
+    fn announce(&self, now: Instant) {
         let patience_over = now >= self.started + PATIENCE;
         if !*self.first_answered.borrow()
             && (patience_over || self.clusters.iter().all(|c| c.state.answered()))
         {
             self.first_answered.send_replace(true);
         }
-        self.warmed_up |= patience_over || self.clusters.iter().all(|c| c.state.warmed_up());
     }
 
     fn publish(&mut self) {

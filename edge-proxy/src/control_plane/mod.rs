@@ -1,10 +1,10 @@
 //! What changes over time; never on the request path.
 //!
 //! One thread, `control`, with one current-thread runtime, so that a busy data path can't starve health checks, probes
-//! and metrics, and the other way round. On it runs one loop ([`core`]) that owns all state: it starts look-ups and
-//! checks when they are due, applies what they report to pure machines ([`discovery`], [`health`]), and after each
+//! and metrics, and the other way round. On it runs one loop (`core.rs`) that owns all state: it starts look-ups and
+//! checks when they are due, applies what they report to pure machines (`discovery`, `health`), and after each
 //! event publishes a whole new [`Snapshot`](crate::snapshot::Snapshot) downwards and a whole new
-//! [`Report`](status::Report) for operators ([`assemble`]). [`certs`] and `config/reload.rs` watch files. The admin pages and probes are served on the same runtime; the
+//! [`Report`](status::Report) for operators (`assemble.rs`). `certs` and `config/reload.rs` watch files. The admin pages and probes are served on the same runtime; the
 //! integrator spawns them there ([`ControlPlane::runtime`]).
 
 /// The configuration: as written, as validated, reloaded.
@@ -30,7 +30,7 @@ mod supervise;
 #[cfg(test)]
 mod tests;
 
-use std::{io, path::PathBuf, sync::Arc, thread};
+use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -121,7 +121,11 @@ impl ControlPlane {
         let (core, reader, status) = Core::new(config, source, certificate, wires);
         let thread = thread::Builder::new()
             .name("control".into())
-            .spawn(move || runtime.block_on(core.run()))
+            .spawn(move || {
+                runtime.block_on(core.run());
+                // A read that hangs on its file system must not keep the process.
+                runtime.shutdown_timeout(Duration::from_secs(1));
+            })
             .map_err(SpawnError::Thread)?;
         Ok(Self {
             handle: ControlHandle {

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Config, ConfigErrors, restart_needed};
+use super::{Config, ConfigErrors, Loaded, Problem, restart_needed};
 use crate::control_plane::{
     certs::{Identities, Pair, PairError},
     cluster::ClusterState,
@@ -34,6 +34,8 @@ pub(in crate::control_plane) struct Candidate {
     pub(in crate::control_plane) config: Config,
     /// The pair of its files, if they aren't those in force.
     pub(in crate::control_plane) pair: Option<Pair>,
+    /// What to look at all the same.
+    pub(in crate::control_plane) warnings: Vec<Problem>,
 }
 
 /// Why a file changes nothing.
@@ -104,7 +106,9 @@ fn judge(
     current: &Config,
     identities: &Identities,
 ) -> Result<Box<Candidate>, Refusal> {
-    let config = Config::parse(text, path)?.config;
+    let Loaded {
+        config, warnings, ..
+    } = Config::parse(text, path)?;
     let keys = restart_needed(current, &config);
     if !keys.is_empty() {
         return Err(Refusal::NeedsRestart {
@@ -119,7 +123,11 @@ fn judge(
         let now = (now_ms() / 1000) as i64;
         Some(identities.read_pair(&config.certificate_chain, &config.private_key, now)?)
     };
-    Ok(Box::new(Candidate { config, pair }))
+    Ok(Box::new(Candidate {
+        config,
+        pair,
+        warnings,
+    }))
 }
 
 impl Plan {
@@ -132,7 +140,7 @@ impl Plan {
         in_force: impl Iterator<Item = &'a ClusterState> + Clone,
         now: Instant,
     ) -> Self {
-        let Candidate { config, pair } = candidate;
+        let Candidate { config, pair, .. } = candidate;
         let clusters = config
             .clusters
             .iter()

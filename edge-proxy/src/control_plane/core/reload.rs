@@ -200,6 +200,9 @@ impl Core {
     }
 
     fn plan(&mut self, candidate: Candidate, readers: Vec<Waiter>, now: Instant) {
+        for warning in &candidate.warnings {
+            tracing::warn!("{warning}");
+        }
         // A plan that is on its way is given up for the newer one; who waits for it waits for that.
         self.reloads.planners.extend(readers);
         let in_force = self.clusters.iter().map(|cluster| &cluster.state);

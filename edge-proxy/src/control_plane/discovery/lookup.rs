@@ -217,6 +217,8 @@ const WHOLE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::{
         super::script::{NameServer, Reply},
         *,
@@ -324,6 +326,32 @@ mod tests {
                 .await;
             assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
             assert!(lookup.error.is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_again_is_heard_again() {
+        let said = Arc::new(Mutex::new(Reply::Silence));
+        let says = said.clone();
+        let server = NameServer::start(move |_, _| says.lock().unwrap().clone()).await;
+        let resolver = impatient(server.address);
+        for broken in [
+            Reply::Silence,
+            Reply::Garbage,
+            Reply::Code(ResponseCode::ServFail),
+        ] {
+            *said.lock().unwrap() = broken;
+            for _ in 0..3 {
+                let lookup = resolver
+                    .look_up(&target("echo.example."), LookupFamily::V4Only)
+                    .await;
+                assert_eq!(lookup.answer, Answer::Failed);
+            }
+            *said.lock().unwrap() = Reply::Addresses(vec![address("10.0.0.1")]);
+            let lookup = resolver
+                .look_up(&target("echo.example."), LookupFamily::V4Only)
+                .await;
+            assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
         }
     }
 

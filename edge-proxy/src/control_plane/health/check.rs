@@ -33,6 +33,14 @@ pub(crate) struct Checker {
     channel: Mutex<Option<Channel>>,
 }
 
+/// What came of asking once.
+#[derive(Debug)]
+struct Answer {
+    outcome: Outcome,
+    /// The connection ended as HTTP/2 lets it, the backend has done nothing: worth a new connection.
+    again: bool,
+}
+
 impl Checker {
     /// For `endpoint`, as `spec` says. Opens nothing yet.
     ///
@@ -57,9 +65,11 @@ impl Checker {
     /// Asks once. Ends within the check's timeout.
     pub(crate) async fn check(&self) -> Outcome {
         let asked = tokio::time::timeout(self.timeout, async {
-            match self.ask().await {
-                Outcome::GoAway => self.ask().await,
-                outcome => outcome,
+            let first = self.ask().await;
+            if first.again {
+                self.ask().await.outcome
+            } else {
+                first.outcome
             }
         });
         let outcome = asked.await.unwrap_or(Outcome::TimedOut(self.timeout));
@@ -72,45 +82,51 @@ impl Checker {
         outcome
     }
 
-    async fn ask(&self) -> Outcome {
+    async fn ask(&self) -> Answer {
         let mut request = Request::new(HealthCheckRequest {
             service: self.service.clone(),
         });
         // tonic writes it as grpc-timeout and keeps to it, too.
         request.set_timeout(self.timeout);
-        let outcome = match HealthClient::new(self.channel()).check(request).await {
-            Ok(response) => match response.get_ref().status() {
+        let answer = match HealthClient::new(self.channel()).check(request).await {
+            Ok(response) => Answer::from(match response.get_ref().status() {
                 ServingStatus::Serving => Outcome::Serving,
                 other => Outcome::NotServing(other.as_str_name().to_owned()),
-            },
+            }),
             Err(status) => self.judge(&status),
         };
-        if outcome == Outcome::GoAway {
+        if answer.again {
             self.hang_up();
         }
-        outcome
+        answer
     }
 
     /// tonic gives one type for what was received and for what went wrong on the way; only the latter has a source.
-    fn judge(&self, status: &Status) -> Outcome {
+    fn judge(&self, status: &Status) -> Answer {
         let Some(source) = status.source() else {
-            return match status.code() {
+            return Answer::from(match status.code() {
                 // Every check carries our deadline: a backend that says so ran into it.
                 Code::DeadlineExceeded | Code::Cancelled => Outcome::TimedOut(self.timeout),
                 code => Outcome::Status {
                     code: code as i32,
                     text: format!("{code:?}: {}", cut(status.message())),
                 },
-            };
+            });
         };
         if causes(source).any(is_time_out) {
-            return Outcome::TimedOut(self.timeout);
+            return Answer::from(Outcome::TimedOut(self.timeout));
         }
-        if causes(source).any(is_graceful) {
-            return Outcome::GoAway;
+        if causes(source).any(|cause| cause.to_string().starts_with(GOAWAY_NO_ERROR)) {
+            return Answer {
+                outcome: Outcome::GoAway,
+                again: true,
+            };
         }
         let deepest = causes(source).last().unwrap_or(source);
-        Outcome::Connection(cut(&deepest.to_string()))
+        Answer {
+            outcome: Outcome::Connection(cut(&deepest.to_string())),
+            again: causes(source).any(is_unsent),
+        }
     }
 
     /// The lasting connection, or one that opens when it is used.
@@ -127,6 +143,15 @@ impl Checker {
     fn slot(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
         // The slot is whole whatever panicked: it is only ever replaced.
         self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl From<Outcome> for Answer {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            again: false,
+        }
     }
 }
 
@@ -147,13 +172,11 @@ fn is_time_out(cause: &(dyn Error + 'static)) -> bool {
             .is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
 }
 
-/// The connection ended as HTTP/2 lets it: the request wasn't processed.
-fn is_graceful(cause: &(dyn Error + 'static)) -> bool {
-    // The connection was gone before the request was written.
+/// The connection was gone before the request was written.
+fn is_unsent(cause: &(dyn Error + 'static)) -> bool {
     cause
         .downcast_ref::<hyper::Error>()
         .is_some_and(hyper::Error::is_canceled)
-        || cause.to_string().starts_with(GOAWAY_NO_ERROR)
 }
 
 /// A backend's text is shown to operators, not trusted to be short.
@@ -347,6 +370,17 @@ mod tests {
         assert_eq!(backend.requests().len(), 3);
         // One that never does anything else says nothing about its health, and isn't asked for ever.
         assert_eq!(outcome(Reply::GoAway(0)).await, Outcome::GoAway);
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_up_on_every_connection_fails() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        for _ in 0..20 {
+            let outcome = checker(address, LONG).check().await;
+            assert!(matches!(outcome, Outcome::Connection(_)), "{outcome:?}");
+        }
     }
 
     #[test]
