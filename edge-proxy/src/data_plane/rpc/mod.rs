@@ -81,6 +81,9 @@ pub(crate) struct Rpc {
 
 /// Where an RPC is; the drawing is at the module's head.
 enum State {
+    /// For the request's end; then the route's own answer goes out. A client that hasn't ended its request may still
+    /// break it, and is told so only while the stream is open.
+    Answering(u16, Arc<str>),
     /// For a connection to this endpoint.
     Waiting(Arc<EndpointShared>),
     /// The request goes to this stream; no head of a response yet.
@@ -181,12 +184,16 @@ pub(crate) fn request_data(
     end_stream: bool,
     now: Instant,
 ) {
-    step(worker, key, |rpc| rpc.request_data(bytes, end_stream, now));
+    step(worker, key, |rpc| {
+        rpc.request_data(worker, bytes, end_stream, now)
+    });
 }
 
 /// Trailers of the request.
 pub(crate) fn request_trailers(worker: &Rc<Worker>, key: Key, headers: Headers, now: Instant) {
-    step(worker, key, |rpc| rpc.request_trailers(headers, now));
+    step(worker, key, |rpc| {
+        rpc.request_trailers(worker, headers, now)
+    });
 }
 
 /// Queued DATA of the request was framed.
@@ -397,10 +404,8 @@ impl Rpc {
         match &route.action {
             RouteAction::DirectResponse { status, body } => {
                 self.record.routed(worker, route, None, path);
-                let form = self.form;
-                self.answer(worker, now, |context| {
-                    answer::direct_response(*status, body, form, context)
-                })
+                self.state = State::Answering(*status, body.clone());
+                self.answer_if_ended(worker, now)
             }
             RouteAction::Cluster { cluster, .. } => {
                 let Some(cluster) = snapshot.cluster(*cluster) else {
@@ -412,6 +417,17 @@ impl Rpc {
                 self.attempt(worker, key, now)
             }
         }
+    }
+
+    /// The route's own answer, when the request has ended.
+    fn answer_if_ended(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
+        let (State::Answering(status, body), Some(_)) = (&self.state, self.request_ended) else {
+            return Step::On;
+        };
+        let (status, body, form) = (*status, body.clone(), self.form);
+        self.answer(worker, now, |context| {
+            answer::direct_response(status, &body, form, context)
+        })
     }
 
     /// The earlier of the route's time and the client's, the client's capped by the route.
@@ -515,7 +531,13 @@ impl Rpc {
         Step::On
     }
 
-    fn request_data(&mut self, bytes: &[u8], end_stream: bool, now: Instant) -> Step {
+    fn request_data(
+        &mut self,
+        worker: &Rc<Worker>,
+        bytes: &[u8],
+        end_stream: bool,
+        now: Instant,
+    ) -> Step {
         self.active = now;
         self.record.bytes_in += bytes.len() as u64;
         if end_stream {
@@ -538,11 +560,20 @@ impl Rpc {
             }
             // The response is there, the rest of the request is of no interest; its sender isn't to be held up.
             State::Flushing(_) => self.client.credit(bytes.len()),
+            State::Answering(..) => {
+                self.client.credit(bytes.len());
+                return self.answer_if_ended(worker, now);
+            }
         }
         Step::On
     }
 
-    fn request_trailers(&mut self, mut headers: Headers, now: Instant) -> Step {
+    fn request_trailers(
+        &mut self,
+        worker: &Rc<Worker>,
+        mut headers: Headers,
+        now: Instant,
+    ) -> Step {
         self.active = now;
         self.request_ended = Some(now);
         filters::request::trailers(&mut headers);
@@ -550,7 +581,7 @@ impl Rpc {
             attempt.upstream.send_trailers(attempt.stream, &headers);
         }
         self.trailers = Some(headers);
-        Step::On
+        self.answer_if_ended(worker, now)
     }
 
     /// `bytes` more of the request were framed in this attempt: the client gets credit, once.
@@ -687,7 +718,7 @@ impl Rpc {
                 now,
             ),
             State::Relaying(_) => self.fail(worker, key, Failure::ResetAfterHeaders(cause), now),
-            State::Waiting(_) | State::Flushing(_) => Step::On,
+            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => Step::On,
         }
     }
 
@@ -811,7 +842,7 @@ impl Rpc {
                 attempt.upstream.reset(attempt.stream, Reason::CANCEL);
                 attempt.leave(unjudged);
             }
-            State::Flushing(_) => {}
+            State::Answering(..) | State::Flushing(_) => {}
         }
     }
 
