@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// The probes' listener.
+// The probes' listener.
 pub mod probes;
 
 mod actions;

@@ -190,6 +190,7 @@ function createCluster(cluster, onPage) {
   scroll.tabIndex = 0;
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", "Endpoints of " + cluster.name);
+  box.wanted = null;
   box.open = onPage <= FOLD || cluster.endpoints.some((e) => e.health !== "healthy");
   return box;
 }
@@ -220,9 +221,13 @@ function drawCluster(box, cluster, now) {
   const order = { unhealthy: 0, unknown: 1, healthy: 2 };
   const shown = cluster.endpoints.filter(matches)
     .map((e, i) => [e, i]).sort(([a, i], [b, j]) => order[a.health] - order[b.health] || i - j).map(([e]) => e);
+  // While a filter is on, the boxes with matches are open; then all are as they were.
   const wanted = filtering() ? shown.length > 0 : null;
-  if (wanted !== null && wanted !== box.open && box.filtered !== wanted) box.open = wanted;
-  box.filtered = wanted;
+  if (wanted !== box.wanted) {
+    if (box.wanted == null) box.unfiltered = box.open;
+    box.open = wanted ?? box.unfiltered;
+    box.wanted = wanted;
+  }
   keyed(box.querySelector("tbody"), shown, (e) => e.address, createRow, (row, e) => drawRow(row, e, cluster, now));
   box.querySelector(".scroll").classList.toggle("hidden", shown.length === 0);
   const nothing = box.querySelector(".nothing");

@@ -3,10 +3,11 @@
 //! Each worker formats its lines straight into a buffer of its own ([`Writer`]); one thread empties
 //! the buffers, at most every 50 ms, and writes them out. So an RPC costs its formatting and an
 //! uncontended lock, no system call: the thread sleeps out its pause whatever comes in, and only when
-//! it parked (after a pause without a line), or when a buffer gets half full, does a worker wake it.
+//! it parked (after a pause without a line), or when a buffer is filling (`FILLING`), does a worker
+//! wake it.
 //!
-//! When the output blocks, that thread blocks alone: the buffers fill to [`BUFFER`], then lines are
-//! dropped and counted. No RPC ever waits for the log.
+//! When the output blocks, that thread blocks alone: the buffers fill to 1 MiB each (`BUFFER`), then
+//! lines are dropped and counted. No RPC ever waits for the log.
 //!
 //! What a client sends is escaped, and cut to 256 bytes, in `format.rs`: a line is always one line,
 //! and valid JSON.
@@ -235,7 +236,7 @@ impl Writer {
         let Some((shared, buffer)) = &self.0 else {
             return;
         };
-        let half_full = {
+        let filling = {
             let mut lines = lock(&buffer.0);
             let Lines { bytes, formatter } = &mut *lines;
             let start = bytes.len();
@@ -247,12 +248,12 @@ impl Writer {
                 shared.dropped.inc();
                 return;
             }
-            start < BUFFER / 2 && bytes.len() >= BUFFER / 2
+            start < FILLING && bytes.len() >= FILLING
         };
         // Either the thread saw this line after it said that it parks, or we see here that it did:
         // both hold the buffer's lock in between.
         let parked = shared.parked.load(Ordering::Acquire);
-        if half_full || parked && shared.parked.swap(false, Ordering::AcqRel) {
+        if filling || parked && shared.parked.swap(false, Ordering::AcqRel) {
             shared.wake();
         }
     }
@@ -290,7 +291,7 @@ fn run(shared: &Shared, mut output: Output) {
     }
 }
 
-/// Lets lines gather; ends early for a half-full buffer and for the end.
+/// Lets lines gather; ends early for a filling buffer and for the end.
 fn pause(shared: &Shared) {
     let start = Instant::now();
     while !shared.stop.load(Ordering::Acquire) {
@@ -301,8 +302,8 @@ fn pause(shared: &Shared) {
             return;
         };
         thread::park_timeout(rest);
-        let half_full = |buffer: &Arc<Buffer>| lock(&buffer.0).bytes.len() >= BUFFER / 2;
-        if lock(&shared.buffers).iter().any(half_full) || shared.reopen.load(Ordering::Acquire) {
+        let filling = |buffer: &Arc<Buffer>| lock(&buffer.0).bytes.len() >= FILLING;
+        if lock(&shared.buffers).iter().any(filling) || shared.reopen.load(Ordering::Acquire) {
             return;
         }
     }
@@ -327,9 +328,11 @@ fn write_out(shared: &Shared, output: &mut Output, lines: &mut Vec<u8>) -> bool 
     wrote
 }
 
-/// Bytes of lines that a worker may have waiting: 50 ms of some 60 000 RPCs a second, and more when
-/// it is emptied at half.
+/// Bytes of lines that a worker may have waiting.
 const BUFFER: usize = 1 << 20;
+/// From here on the thread is woken, whatever its pause: at 300 000 RPCs a second it then has 6 ms
+/// until the buffer is full, time enough to get a processor.
+const FILLING: usize = BUFFER / 4;
 /// Between two looks at the buffers.
 const PAUSE: Duration = Duration::from_millis(50);
 
