@@ -3,10 +3,10 @@
 //! `h2` judges every frame that we send, and ends the connection or the stream over a wrong one;
 //! we judge that every body comes back as it went.
 
-use std::{future::poll_fn, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use bytes::Bytes;
-use http2::{Config, Connection, Role};
+use http2::{Config, Connection, Event, Role};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::owners::{Caller, Echo, Owner, Plan, body, path, plan};
+use crate::support::list;
 
 /// Drives one engine over `io` until its owner is done or the peer hangs up.
 async fn drive<O: Owner>(role: Role, config: Config, io: DuplexStream, owner: &mut O, seed: u64) {
@@ -304,6 +305,86 @@ async fn our_client(seed: u64) -> usize {
     drive(Role::Client, config, ours, &mut caller, seed + 1).await;
     assert!(server.await.unwrap() > 0);
     caller.whole
+}
+
+/// Opens streams and cancels each in the next turn, then makes one call to its end.
+#[derive(Default)]
+struct Canceller {
+    cancelled: usize,
+    open: Option<u32>,
+    answered: bool,
+}
+
+impl Canceller {
+    const CANCELS: usize = 95;
+}
+
+impl Owner for Canceller {
+    fn event(&mut self, _: &mut Connection, event: Event<'_>, _: std::time::Instant) {
+        match event {
+            Event::Headers { .. } | Event::Settings { .. } => {}
+            Event::Trailers { stream, .. } => self.answered |= self.open == Some(stream),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn turn(&mut self, engine: &mut Connection, now: std::time::Instant) {
+        match self.open {
+            Some(stream) if self.cancelled < Self::CANCELS => {
+                engine.reset(stream, http2::Reason::CANCEL);
+                self.cancelled += 1;
+                self.open = None;
+            }
+            None if engine.can_open() => {
+                let head = list(&[(":method", "POST"), (":scheme", "http"), (":path", "/")]);
+                self.open = engine.open(head, self.cancelled == Self::CANCELS, 0).ok();
+            }
+            _ => {}
+        }
+        engine.flush(now);
+    }
+
+    fn done(&self, engine: &Connection) -> bool {
+        self.answered && engine.is_empty()
+    }
+}
+
+/// A backend that stands still, as in a long collection of garbage, then reads all at once what
+/// was cancelled meanwhile: `h2` would end the connection at the 21st reset of a stream that it
+/// hasn't accepted.
+async fn stalled_server(seed: u64) -> usize {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    tokio::spawn(async move {
+        let mut connection = h2::server::handshake(theirs).await.unwrap();
+        let mut open = true;
+        while open {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            // As hyper does it: accept until there is nothing more to read.
+            open = poll_fn(|cx| {
+                loop {
+                    match connection.poll_accept(cx) {
+                        Poll::Ready(Some(next)) => {
+                            let (request, respond) =
+                                next.unwrap_or_else(|e| panic!("seed {seed}: {e:?}"));
+                            let rng = StdRng::seed_from_u64(seed);
+                            tokio::spawn(echo(request, respond, rng));
+                        }
+                        Poll::Ready(None) => return Poll::Ready(false),
+                        Poll::Pending => return Poll::Ready(true),
+                    }
+                }
+            })
+            .await;
+        }
+    });
+    let mut owner = Canceller::default();
+    drive(Role::Client, Config::default(), ours, &mut owner, seed).await;
+    owner.cancelled
+}
+
+#[test]
+fn cancels_at_a_stalled_server_leave_its_connection_whole() {
+    assert_eq!(run(0..5, stalled_server), 5 * Canceller::CANCELS);
 }
 
 /// Time is paused: it moves on only when everything waits, so a stall shows at once.
