@@ -321,3 +321,32 @@ fn what_is_still_queued_can_be_taken_back() {
     );
     assert!(s.engine.send_closed(1) && !s.engine.unqueue(1, 0));
 }
+
+#[test]
+fn output_that_nobody_takes_is_told() {
+    let mut s = Script::server(Config {
+        output_limit: 1000,
+        ..Config::default()
+    });
+    let mut n = 0;
+    while !s.engine.overfull() {
+        let stream = 2 * n + 1;
+        s.requested(stream, true);
+        s.engine.send_headers(
+            stream,
+            &list(&[(":status", "200"), ("x", &"~".repeat(500))]),
+            true,
+        );
+        n += 1;
+        assert!(n < 1_000_000);
+    }
+    assert!(s.engine.output().len() > 64 * 1024);
+    s.sent();
+    assert!(!s.engine.overfull());
+    // Data alone stays below.
+    s.requested(2 * n + 1, true);
+    s.engine.send_headers(2 * n + 1, &response(), false);
+    s.engine.send_data(2 * n + 1, &[0; 65_000], true, s.now);
+    s.engine.flush(s.now);
+    assert!(!s.engine.overfull() && s.engine.pending_bytes() > 0);
+}
