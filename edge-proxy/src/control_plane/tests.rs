@@ -1,11 +1,16 @@
-//! The control plane as a whole: its thread, a name server's answers aside.
+//! The control plane as a whole: its thread, its sockets, its files.
 
 use std::{fs, path::Path, sync::Arc};
 
 use rcgen::{CertificateParams, KeyPair};
 
-use super::{ControlPlane, PairFault, SpawnError, config::Config};
-use crate::snapshot::Hints;
+use super::{
+    ControlPlane, PairFault, SpawnError,
+    config::Config,
+    discovery::script::{self as names, NameServer},
+    health::script::{self as backends, Backend},
+};
+use crate::snapshot::{Health, Hints};
 
 fn config(directory: &Path) -> Config {
     let text = format!(
@@ -61,6 +66,37 @@ async fn it_starts_is_ready_serves_others_and_stops() {
     assert!(!reader.changed().await, "nothing is published any more");
     handle.set_serving(true).await;
     assert!(handle.reload().await.is_err());
+}
+
+#[tokio::test]
+async fn names_are_looked_up_and_what_they_name_is_checked() {
+    let backend = Backend::start(|_| backends::Reply::Health(1)).await;
+    let address = backend.address;
+    let server = NameServer::start(move |_, _| names::Reply::Addresses(vec![address.ip()])).await;
+    let directory = tempfile::tempdir().unwrap();
+    let text = format!(
+        "dns: {{ nameservers: [\"{}\"] }}\n\
+         listener:\n  address: 127.0.0.1:8443\n  tls: {{ certificate_chain: {1}/tls.crt, private_key: {1}/tls.key }}\n\
+         routes: [{{ prefix: /, cluster: echo }}]\n\
+         clusters: [{{ name: echo, endpoints: [\"echo.example.:{2}\"], dns_lookup_family: v4_only, health_check: {{ service: api.Echo }} }}]\n",
+        server.address,
+        directory.path().display(),
+        address.port(),
+    );
+    let config = Config::parse(&text, Path::new("test.yaml")).unwrap().config;
+    let control = ControlPlane::spawn(config, None, Arc::new(Hints::default())).unwrap();
+    control.handle().first_answers().await;
+    let mut reader = control.reader();
+    while reader.load().clusters[0].eligible.is_empty() {
+        assert!(reader.changed().await);
+    }
+    let endpoint = reader.load().clusters[0].eligible[0].clone();
+    assert_eq!(
+        (endpoint.shared.address, &endpoint.health),
+        (address, &Health::Healthy)
+    );
+    assert_eq!(server.asked(), 1);
+    assert_eq!(backend.requests().len(), 1);
 }
 
 #[tokio::test]

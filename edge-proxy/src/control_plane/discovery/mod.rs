@@ -7,7 +7,7 @@
 mod lookup;
 mod membership;
 #[cfg(test)]
-mod script;
+pub(super) mod script;
 
 pub(super) use self::{
     lookup::{Lookup, Resolver},

@@ -19,7 +19,7 @@ use tokio::net::UdpSocket;
 
 /// What happens to one question.
 #[derive(Clone, Debug)]
-pub(super) enum Reply {
+pub(in crate::control_plane) enum Reply {
     /// The addresses of the asked type, all of them under the asked name.
     Addresses(Vec<IpAddr>),
     /// An alias, and the addresses of that.
@@ -34,14 +34,16 @@ pub(super) enum Reply {
 
 /// The running name server; it ends with the test's runtime.
 #[derive(Debug)]
-pub(super) struct NameServer {
-    pub(super) address: SocketAddr,
+pub(in crate::control_plane) struct NameServer {
+    pub(in crate::control_plane) address: SocketAddr,
     asked: Arc<AtomicUsize>,
 }
 
 impl NameServer {
     /// Answers each question as `reply` says.
-    pub(super) async fn start(reply: impl Fn(&str, RecordType) -> Reply + Send + 'static) -> Self {
+    pub(in crate::control_plane) async fn start(
+        reply: impl Fn(&str, RecordType) -> Reply + Send + 'static,
+    ) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let server = Self {
             address: socket.local_addr().unwrap(),
@@ -64,7 +66,7 @@ impl NameServer {
     }
 
     /// Questions so far.
-    pub(super) fn asked(&self) -> usize {
+    pub(in crate::control_plane) fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
 }

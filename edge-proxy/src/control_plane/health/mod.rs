@@ -3,7 +3,7 @@
 mod check;
 mod machine;
 #[cfg(test)]
-mod script;
+pub(super) mod script;
 
 pub(super) use self::{
     check::Checker,

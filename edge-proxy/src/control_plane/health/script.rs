@@ -17,7 +17,7 @@ use tokio::{
 
 /// What happens to one request.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Reply {
+pub(in crate::control_plane) enum Reply {
     /// Status 0 and this serving status: 1 is SERVING, 2 NOT_SERVING.
     Health(u8),
     /// A trailers-only response with this grpc-status.
@@ -38,24 +38,26 @@ pub(super) enum Reply {
 
 /// The running backend; it ends with the test's runtime.
 #[derive(Debug)]
-pub(super) struct Backend {
-    pub(super) address: SocketAddr,
+pub(in crate::control_plane) struct Backend {
+    pub(in crate::control_plane) address: SocketAddr,
     connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 /// A request as the backend saw it.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) path: String,
-    pub(super) user_agent: String,
-    pub(super) grpc_timeout: String,
-    pub(super) body: Vec<u8>,
+pub(in crate::control_plane) struct Request {
+    pub(in crate::control_plane) path: String,
+    pub(in crate::control_plane) user_agent: String,
+    pub(in crate::control_plane) grpc_timeout: String,
+    pub(in crate::control_plane) body: Vec<u8>,
 }
 
 impl Backend {
     /// Answers request `n` (from 0, over all connections) as `reply(n)` says.
-    pub(super) async fn start(reply: impl Fn(usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub(in crate::control_plane) async fn start(
+        reply: impl Fn(usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let backend = Self {
             address: listener.local_addr().unwrap(),
@@ -74,12 +76,12 @@ impl Backend {
     }
 
     /// Connections accepted so far.
-    pub(super) fn connections(&self) -> usize {
+    pub(in crate::control_plane) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
     /// Requests so far.
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(in crate::control_plane) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }
