@@ -35,6 +35,13 @@ use crate::{
     telemetry::metrics::{self, HandshakeResult, Limit, ResetCause},
 };
 
+/// A client's connection, as a drain reaches it.
+#[derive(Clone)]
+pub(crate) enum ClientConnection {
+    Http1(Rc<http1::Connection>),
+    Http2(Rc<Downstream>),
+}
+
 /// A client's HTTP/2 connection.
 pub(crate) struct Downstream {
     link: Link,
@@ -194,13 +201,24 @@ async fn http2(worker: &Rc<Worker>, tls: Tls, early: &[u8], client: Client) {
         policy,
     });
     let id = worker.next_client();
-    worker.clients.borrow_mut().insert(id, connection.clone());
+    let entry = ClientConnection::Http2(connection.clone());
+    worker.clients.borrow_mut().insert(id, entry);
     connection.follow(worker.phase.get(), now);
     let mut transport = Transport::Tls(Box::new(tls));
     let end = wire::run(&connection, worker, &mut transport, early).await;
     worker.clients.borrow_mut().remove(&id);
     connection.ended(worker, end);
     drop(ticket);
+}
+
+impl ClientConnection {
+    /// The process wants something else of its connections.
+    pub(crate) fn follow(&self, phase: Phase, now: Instant) {
+        match self {
+            Self::Http1(connection) => connection.follow(phase, now),
+            Self::Http2(connection) => connection.follow(phase, now),
+        }
+    }
 }
 
 impl Downstream {

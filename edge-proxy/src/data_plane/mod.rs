@@ -46,3 +46,7 @@ pub mod upstream;
 pub mod date;
 /// Where gRPC messages begin and end in a leg's DATA.
 pub mod message;
+
+/// A worker, a backend and a client's socket for the tests of these modules.
+#[cfg(test)]
+mod testing;

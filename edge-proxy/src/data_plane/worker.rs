@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     access_log::Writer,
     date::DateCache,
-    downstream::{self, Downstream},
+    downstream::{self, ClientConnection},
     filters::Filters,
     listener::Accepted,
     rpc::{self, Key, Table},
@@ -69,7 +69,7 @@ pub(crate) struct Worker {
     /// The `date` header.
     pub(crate) date: RefCell<DateCache>,
     /// Connections to clients, so that a drain reaches all of them.
-    pub(crate) clients: RefCell<HashMap<u64, Rc<Downstream>, foldhash::fast::FixedState>>,
+    pub(crate) clients: RefCell<HashMap<u64, ClientConnection, foldhash::fast::FixedState>>,
     /// What the process wants.
     pub(crate) phase: Cell<Phase>,
     load: Arc<Load>,
@@ -164,29 +164,13 @@ pub(crate) fn spawn(parts: Parts) -> std::io::Result<Handle> {
 }
 
 async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
-    let now = Instant::now();
-    let worker = Rc::new(Worker {
-        snapshot: RefCell::new(parts.reader.load()),
-        rpcs: RefCell::default(),
-        pool: Pool::default(),
-        timers: Timers::default(),
-        scratch: RefCell::new(vec![0; READ_AT_ONCE].into_boxed_slice()),
-        shard: parts.shard,
-        log: parts.log,
-        hints: parts.hints,
-        arenas: RefCell::default(),
-        filters: RefCell::new(Filters::new()),
-        clusters: RefCell::default(),
-        budgets: RefCell::default(),
-        gate: Gate::default(),
-        date: RefCell::new(DateCache::new(SystemTime::now())),
-        clients: RefCell::default(),
-        phase: Cell::new(Phase::Running),
+    let worker = Worker::new(
+        parts.reader.load(),
+        parts.shard,
+        parts.log,
+        parts.hints,
         load,
-        now: Cell::new(now),
-        next_client: Cell::new(0),
-        epoch: (SystemTime::now(), now),
-    });
+    );
     let timers = tokio::task::spawn_local(fire_timers(worker.clone()));
     let mut beat = tokio::time::interval(HEARTBEAT);
     loop {
@@ -221,7 +205,7 @@ async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedRec
 }
 
 /// Calls the owner of each deadline that has come.
-async fn fire_timers(worker: Rc<Worker>) {
+pub(crate) async fn fire_timers(worker: Rc<Worker>) {
     loop {
         let next = worker.timers.next();
         let sleep = async {
@@ -246,9 +230,43 @@ async fn fire_timers(worker: Rc<Worker>) {
 }
 
 impl Worker {
+    /// A worker that has met nobody yet.
+    pub(crate) fn new(
+        snapshot: Arc<Snapshot>,
+        shard: Arc<Shard>,
+        log: Writer,
+        hints: Arc<Hints>,
+        load: Arc<Load>,
+    ) -> Rc<Self> {
+        let now = tokio::time::Instant::now().into_std();
+        Rc::new(Self {
+            snapshot: RefCell::new(snapshot),
+            rpcs: RefCell::default(),
+            pool: Pool::default(),
+            timers: Timers::default(),
+            scratch: RefCell::new(vec![0; READ_AT_ONCE].into_boxed_slice()),
+            shard,
+            log,
+            hints,
+            arenas: RefCell::default(),
+            filters: RefCell::new(Filters::new()),
+            clusters: RefCell::default(),
+            budgets: RefCell::default(),
+            gate: Gate::default(),
+            date: RefCell::new(DateCache::new(SystemTime::now())),
+            clients: RefCell::default(),
+            phase: Cell::new(Phase::Running),
+            load,
+            now: Cell::new(now),
+            next_client: Cell::new(0),
+            epoch: (SystemTime::now(), now),
+        })
+    }
+
     /// The moment of this turn; asked of the kernel here and nowhere else.
     pub(crate) fn tick(&self) -> Instant {
-        let now = Instant::now();
+        // Tokio's, so that a test may pause the clock; the same as the standard library's otherwise.
+        let now = tokio::time::Instant::now().into_std();
         self.now.set(now);
         now
     }
@@ -290,7 +308,7 @@ impl Worker {
         self.next_client.replace(self.next_client.get() + 1)
     }
 
-    fn enter(self: &Rc<Self>, phase: Phase) {
+    pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {
         self.phase.set(phase);
         let clients: Vec<_> = self.clients.borrow().values().cloned().collect();
         for client in clients {

@@ -1,0 +1,561 @@
+//! HTTP/1.1, by hyper, into the same path as HTTP/2.
+//!
+//! hyper parses, frames and enforces the syntax of RFC 9112; what a request means is decided where HTTP/2's are. One
+//! task runs a connection, as in [`wire`](super::wire): its turn looks at the deadlines, lets hyper read and write, then
+//! moves the request's body on. hyper's bodies meet [`rpc`] in an [`Exchange`], one bounded buffer each way: the
+//! request is read only as far as the RPC's credit goes, and what hyper hasn't taken of the response counts as queued.
+//!
+//! hyper has no clock here. The limits of a connection (first head, later heads, idleness, age, a socket that takes
+//! nothing) are the listener's, kept by [`Connection::check`]. Requests that hyper refuses itself are counted and
+//! logged as ours.
+
+mod convert;
+mod exchange;
+mod io;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1::{Builder, Connection as Hyper},
+};
+use hyper_util::rt::TokioIo;
+use rand::RngExt as _;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    time::Sleep,
+};
+
+pub(crate) use self::exchange::Exchange;
+use self::{convert::Refusal, exchange::Responding, io::Io};
+use super::{
+    access_log,
+    downstream::ClientConnection,
+    listener::Ticket,
+    rpc,
+    tls::Tls,
+    wire::FAR,
+    worker::{Phase, Worker},
+};
+use crate::{
+    error::{Failure, Flag},
+    snapshot::ListenerPolicy,
+    telemetry::{labels::Flags, metrics::Limit},
+};
+
+/// A client's HTTP/1.1 connection.
+pub(crate) struct Connection {
+    worker: Rc<Worker>,
+    peer: SocketAddr,
+    /// Its address as text, for `x-forwarded-for`.
+    peer_text: String,
+    /// The listener's rules when the connection was accepted.
+    policy: Arc<ListenerPolicy>,
+    accepted: Instant,
+    /// Of the connection's task.
+    waker: RefCell<Option<Waker>>,
+    /// The next moment at which the deadlines are looked at.
+    check_at: Cell<Instant>,
+    /// Requests whose RPC hasn't ended: one, or two after a HEAD, whose answer hyper ends early.
+    exchanges: RefCell<Vec<Rc<Exchange>>>,
+    stage: Cell<Stage>,
+    /// When to start leaving: age, or the moment that a drain chose.
+    leave_at: Cell<Instant>,
+    /// Since when the next response is the last one.
+    leaving: Cell<Option<Instant>>,
+    /// Since when the socket has taken nothing of what waits for it.
+    write_blocked: Cell<Option<Instant>>,
+}
+
+/// ```text
+/// First ──▶ Busy ──▶ Idle ──▶ Head ──▶ Busy …
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// No request yet; whether some of its head is here.
+    First { begun: bool },
+    /// A request is answered; whether bytes came that belong to the next one.
+    Busy { next_begun: bool },
+    /// No byte of a next request since then.
+    Idle(Instant),
+    /// The next request's head began then.
+    Head(Instant),
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+enum End {
+    /// All is said, or the peer closed.
+    Finished,
+    /// hyper refused what came, or an exchange was given up.
+    Failed(hyper::Error),
+    /// A deadline passed: drop the socket whatever is still to be written.
+    TimedOut(&'static str),
+    /// hyper or what stands between panicked.
+    Panic,
+}
+
+/// What hyper calls for each request.
+struct Service(Rc<Connection>);
+
+/// Tells the RPCs of a connection that it is gone, however its task ends.
+struct Gone<'a>(&'a Connection);
+
+/// Serves a connection on which HTTP/1.1 was chosen, until it ends. `early` is what was read of it before.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    tls: Tls,
+    early: Vec<u8>,
+    peer: SocketAddr,
+    policy: Arc<ListenerPolicy>,
+    accepted: Instant,
+    ticket: Ticket,
+) {
+    serve_on(worker, tls, early, peer, policy, accepted).await;
+    drop(ticket);
+}
+
+/// [`serve`], on any transport.
+async fn serve_on(
+    worker: &Rc<Worker>,
+    transport: impl AsyncRead + AsyncWrite + Unpin,
+    early: Vec<u8>,
+    peer: SocketAddr,
+    policy: Arc<ListenerPolicy>,
+    accepted: Instant,
+) {
+    let connection = Connection::new(worker, peer, policy, accepted);
+    let id = worker.next_client();
+    let client = ClientConnection::Http1(connection.clone());
+    worker.clients.borrow_mut().insert(id, client);
+    connection.follow(worker.phase.get(), worker.now());
+    run(&connection, transport, early).await;
+    worker.clients.borrow_mut().remove(&id);
+}
+
+async fn run(
+    connection: &Rc<Connection>,
+    transport: impl AsyncRead + AsyncWrite + Unpin,
+    early: Vec<u8>,
+) {
+    let io = TokioIo::new(Io::new(transport, early, connection.clone()));
+    let service = Service(connection.clone());
+    let mut hyper = builder(&connection.policy).serve_connection(io, service);
+    let gone = Gone(connection);
+    let sleep = tokio::time::sleep_until(connection.check_at.get().into());
+    tokio::pin!(sleep);
+    let end = poll_fn(|cx| {
+        let turn = AssertUnwindSafe(|| connection.turn(&mut hyper, sleep.as_mut(), cx));
+        catch_unwind(turn).unwrap_or(Poll::Ready(End::Panic))
+    })
+    .await;
+    drop(gone);
+    match end {
+        End::Finished => {}
+        End::Failed(error) => connection.failed(&error),
+        End::TimedOut(limit) => {
+            return tracing::debug!(peer = %connection.peer, limit, "client connection ended");
+        }
+        End::Panic => {
+            return tracing::error!(peer = %connection.peer, "a panic ended a client's connection");
+        }
+    }
+    close(hyper.into_parts().io.into_inner()).await;
+}
+
+impl Connection {
+    fn new(
+        worker: &Rc<Worker>,
+        peer: SocketAddr,
+        policy: Arc<ListenerPolicy>,
+        accepted: Instant,
+    ) -> Rc<Self> {
+        // ± 10 %, so that clients that came together don't come back together.
+        let age = policy
+            .max_connection_age
+            .mul_f64(rand::rng().random_range(0.9..=1.1));
+        Rc::new(Self {
+            worker: worker.clone(),
+            peer,
+            peer_text: peer.ip().to_canonical().to_string(),
+            policy,
+            accepted,
+            waker: RefCell::default(),
+            check_at: Cell::new(worker.now()),
+            exchanges: RefCell::default(),
+            stage: Cell::new(Stage::First { begun: false }),
+            leave_at: Cell::new(accepted + age),
+            leaving: Cell::new(None),
+            write_blocked: Cell::new(None),
+        })
+    }
+
+    /// The process wants something else of its connections.
+    pub(crate) fn follow(&self, phase: Phase, now: Instant) {
+        let at = match phase {
+            Phase::Running => return,
+            // One that came after the drain began learns it with its first request.
+            Phase::Draining { since, .. } if self.accepted >= since => return,
+            Phase::Draining { until, .. } => {
+                let span = until.saturating_duration_since(now);
+                now + span.mul_f64(rand::rng().random_range(0.0..1.0))
+            }
+            Phase::Closing | Phase::Cutting | Phase::Stopped => now,
+        };
+        self.leave_at.set(self.leave_at.get().min(at));
+        self.check_by(at);
+    }
+
+    /// The order of work in one turn.
+    fn turn(
+        &self,
+        hyper: &mut Hyper<TokioIo<Io<impl AsyncRead + AsyncWrite + Unpin>>, Service>,
+        mut sleep: Pin<&mut Sleep>,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
+        let now = self.worker.tick();
+        self.waker.borrow_mut().replace(cx.waker().clone());
+
+        // 1. Deadlines.
+        if now >= self.check_at.get() {
+            self.check_at.set(now + FAR);
+            match self.check(now) {
+                Ok(next) => self.check_at.set(next.min(self.check_at.get())),
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+        if self.leaving.get().is_some() && !self.has_part_of_a_head() {
+            Pin::new(&mut *hyper).graceful_shutdown();
+        }
+
+        // 2. hyper reads, calls the service, and writes.
+        match hyper.poll_without_shutdown(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(End::Finished),
+            Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
+            Poll::Pending => {}
+        }
+
+        // 3. What it read of bodies goes on. hyper wakes this task when it has more.
+        let exchanges = self.exchanges.borrow().clone();
+        for exchange in exchanges {
+            exchange.pump(cx, now);
+        }
+
+        // 4. Sleep until the socket, an RPC or a deadline has something for us.
+        if sleep.deadline() != self.check_at.get().into() {
+            sleep.as_mut().reset(self.check_at.get().into());
+        }
+        if sleep.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Enforces the deadlines; names the next moment to look.
+    fn check(&self, now: Instant) -> Result<Instant, End> {
+        let mut next = now + FAR;
+        let mut due = |at: Instant| {
+            next = next.min(at);
+            now >= at
+        };
+        let timeouts = &self.policy.timeouts;
+        let limit = |limit: Limit, name| {
+            self.worker.shard.limits(limit).inc();
+            Err(End::TimedOut(name))
+        };
+        if let Some(since) = self.write_blocked.get()
+            && due(since + timeouts.write_stall)
+        {
+            return limit(Limit::WriteStall, "write_stall");
+        }
+        match self.stage.get() {
+            Stage::First { .. } if due(self.accepted + timeouts.preface) => {
+                return limit(Limit::PrefaceTimeout, "preface");
+            }
+            Stage::Head(since) if due(since + timeouts.header_block) => {
+                return limit(Limit::HeaderBlockTimeout, "header_block");
+            }
+            Stage::Idle(since) if self.leaving.get().is_none() && due(since + timeouts.idle) => {
+                self.worker.shard.limits(Limit::IdleConnection).inc();
+                self.leaving.set(Some(now));
+            }
+            Stage::First { .. } | Stage::Head(_) | Stage::Idle(_) | Stage::Busy { .. } => {}
+        }
+        let keys: Vec<_> = self
+            .exchanges
+            .borrow()
+            .iter()
+            .filter_map(|e| e.key())
+            .collect();
+        match self.leaving.get() {
+            None if due(self.leave_at.get()) => {
+                if self.worker.phase.get() == Phase::Running {
+                    self.worker.shard.limits(Limit::ConnectionAge).inc();
+                }
+                self.leaving.set(Some(now));
+            }
+            Some(since) => {
+                if let Some(grace) = self.policy.max_connection_age_grace
+                    && due(since + grace)
+                {
+                    for key in &keys {
+                        rpc::cut(&self.worker, *key, now);
+                    }
+                }
+            }
+            None => {}
+        }
+        for key in keys {
+            if let Some(at) = rpc::check(&self.worker, key, now, timeouts) {
+                next = next.min(at);
+            }
+        }
+        Ok(next)
+    }
+
+    /// Looks at the deadlines at `at`, or earlier.
+    fn check_by(&self, at: Instant) {
+        if at < self.check_at.get() {
+            self.check_at.set(at);
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Bytes came from the client.
+    fn on_read(&self, now: Instant) {
+        match self.stage.get() {
+            Stage::First { .. } => self.stage.set(Stage::First { begun: true }),
+            Stage::Idle(_) => self.head_began(now),
+            Stage::Busy { .. } => {
+                // What comes while a body is still read is most likely of that body.
+                let reads_body = self.exchanges.borrow().iter().any(|e| e.reads_body());
+                if !reads_body {
+                    self.stage.set(Stage::Busy { next_begun: true });
+                }
+            }
+            Stage::Head(_) => {}
+        }
+    }
+
+    fn head_began(&self, now: Instant) {
+        self.stage.set(Stage::Head(now));
+        self.check_by(now + self.policy.timeouts.header_block);
+    }
+
+    /// The socket takes nothing, or takes something again.
+    fn on_write(&self, blocked: bool) {
+        if !blocked {
+            self.write_blocked.set(None);
+        } else if self.write_blocked.get().is_none() {
+            let now = self.worker.now();
+            self.write_blocked.set(Some(now));
+            self.check_by(now + self.policy.timeouts.write_stall);
+        }
+    }
+
+    /// hyper has all of a response, and awaits the next request.
+    fn responded(&self) {
+        let now = self.worker.now();
+        match self.stage.get() {
+            Stage::Busy { next_begun: true } => self.head_began(now),
+            _ => {
+                self.stage.set(Stage::Idle(now));
+                self.check_by(now + self.policy.timeouts.idle);
+            }
+        }
+    }
+
+    /// A request whose head is under way is served before the connection ends.
+    fn has_part_of_a_head(&self) -> bool {
+        matches!(
+            self.stage.get(),
+            Stage::First { begun: true } | Stage::Head(_)
+        )
+    }
+
+    fn request(self: &Rc<Self>, request: http::Request<Incoming>) -> Responding {
+        let now = self.worker.now();
+        self.stage.set(Stage::Busy { next_begun: false });
+        if self.worker.phase.get() != Phase::Running {
+            let since = match self.worker.phase.get() {
+                Phase::Draining { since, .. } => since,
+                _ => now,
+            };
+            if self.accepted >= since || self.leave_at.get() <= now {
+                self.leaving.set(self.leaving.get().or(Some(now)));
+            }
+        }
+        let (head, body) = request.into_parts();
+        let end_stream = body.is_end_stream();
+        let exchange = Exchange::new(self.clone(), (!end_stream).then_some(body));
+        let client = rpc::Client::Http1(exchange.clone());
+        match convert::request(&head) {
+            Ok(headers) if headers.list_size() > self.policy.http2.max_header_bytes as usize => {
+                self.worker.shard.limits(Limit::HeaderBytes).inc();
+                self.exchanges.borrow_mut().push(exchange.clone());
+                rpc::refuse(&self.worker, client, headers, Failure::HeadersTooLarge, now);
+            }
+            Ok(headers) => {
+                self.exchanges.borrow_mut().push(exchange.clone());
+                rpc::start(&self.worker, client, headers, end_stream, now);
+                self.check_by(now + self.policy.timeouts.stream_idle);
+            }
+            Err(Refusal::Host(headers)) => {
+                self.exchanges.borrow_mut().push(exchange.clone());
+                rpc::refuse(
+                    &self.worker,
+                    client,
+                    headers,
+                    Failure::InvalidAuthority,
+                    now,
+                );
+            }
+            Err(Refusal::Malformed(rule)) => {
+                tracing::debug!(peer = %self.peer, rule, "malformed request");
+                let path = head.uri.path().as_bytes();
+                self.log_refused(head.method.as_str().as_bytes(), path, BAD_REQUEST);
+                exchange.refuse(BAD_REQUEST);
+            }
+        }
+        exchange.started();
+        Responding::new(exchange)
+    }
+
+    /// hyper gave up: when it was over what a client sent, that was a request too.
+    fn failed(&self, error: &hyper::Error) {
+        tracing::debug!(peer = %self.peer, %error, "client connection ended");
+        if error.is_parse_too_large() {
+            self.worker.shard.limits(Limit::HeaderBytes).inc();
+            self.log_refused(b"", b"", HEADERS_TOO_LARGE);
+        } else if error.is_parse() {
+            // Everything else that hyper answers to is 400; to HTTP/2's preface it says nothing.
+            let status = if error.is_parse_version_h2() {
+                0
+            } else {
+                BAD_REQUEST
+            };
+            self.log_refused(b"", b"", status);
+        }
+    }
+
+    /// The line and the counters of a request that never became an RPC.
+    fn log_refused(&self, method: &[u8], path: &[u8], status: u16) {
+        let worker = &self.worker;
+        let now = worker.now();
+        worker.shard.unrouted().started.inc();
+        worker.shard.unrouted().ended(None).inc();
+        worker.shard.flags(Flag::DownstreamProtocolError).inc();
+        worker.log.write(&access_log::Record {
+            time: worker.wall(now),
+            request_id: b"",
+            client: self.peer.ip(),
+            method,
+            path,
+            authority: b"",
+            protocol: PROTOCOL,
+            status,
+            grpc_status: None,
+            flags: Flags::NONE.with(Flag::DownstreamProtocolError),
+            detail: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Duration::ZERO,
+            upstream_time: None,
+            attempts: 0,
+            cluster: None,
+            endpoint: None,
+            user_agent: b"",
+        });
+    }
+}
+
+impl hyper::service::Service<http::Request<Incoming>> for Service {
+    type Response = http::Response<exchange::Body>;
+    type Error = exchange::Aborted;
+    type Future = Responding;
+
+    fn call(&self, request: http::Request<Incoming>) -> Responding {
+        self.0.request(request)
+    }
+}
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        let exchanges = std::mem::take(&mut *self.0.exchanges.borrow_mut());
+        if self.0.worker.phase.get() == Phase::Stopped {
+            // The thread ends, and its runtime may be gone already.
+            return;
+        }
+        for exchange in exchanges {
+            if let Some(key) = exchange.key() {
+                rpc::client_gone(&self.0.worker, key);
+            }
+        }
+    }
+}
+
+fn builder(policy: &ListenerPolicy) -> Builder {
+    let max_head = MAX_HEAD.max(policy.http2.max_header_bytes as usize);
+    let mut builder = Builder::new();
+    builder
+        .header_read_timeout(None)
+        .max_header_size(max_head)
+        .max_headers(max_head / LEAST_FIELD)
+        .max_buf_size(max_head);
+    builder
+}
+
+/// Closes a connection so that the peer reads our last words: shut our half, then read until the peer has closed its
+/// own. A socket that is dropped with unread bytes is reset, and a reset overtakes the answer.
+async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let linger = async {
+        if io.shutdown().await.is_err() {
+            return;
+        }
+        let mut left = LINGER_BYTES;
+        let mut buffer = [0; 4096];
+        while left > 0 {
+            match io.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => left = left.saturating_sub(n),
+            }
+        }
+    };
+    // An error here means that the peer took too long: the socket is dropped either way.
+    let _ = tokio::time::timeout(LINGER, linger).await;
+}
+
+/// As the access log names it, whatever the minor version.
+const PROTOCOL: &str = "HTTP/1.1";
+
+const BAD_REQUEST: u16 = 400;
+const HEADERS_TOO_LARGE: u16 = 431;
+
+/// A head above this, or above `max_header_bytes` if that is more, gets hyper's bare 431; a smaller one above
+/// `max_header_bytes` gets ours. As HTTP/2's limit for a list that is still decoded.
+const MAX_HEAD: usize = 32 * 1024;
+/// Bytes that a field counts at least (RFC 9113 §10.5.1): bounds how many hyper makes room for.
+const LEAST_FIELD: usize = 33;
+
+/// As HTTP/2's: how long a closing connection waits for the peer to close too, and how much it reads meanwhile.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests;

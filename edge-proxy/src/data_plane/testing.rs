@@ -1,0 +1,238 @@
+//! What the tests of this plane need: a worker without a thread of its own, and a scripted backend.
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use http2::{Config, Connection, Event, Headers, Role};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::LocalSet,
+};
+
+use super::{
+    access_log::{AccessLog, AccessLogConfig, AccessLogFormat},
+    route::RouteTable,
+    worker::{self, Load, Worker},
+};
+use crate::{
+    snapshot::{
+        Cluster, ClusterPolicy, EdgeHealthCheck, Endpoint, EndpointShared, Health, Hints,
+        Http2Policy, ListenerPolicy, Route, RouteAction, Snapshot, Timeouts,
+    },
+    telemetry::metrics::{Metrics, Shard},
+};
+
+/// A worker whose tasks run on the test's [`LocalSet`], and what it writes.
+pub(crate) struct Bench {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) log: RefCell<AccessLog>,
+    directory: tempfile::TempDir,
+}
+
+impl Bench {
+    /// `/direct/` is answered with 200 and "direct", `/api.` and `/plain/` go to `backends`.
+    pub(crate) fn new(backends: &[SocketAddr]) -> Self {
+        Self::with(backends, policy(), cluster_policy())
+    }
+
+    pub(crate) fn with(
+        backends: &[SocketAddr],
+        listener: ListenerPolicy,
+        cluster: ClusterPolicy,
+    ) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let log = AccessLog::start(&AccessLogConfig {
+            format: AccessLogFormat::Text,
+            path: Some(directory.path().join("log")),
+        })
+        .unwrap();
+        let shard = Metrics::new().shard();
+        let snapshot = Arc::new(snapshot(backends, listener, cluster));
+        let (hints, load) = (Arc::<Hints>::default(), Arc::<Load>::default());
+        let worker = Worker::new(snapshot, shard.clone(), log.writer(), hints, load);
+        tokio::task::spawn_local(worker::fire_timers(worker.clone()));
+        Self {
+            worker,
+            shard,
+            log: RefCell::new(log),
+            directory,
+        }
+    }
+
+    /// The access log so far; nothing is logged after this.
+    pub(crate) fn logged(&self) -> Vec<String> {
+        assert!(self.log.borrow_mut().finish(Duration::from_secs(10)));
+        let text = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Runs a test with the clock standing still unless nothing else can happen.
+pub(crate) fn paused<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    on(
+        tokio::runtime::Builder::new_current_thread().start_paused(true),
+        test,
+    )
+}
+
+/// Runs a test that has sockets.
+pub(crate) fn running<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    on(&mut tokio::runtime::Builder::new_current_thread(), test)
+}
+
+fn on<F: Future>(runtime: &mut tokio::runtime::Builder, test: impl FnOnce() -> F) -> F::Output {
+    let runtime = runtime.enable_all().build().unwrap();
+    let limited = async {
+        // Far beyond what any of them takes, so that a lost wake-up is a failure and no hang.
+        tokio::time::timeout(Duration::from_secs(24 * 3600), async { test().await }).await
+    };
+    LocalSet::new().block_on(&runtime, limited).unwrap()
+}
+
+/// A backend on h2c that does with every event what `script` says; returns its address.
+pub(crate) async fn backend(
+    script: impl FnMut(&mut Connection, Event<'_>) + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let script = Rc::new(RefCell::new(script));
+    tokio::task::spawn_local(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let script = script.clone();
+            tokio::task::spawn_local(serve(
+                socket,
+                move |connection: &mut Connection, event: Event<'_>| {
+                    script.borrow_mut()(connection, event);
+                },
+            ));
+        }
+    });
+    address
+}
+
+async fn serve(mut socket: TcpStream, mut script: impl FnMut(&mut Connection, Event<'_>)) {
+    let now = || tokio::time::Instant::now().into_std();
+    let mut engine = Connection::new(Role::Server, Config::default(), now());
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        engine.flush(now());
+        let output = engine.output().to_vec();
+        if socket.write_all(&output).await.is_err() {
+            return;
+        }
+        engine.consume(output.len());
+        let n = match socket.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => n,
+        };
+        let mut input = &buffer[..n];
+        loop {
+            match engine.receive(&mut input, now()) {
+                Ok(Some(event)) => script(&mut engine, event),
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+pub(crate) fn headers(fields: &[(&str, &str)]) -> Headers {
+    let mut headers = Headers::new();
+    for (name, value) in fields {
+        headers.push(name.as_bytes(), value.as_bytes());
+    }
+    headers
+}
+
+/// The configuration's defaults.
+pub(crate) fn policy() -> ListenerPolicy {
+    let seconds = Duration::from_secs;
+    ListenerPolicy {
+        server_name: "edge-proxy".into(),
+        health_check: Some(EdgeHealthCheck {
+            path: "/healthz".into(),
+            header: Some(("x-envoy-livenessprobe".into(), "healthz".into())),
+        }),
+        max_connections: 100,
+        max_connections_per_source: 100,
+        max_pending_handshakes: 100,
+        max_connection_age: seconds(1800),
+        max_connection_age_grace: None,
+        keepalive_interval: seconds(60),
+        keepalive_timeout: seconds(20),
+        timeouts: Timeouts {
+            tls_handshake: seconds(5),
+            preface: seconds(10),
+            header_block: seconds(10),
+            stream_idle: seconds(300),
+            write_stall: seconds(30),
+            stream_window_stall: seconds(60),
+            idle: seconds(900),
+        },
+        http2: Http2Policy {
+            max_concurrent_streams: 100,
+            initial_stream_window_size: 64 * 1024,
+            initial_connection_window_size: 1 << 20,
+            max_header_bytes: 8 * 1024,
+        },
+    }
+}
+
+pub(crate) fn cluster_policy() -> ClusterPolicy {
+    ClusterPolicy {
+        connect_timeout: Duration::from_secs(5),
+        max_connections: 8,
+        per_connection_streams: 100,
+        initial_stream_window_size: 256 * 1024,
+        initial_connection_window_size: 100 * 256 * 1024,
+        max_replay_bytes: 64 * 1024,
+    }
+}
+
+fn snapshot(backends: &[SocketAddr], listener: ListenerPolicy, policy: ClusterPolicy) -> Snapshot {
+    let endpoints: Vec<_> = backends
+        .iter()
+        .map(|address| {
+            Arc::new(Endpoint {
+                shared: EndpointShared::new(*address),
+                health: Health::Healthy,
+                close_connections: false,
+            })
+        })
+        .collect();
+    let cluster = Arc::new(Cluster {
+        name: "backends".into(),
+        policy: Arc::new(policy),
+        eligible: endpoints.clone(),
+        endpoints,
+        turn: Arc::default(),
+    });
+    let to_cluster = |prefix: &str| Route {
+        prefix: prefix.into(),
+        action: RouteAction::Cluster {
+            cluster: 0,
+            timeout: None,
+            max_grpc_timeout: None,
+        },
+    };
+    let direct = Route {
+        prefix: "/direct/".into(),
+        action: RouteAction::DirectResponse {
+            status: 200,
+            body: "direct".into(),
+        },
+    };
+    Snapshot {
+        generation: 1,
+        listener: Arc::new(listener),
+        routes: Arc::new(RouteTable::new(vec![
+            direct,
+            to_cluster("/api."),
+            to_cluster("/plain/"),
+        ])),
+        clusters: vec![cluster],
+        tls: None,
+        serving: true,
+    }
+}
