@@ -22,3 +22,5 @@ mod owners;
 mod random;
 
 mod differential;
+
+mod garbage;

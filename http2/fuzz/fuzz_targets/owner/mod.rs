@@ -55,7 +55,9 @@ fn feed(engine: &mut Connection, bytes: &[u8], now: Instant) -> bool {
             Ok(Some(Event::Headers { headers, .. } | Event::Trailers { headers, .. })) => {
                 engine.recycle(headers);
             }
-            Ok(Some(Event::Data { bytes, end_stream, .. })) => {
+            Ok(Some(Event::Data {
+                bytes, end_stream, ..
+            })) => {
                 assert!(end_stream || !bytes.is_empty());
             }
             Ok(Some(_)) => {}
@@ -71,7 +73,7 @@ fn feed(engine: &mut Connection, bytes: &[u8], now: Instant) -> bool {
     }
 }
 
-pub fn run(role: Role, input: &[u8]) {
+pub(crate) fn run(role: Role, input: &[u8]) {
     let mut now = Instant::now();
     let mut steps = Steps(input);
     let config = Config {
