@@ -155,7 +155,7 @@ impl App {
         let handle = control.handle();
         let life = Life {
             drain,
-            listener,
+            listener: Some(listener),
             control,
             workers,
             phase,
@@ -225,7 +225,8 @@ impl Running {
 /// Owns everything that runs, from the first answers to the last log line.
 struct Life {
     drain: Drain,
-    listener: Socket,
+    /// Taken when it listens: a second descriptor would keep the port open after the acceptor has closed its own.
+    listener: Option<Socket>,
     control: ControlPlane,
     workers: Vec<Handle>,
     phase: watch::Sender<Phase>,
@@ -274,10 +275,12 @@ impl Life {
         if !certain {
             return Outcome::Failed;
         }
-        let acceptor = self.listener.listen(BACKLOG).and_then(|()| {
-            let listener = self.listener.try_clone()?.into();
+        let Some(listener) = self.listener.take() else {
+            return Outcome::Failed;
+        };
+        let acceptor = listener.listen(BACKLOG).and_then(|()| {
             Acceptor::spawn(
-                listener,
+                listener.into(),
                 &self.workers,
                 self.control.reader(),
                 self.metrics.shard(),
