@@ -2,7 +2,17 @@
 //! proxy with its addresses. Nothing is global: tests run several in one process.
 
 use std::{
-    future::Future, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, thread, time::Duration,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -136,11 +146,13 @@ impl App {
             .map_err(StartError::Thread)?;
 
         let (shutdown, orders) = ShutdownHandle::new();
+        let listening = Arc::new(AtomicBool::new(false));
         let state = admin::State {
             status: control.status(),
             metrics: metrics.clone(),
             heartbeats,
             memory_limit: resources.memory_limit,
+            listening: listening.clone(),
             listener: listener_address,
             hostname: hostname(),
             actions: Arc::new(Actions {
@@ -156,6 +168,7 @@ impl App {
         let life = Life {
             drain,
             listener: Some(listener),
+            listening,
             control,
             workers,
             phase,
@@ -227,6 +240,8 @@ struct Life {
     drain: Drain,
     /// Taken when it listens: a second descriptor would keep the port open after the acceptor has closed its own.
     listener: Option<Socket>,
+    /// Set from then on; read by `/readyz`.
+    listening: Arc<AtomicBool>,
     control: ControlPlane,
     workers: Vec<Handle>,
     phase: watch::Sender<Phase>,
@@ -293,6 +308,7 @@ impl Life {
                 return Outcome::Failed;
             }
         };
+        self.listening.store(true, Ordering::Relaxed);
         tracing::info!("serving");
 
         let mut order = match orders.wait_for(|order| *order > Order::Run).await {

@@ -10,7 +10,10 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use edge_proxy::{
@@ -111,6 +114,7 @@ pub(crate) fn state(report: Report) -> (State, Arc<Asked>) {
         metrics: Metrics::new(),
         heartbeats: Heartbeats::new(2),
         memory_limit: Some(512 << 20),
+        listening: Arc::new(AtomicBool::new(true)),
         listener: "0.0.0.0:8443".parse().unwrap(),
         hostname: "edge-proxy-6c9f7d5b8-x2x7k".into(),
         actions: asked.clone(),

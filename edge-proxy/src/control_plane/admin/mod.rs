@@ -10,7 +10,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -60,6 +60,8 @@ pub struct State {
     pub heartbeats: Arc<Heartbeats>,
     /// Bytes that the cgroup allows; `None`: no limit.
     pub memory_limit: Option<u64>,
+    /// The listener has been opened: ready is not before that.
+    pub listening: Arc<AtomicBool>,
     /// Where the proxy listens, with the port that it really got.
     pub listener: SocketAddr,
     /// Whose pages these are: the pod's name.

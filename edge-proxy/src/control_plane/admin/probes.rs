@@ -3,7 +3,7 @@
 //! `/livez` says whether the process should be killed, so it depends on nothing that killing wouldn't
 //! mend: only on the workers' heartbeats. `/readyz` says whether new connections should come here.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::atomic::Ordering, time::Duration};
 
 use axum::{
     Router, extract,
@@ -54,6 +54,10 @@ pub(super) fn ready(state: &State) -> Response {
     let waits_for = [
         (readiness.serving, "told to fail by /healthcheck/fail\n"),
         (readiness.certificate, "no certificate is loaded yet\n"),
+        (
+            state.listening.load(Ordering::Relaxed),
+            "the listener isn't open yet\n",
+        ),
         (
             readiness.warmed_up,
             "the first health checks haven't ended yet\n",
