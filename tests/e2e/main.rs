@@ -1,3 +1,66 @@
-//! Stories.
+//! The system from outside, story by story.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a story's helpers fail as the story does: by a panic"
+)]
+
+/// Paths to clusters.
+mod routing;
+
+/// The four kinds of RPC, large messages, flow control end to end.
+mod kinds;
+
+/// What happens to headers on the way there and back.
+mod headers;
+
+/// Every RPC is balanced, exactly.
+mod balance;
+
+/// Names, and name servers that fail.
+mod discovery;
+
+/// Health checks and what they do.
+mod health;
+
+/// Attempts: repeated when it is safe, and never otherwise.
+mod attempts;
+
+/// Answers that the proxy gives itself.
+mod answers;
+
+/// Deadlines and cancels.
+mod deadlines;
+
+/// One client never hurts another.
+mod isolation;
+
+/// Limits towards clients.
+mod limits;
+
+/// HTTP/1.1, and HTTP that is not gRPC.
+mod http;
+
+/// The operator's pages, probes and metrics.
+mod admin;
+
+/// The access log.
+mod access_log;
+
+/// Certificates that come, change, and are broken.
+mod certificates;
+
+/// Configurations that change.
+mod reload;
+
+/// How it ends.
+mod drain;
+
+/// The program: flags, messages, exit codes.
+mod command_line;
+
+/// The whole system with one command.
+mod local_stack;
+
+/// Images and manifests.
 mod deploy;

@@ -1,5 +1,17 @@
 //! The harness of the end-to-end tests, and of `local-stack`: everything around the proxy, in one process.
 //!
+//! A story (one module of `e2e/`) is three lines of set-up and one behaviour:
+//!
+//! ```no_run
+//! # async fn story() {
+//! use e2e::{backend::Backend, proxy::Proxy};
+//!
+//! let backend = Backend::start().await;
+//! let proxy = Proxy::to([&backend]).start().await;
+//! let reply = proxy.test_client().await.unary(e2e::payload("hello")).await;
+//! # }
+//! ```
+//!
 //! Nothing here sleeps to wait: what a test waits for is an event (a journal's entry, a connection's end), or a
 //! condition that [`eventually`](wait::eventually) asks for again and again until a generous deadline. Every address
 //! is of a loopback network that belongs to the test's process, every port is chosen by the kernel, so tests run in
@@ -34,6 +46,12 @@ pub mod frames;
 
 /// The real services, as replicas on addresses of their own.
 pub mod replicas;
+
+/// The proxy under test: its configuration, its start, its end.
+pub mod proxy;
+
+/// The whole system on one machine, as `local-stack` shows it.
+pub mod stack;
 
 /// Programs as processes of their own: signals, exit codes, output, memory.
 pub mod process;

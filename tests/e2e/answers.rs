@@ -1,0 +1,503 @@
+//! Each row of the table of local answers, for gRPC and for plain HTTP.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use e2e::{
+    backend::Backend,
+    client::{Http2, Reply, get_request, grpc_request},
+    dns::DnsServer,
+    frames::{Frame, RawBackend, Wire, kind},
+    health, loopback,
+    proxy::{Proxy, TEST},
+    scripted::{Exchange, Scripted, framed, head},
+    wait::within,
+};
+use h2::Reason;
+use http::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+/// An answer of the proxy's own to a gRPC request: one HEADERS frame, and what is in it.
+fn is_grpc(reply: &Reply, status: i32, message: Option<&str>) {
+    assert_eq!(reply.status, StatusCode::OK);
+    assert!(reply.headers_only, "one HEADERS frame with END_STREAM");
+    assert_eq!(reply.header("content-type"), "application/grpc");
+    assert_eq!(reply.header("server"), "edge-proxy");
+    assert!(!reply.header("date").is_empty());
+    assert_eq!(
+        (reply.grpc_status(), reply.grpc_message()),
+        (Some(status), message)
+    );
+}
+
+/// An answer of the proxy's own to a plain request.
+fn is_plain(reply: &Reply, status: u16, text: &str) {
+    assert_eq!(reply.status.as_u16(), status);
+    assert_eq!(String::from_utf8_lossy(&reply.body), text);
+    if !text.is_empty() {
+        assert_eq!(reply.header("content-type"), "text/plain");
+    }
+    assert_eq!(reply.header("server"), "edge-proxy");
+    assert_eq!(reply.grpc_status(), None);
+}
+
+async fn both(client: &Http2, http: u16, grpc: i32, text: Option<&str>) {
+    is_grpc(
+        &client.grpc("/e2e.Test/Unary", &[]).await.unwrap(),
+        grpc,
+        text,
+    );
+    let reply = client
+        .call(get_request("/e2e.Test/Plain", &[]), b"")
+        .await
+        .unwrap();
+    is_plain(&reply, http, text.unwrap_or_default());
+}
+
+#[tokio::test]
+async fn no_route() {
+    let proxy = Proxy::builder().start().await;
+    both(&proxy.http2().await, 404, 12, None).await;
+}
+
+#[tokio::test]
+async fn no_endpoint() {
+    let dns = DnsServer::start().await.unwrap();
+    let proxy = Proxy::builder()
+        .route(TEST, "test")
+        .dns_cluster("test", &dns, "nobody.test", 80)
+        .start()
+        .await;
+    both(&proxy.http2().await, 503, 14, Some("no healthy upstream")).await;
+}
+
+#[tokio::test]
+async fn no_healthy_endpoint() {
+    let backend = Backend::start().await;
+    backend.health.set(health::NOT_SERVING);
+    let proxy = Proxy::to([&backend]).checked().start().await;
+    both(&proxy.http2().await, 503, 14, Some("no healthy upstream")).await;
+    assert_eq!(backend.journal.count(), 0);
+}
+
+#[tokio::test]
+async fn connection_refused() {
+    let proxy = Proxy::to(&[loopback::refused().unwrap(), loopback::refused().unwrap()])
+        .start()
+        .await;
+    let text = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
+    both(&proxy.http2().await, 503, 14, Some(text)).await;
+}
+
+#[tokio::test]
+async fn connection_timeout_of_a_backend_that_says_nothing() {
+    let silent = RawBackend::start(async |stream, _| {
+        let _stream = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let proxy = Proxy::to([&silent])
+        .with("connect_timeout", "100ms")
+        .start()
+        .await;
+    let text = "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
+    both(&proxy.http2().await, 503, 14, Some(text)).await;
+}
+
+#[tokio::test]
+async fn connection_timeout_of_a_host_that_drops_packets() {
+    // A full backlog: the kernel drops further SYNs.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::new(loopback::address(), 0).into())
+        .unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut fillers = Vec::new();
+    for _ in 0..3 {
+        let filler = tokio::net::TcpStream::connect(address);
+        fillers.push(tokio::time::timeout(Duration::from_millis(200), filler).await);
+    }
+    let proxy = Proxy::to(&[address])
+        .with("connect_timeout", "100ms")
+        .start()
+        .await;
+    let text = "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
+    both(&proxy.http2().await, 503, 14, Some(text)).await;
+}
+
+const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
+
+#[tokio::test]
+async fn reset_before_headers() {
+    let backend =
+        Scripted::start(async |exchange: Exchange| exchange.reset(Reason::INTERNAL_ERROR)).await;
+    let proxy = Proxy::to([&backend]).start().await;
+    both(
+        &proxy.http2().await,
+        503,
+        14,
+        Some(&format!("{BEFORE} remote reset")),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn closed_before_headers() {
+    let backend = Scripted::start(async |exchange: Exchange| exchange.drop_connection()).await;
+    let proxy = Proxy::to([&backend]).start().await;
+    both(
+        &proxy.http2().await,
+        503,
+        14,
+        Some(&format!("{BEFORE} connection termination")),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_broken_protocol_before_headers() {
+    let backend = RawBackend::start(async |stream, _| {
+        let Ok(mut wire) = Wire::server(stream, &[]).await else {
+            return;
+        };
+        if let Some(asked) = wire
+            .until("a request", |frame| frame.kind == kind::HEADERS)
+            .await
+        {
+            // DATA before HEADERS.
+            let _ = wire
+                .send(&[Frame::data(asked.stream, b"what?", false)])
+                .await;
+        }
+        wire.to_end("the proxy to let go").await;
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    both(
+        &proxy.http2().await,
+        503,
+        14,
+        Some(&format!("{BEFORE} protocol error")),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn deadline_passed() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::builder()
+        .route_of(json!({ "prefix": TEST, "cluster": "test", "timeout": "50ms" }))
+        .cluster("test", [backend.address()])
+        .start()
+        .await;
+    let client = proxy.http2().await;
+    let gate = [("x-test-gate", "never")];
+    let reply = client.grpc("/e2e.Test/Unary", &gate).await.unwrap();
+    is_grpc(&reply, 4, Some("upstream request timeout"));
+
+    let hangs = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
+    let proxy = Proxy::builder()
+        .route_of(json!({ "prefix": TEST, "cluster": "test", "timeout": "50ms" }))
+        .cluster("test", [hangs.address()])
+        .start()
+        .await;
+    let reply = proxy
+        .http2()
+        .await
+        .call(get_request("/e2e.Test/Plain", &[]), b"")
+        .await
+        .unwrap();
+    is_plain(&reply, 504, "upstream request timeout");
+}
+
+#[tokio::test]
+async fn a_failure_after_the_headers_is_told_in_trailers() {
+    let between = async |exchange: Exchange| {
+        exchange
+            .reset_after(head(200), &framed(b"whole"), Reason::INTERNAL_ERROR)
+            .await;
+    };
+    let backend = Scripted::start(between).await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let reply = proxy
+        .http2()
+        .await
+        .grpc("/e2e.Test/Download", &[])
+        .await
+        .unwrap();
+    assert_eq!(reply.body, framed(b"whole"));
+    assert_eq!(reply.trailers.as_ref().unwrap()["grpc-status"], "14");
+    assert!(!reply.headers_only);
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_after_its_headers_is_told_in_trailers() {
+    let mut backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let asked = grpc_request(
+        "/e2e.Test/Download",
+        &[("x-test-replies", "2"), ("x-test-late-gate", "never")],
+    );
+    let (response, mut upload) = client.open(asked, false).await.unwrap();
+    upload.send_data(Bytes::from(framed(b"")), true).unwrap();
+    let mut response = within("headers", response).await.unwrap();
+    within("a first message", response.body_mut().data())
+        .await
+        .unwrap()
+        .unwrap();
+    backend.kill();
+    let reply = Reply::read(response).await.unwrap();
+    assert_eq!(reply.trailers.unwrap()["grpc-status"], "14");
+}
+
+#[tokio::test]
+async fn a_deadline_after_the_headers_is_told_in_trailers() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let headers = [
+        ("x-test-replies", "2"),
+        ("x-test-late-gate", "never"),
+        ("grpc-timeout", "200m"),
+    ];
+    let reply = proxy
+        .http2()
+        .await
+        .grpc("/e2e.Test/Download", &headers)
+        .await
+        .unwrap();
+    assert_eq!(reply.grpc_status(), Some(4));
+    assert!(reply.trailers.is_some() || reply.headers_only);
+}
+
+#[tokio::test]
+async fn a_host_that_differs_from_the_authority() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let other = [("host", "other.example.com")];
+    let reply = client.grpc("/e2e.Test/Unary", &other).await.unwrap();
+    is_grpc(&reply, 13, Some("invalid authority"));
+    let reply = client
+        .call(get_request("/e2e.Test/Plain", &other), b"")
+        .await
+        .unwrap();
+    is_plain(&reply, 400, "invalid authority");
+    assert_eq!(backend.journal.count(), 0);
+    let reply = client
+        .grpc("/e2e.Test/Unary", &[("host", "grpc.example.com")])
+        .await
+        .unwrap();
+    assert_eq!(reply.grpc_status(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stream_on_which_nothing_moves() {
+    let backend = Backend::start().await;
+    let hangs = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
+    let proxy = Proxy::to([&backend])
+        .route("/plain", "hangs")
+        .cluster("hangs", [hangs.address()])
+        .set("listener.timeouts.stream_idle", "200ms")
+        .start()
+        .await;
+    let client = proxy.http2().await;
+    let reply = client
+        .grpc("/e2e.Test/Unary", &[("x-test-gate", "never")])
+        .await
+        .unwrap();
+    is_grpc(&reply, 4, Some("stream timeout"));
+    let reply = client.call(get_request("/plain", &[]), b"").await.unwrap();
+    is_plain(&reply, 504, "stream timeout");
+}
+
+#[tokio::test]
+async fn headers_above_the_limit() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let large = "x".repeat(10_000);
+    let reply = client
+        .grpc("/e2e.Test/Unary", &[("x-large", &large)])
+        .await
+        .unwrap();
+    is_grpc(&reply, 8, Some("request header fields too large"));
+    let reply = client
+        .call(get_request("/e2e.Test/Plain", &[("x-large", &large)]), b"")
+        .await
+        .unwrap();
+    is_plain(&reply, 431, "request header fields too large");
+    // The connection lives, and the answer is the same over HTTP/1.1.
+    assert_eq!(
+        client
+            .grpc("/e2e.Test/Unary", &[])
+            .await
+            .unwrap()
+            .grpc_status(),
+        Some(0)
+    );
+    assert_eq!(backend.journal.count(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_grpc_passes_unchanged_and_counts_as_a_failure() {
+    let backend = Scripted::start(async |exchange: Exchange| {
+        let html = Response::builder()
+            .status(502)
+            .header("content-type", "text/html")
+            .body(())
+            .unwrap();
+        exchange.reply(html, b"<h1>Bad gateway</h1>", None);
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let reply = proxy
+        .http2()
+        .await
+        .grpc("/e2e.Test/Unary", &[])
+        .await
+        .unwrap();
+    assert_eq!(
+        (reply.status.as_u16(), reply.header("content-type")),
+        (502, "text/html")
+    );
+    assert_eq!(reply.body, b"<h1>Bad gateway</h1>");
+    assert_eq!(reply.grpc_status(), None);
+    let clusters = proxy.admin_json("/clusters").await;
+    let list = clusters.get("clusters").unwrap_or(&clusters);
+    assert_eq!(list[0]["endpoints"][0]["failures"], 1, "{clusters}");
+}
+
+#[tokio::test]
+async fn an_end_without_a_grpc_status_passes_unchanged() {
+    let backend =
+        Scripted::start(async |exchange: Exchange| exchange.reply(head(200), &framed(b"x"), None))
+            .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let reply = proxy
+        .http2()
+        .await
+        .grpc("/e2e.Test/Unary", &[])
+        .await
+        .unwrap();
+    assert_eq!((reply.body, reply.trailers.is_none()), (framed(b"x"), true));
+}
+
+#[tokio::test]
+async fn a_reset_without_error_after_a_whole_response_is_success() {
+    let backend = RawBackend::start(async |stream, _| {
+        let Ok(mut wire) = Wire::server(stream, &[]).await else {
+            return;
+        };
+        while let Some(asked) = wire
+            .until("a request", |frame| frame.kind == kind::HEADERS)
+            .await
+        {
+            let frames = [
+                Frame::headers(
+                    asked.stream,
+                    &[(":status", "200"), ("content-type", "application/grpc")],
+                    false,
+                ),
+                Frame::data(asked.stream, &framed(b"whole"), false),
+                Frame::headers(asked.stream, &[("grpc-status", "0")], true),
+                Frame::reset(asked.stream, 0),
+            ];
+            let _ = wire.send(&frames).await;
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let (response, _upload) = client
+        .open(grpc_request("/e2e.Test/Chat", &[]), false)
+        .await
+        .unwrap();
+    let reply = Reply::read(within("headers", response).await.unwrap())
+        .await
+        .unwrap();
+    assert_eq!(
+        (reply.grpc_status(), reply.body),
+        (Some(0), framed(b"whole"))
+    );
+}
+
+#[tokio::test]
+async fn http_statuses_become_grpc_statuses() {
+    let mut builder = Proxy::builder();
+    let table = [
+        (400, 13),
+        (401, 16),
+        (403, 7),
+        (404, 12),
+        (429, 14),
+        (502, 14),
+        (503, 14),
+        (504, 14),
+        (500, 2),
+        (418, 2),
+    ];
+    for (http, _) in table {
+        let direct =
+            json!({ "prefix": format!("/status.{http}/"), "direct_response": { "status": http } });
+        builder = builder.route_of(direct);
+    }
+    let proxy = builder.start().await;
+    let client = proxy.http2().await;
+    for (http, grpc) in table {
+        let reply = client
+            .grpc(&format!("/status.{http}/Method"), &[])
+            .await
+            .unwrap();
+        is_grpc(&reply, grpc, None);
+        let reply = client
+            .call(get_request(&format!("/status.{http}/page"), &[]), b"")
+            .await
+            .unwrap();
+        is_plain(&reply, http, "");
+    }
+}
+
+#[tokio::test]
+async fn who_is_a_grpc_request() {
+    let proxy = Proxy::builder().start().await;
+    let client = proxy.http2().await;
+    for (kind, grpc) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc;charset=utf-8", true),
+        ("application/grpc-web", false),
+        ("application/grpc-web+proto", false),
+        ("application/grpcx", false),
+        ("text/plain", false),
+    ] {
+        let request = Request::post("https://grpc.example.com/a.B/C").header("content-type", kind);
+        let reply = client.call(request.body(()).unwrap(), b"").await.unwrap();
+        assert_eq!(reply.grpc_status().is_some(), grpc, "{kind}");
+        assert_eq!(
+            reply.status.as_u16(),
+            if grpc { 200 } else { 404 },
+            "{kind}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn connect_is_refused() {
+    let proxy = Proxy::builder().start().await;
+    let request = Request::builder()
+        .method(Method::CONNECT)
+        .uri("grpc.example.com:443")
+        .body(())
+        .unwrap();
+    let reply = proxy.http2().await.call(request, b"").await.unwrap();
+    assert_eq!(reply.status, 405);
+    let (head, _) = proxy
+        .http1(
+            "CONNECT grpc.example.com:443 HTTP/1.1\nhost: grpc.example.com:443",
+            b"",
+        )
+        .await;
+    assert!(head.starts_with("http/1.1 405"), "{head}");
+}

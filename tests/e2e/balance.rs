@@ -1,0 +1,239 @@
+use std::net::SocketAddr;
+
+use e2e::{
+    backend::Backend,
+    dns::DnsServer,
+    loopback, payload,
+    proxy::{Proxy, TEST},
+    wait::eventually,
+};
+
+async fn backends(count: usize) -> Vec<Backend> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        all.push(Backend::start().await);
+    }
+    all
+}
+
+fn counts(backends: &[Backend]) -> Vec<usize> {
+    backends
+        .iter()
+        .map(|backend| backend.journal.count())
+        .collect()
+}
+
+#[tokio::test]
+async fn one_connection_and_a_thousand_rpcs_are_500_and_500() {
+    let backends = backends(2).await;
+    let proxy = Proxy::to(&backends).start().await;
+    let mut client = proxy.test_client().await;
+    for _ in 0..1000 {
+        client.unary(payload("")).await.unwrap();
+    }
+    assert_eq!(counts(&backends), [500, 500]);
+    assert!(
+        backends
+            .iter()
+            .all(|backend| backend.journal.read().connections <= 2)
+    );
+}
+
+#[tokio::test]
+async fn the_balance_is_exact_across_connections_and_workers() {
+    let backends = backends(3).await;
+    let proxy = Proxy::to(&backends).set("workers", 3).start().await;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = proxy.test_client().await;
+        clients.push(tokio::spawn(async move {
+            for _ in 0..100 {
+                client.unary(payload("")).await.unwrap();
+            }
+        }));
+    }
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert_eq!(counts(&backends), [200, 200, 200]);
+}
+
+#[tokio::test]
+async fn concurrent_streams_are_balanced_too() {
+    let backends = backends(2).await;
+    let proxy = Proxy::to(&backends).start().await;
+    let client = proxy.test_client().await;
+    let calls: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.unary(payload("")).await.unwrap() })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert_eq!(counts(&backends), [50, 50]);
+}
+
+#[tokio::test]
+async fn one_endpoint_has_few_connections() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = proxy.test_client().await;
+        for _ in 0..5 {
+            client.unary(payload("")).await.unwrap();
+        }
+        clients.push(client);
+    }
+    assert_eq!(backend.journal.read().connections, 1);
+}
+
+#[tokio::test]
+async fn a_full_connection_gets_a_sibling() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("workers", 1)
+        .with("per_connection_streams", 10)
+        .start()
+        .await;
+    let client = proxy.test_client().await;
+    let calls: Vec<_> = (0..25)
+        .map(|_| {
+            let mut client = client.clone();
+            let asked = e2e::client::request(payload(""), &[("x-test-gate", "all")]);
+            tokio::spawn(async move { client.unary(asked).await })
+        })
+        .collect();
+    backend
+        .journal
+        .wait("25 RPCs at once", |all| {
+            (all.requests.len() == 25).then_some(())
+        })
+        .await;
+    assert_eq!(backend.journal.read().connections, 3);
+    backend.open("all");
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+}
+
+/// A Service's pods, by DNS: backends on one port, of which some are in the answer.
+async fn by_dns(count: usize) -> (DnsServer, Vec<Backend>) {
+    let mut all = Vec::new();
+    for address in loopback::group(count).unwrap() {
+        all.push(Backend::start_at(address).await);
+    }
+    (DnsServer::start().await.unwrap(), all)
+}
+
+fn addresses(backends: &[Backend]) -> Vec<SocketAddr> {
+    backends.iter().map(Backend::address).collect()
+}
+
+#[tokio::test]
+async fn pods_that_are_added_get_their_share_and_pods_that_leave_get_nothing() {
+    let (dns, backends) = by_dns(4).await;
+    let all = addresses(&backends);
+    dns.set_addresses("pods.test", &all[..2]);
+    let proxy = Proxy::builder()
+        .route(TEST, "test")
+        .dns_cluster("test", &dns, "pods.test", all[0].port())
+        .start()
+        .await;
+    let mut client = proxy.test_client().await;
+    for _ in 0..10 {
+        client.unary(payload("")).await.unwrap();
+    }
+    assert_eq!(counts(&backends), [5, 5, 0, 0]);
+
+    dns.set_addresses("pods.test", &all);
+    let mut probe = client.clone();
+    eventually("new pods to be served", || {
+        let mut client = probe.clone();
+        let count = backends[3].journal.count();
+        async move {
+            client.unary(payload("")).await.unwrap();
+            (count > 0).then_some(())
+        }
+    })
+    .await;
+    let before = counts(&backends);
+    for _ in 0..40 {
+        client.unary(payload("")).await.unwrap();
+    }
+    let after = counts(&backends);
+    let shares: Vec<_> = after
+        .iter()
+        .zip(&before)
+        .map(|(after, before)| after - before)
+        .collect();
+    assert_eq!(shares, [10, 10, 10, 10]);
+
+    // Down to one: once the others are gone from the set, it gets everything, on the same client connection.
+    dns.set_addresses("pods.test", &all[3..]);
+    let others = || {
+        backends[..3]
+            .iter()
+            .map(|backend| backend.journal.count())
+            .sum::<usize>()
+    };
+    eventually("the others to get nothing", || {
+        let before = others();
+        let mut client = probe.clone();
+        let others = &others;
+        async move {
+            for _ in 0..8 {
+                client.unary(payload("")).await.unwrap();
+            }
+            (others() == before).then_some(())
+        }
+    })
+    .await;
+    let before = others();
+    for _ in 0..20 {
+        probe.unary(payload("")).await.unwrap();
+    }
+    assert_eq!(others(), before);
+}
+
+#[tokio::test]
+async fn running_rpcs_finish_on_a_pod_that_leaves() {
+    let (dns, backends) = by_dns(2).await;
+    let all = addresses(&backends);
+    dns.set_addresses("pods.test", &all[..1]);
+    let proxy = Proxy::builder()
+        .route(TEST, "test")
+        .dns_cluster("test", &dns, "pods.test", all[0].port())
+        .start()
+        .await;
+    let mut client = proxy.test_client().await;
+    let asked = e2e::client::request(
+        payload(""),
+        &[("x-test-id", "long"), ("x-test-gate", "end")],
+    );
+    let running = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.unary(asked).await }
+    });
+    backends[0].journal.begun("long").await;
+    dns.set_addresses("pods.test", &all[1..]);
+    let probe = client.clone();
+    eventually("the new pod to serve", || {
+        let mut client = probe.clone();
+        let count = backends[1].journal.count();
+        async move {
+            client.unary(payload("")).await.unwrap();
+            (count > 3).then_some(())
+        }
+    })
+    .await;
+    let before = backends[0].journal.count();
+    for _ in 0..10 {
+        client.unary(payload("")).await.unwrap();
+    }
+    assert_eq!(backends[0].journal.count(), before);
+    backends[0].open("end");
+    running.await.unwrap().unwrap();
+}

@@ -1,0 +1,232 @@
+//! The program as a process: what the tests of `edge-proxy` itself can't show, because it takes clients and backends.
+
+use std::{ffi::OsString, net::SocketAddr};
+
+use e2e::{
+    backend::Backend,
+    certs::Broken,
+    client, loopback, payload,
+    pb::test_client::TestClient,
+    process::Process,
+    proxy::{Builder, Files, Proxy, set},
+    wait::{eventually, within},
+};
+use tonic::transport::Channel;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_edge-proxy-under-test");
+
+fn run(files: &Files) -> Vec<OsString> {
+    vec!["run".into(), "--config".into(), files.config().into()]
+}
+
+/// Files for a program whose addresses are known before it runs.
+struct Known {
+    files: Files,
+    listener: SocketAddr,
+    probes: SocketAddr,
+}
+
+impl Known {
+    fn write(builder: Builder) -> Self {
+        let [listener, admin, probes] = std::array::from_fn(|_| loopback::group(1).unwrap()[0]);
+        let mut files = builder.write();
+        files.change(|config| {
+            for (key, address) in [
+                ("listener.address", listener),
+                ("admin.address", admin),
+                ("probes.address", probes),
+            ] {
+                set(config, key, address.to_string().into());
+            }
+            set(
+                config,
+                "access_log",
+                serde_json::json!({ "format": "json" }),
+            );
+        });
+        Self {
+            files,
+            listener,
+            probes,
+        }
+    }
+
+    async fn probed(&self, path: &str, status: u16) {
+        eventually(&format!("{path} to say {status}"), || async {
+            let answer = client::get(self.probes, path).await.ok()?;
+            (answer.status() == status).then_some(())
+        })
+        .await;
+    }
+
+    async fn test_client(&self) -> TestClient<Channel> {
+        let config = self.files.authority.client(&["h2"]);
+        TestClient::new(client::channel(self.listener, config).await.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn sigterm_drains_and_ends_with_0() {
+    for signal in ["TERM", "INT"] {
+        let backend = Backend::start().await;
+        let known = Known::write(Proxy::to([&backend]));
+        let program = Process::start(PROGRAM, run(&known.files));
+        known.probed("/readyz", 200).await;
+        let mut client = known.test_client().await;
+        client.unary(payload("")).await.unwrap();
+        let running = tokio::spawn({
+            let mut client = client.clone();
+            let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
+            async move { client.unary(asked).await }
+        });
+        backend.journal.begun("r").await;
+        program.signal(signal).await;
+        eventually("the listener to close", || async {
+            tokio::net::TcpStream::connect(known.listener)
+                .await
+                .is_err()
+                .then_some(())
+        })
+        .await;
+        backend.open("end");
+        within("the RPC", running).await.unwrap().unwrap();
+        drop(client);
+        let ended = program.ended().await;
+        assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+        // The access log is all of standard output; diagnostics are on standard error.
+        let lines: Vec<serde_json::Value> = ended
+            .stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 2, "{}", ended.stdout);
+        assert!(lines.iter().all(|line| line["path"] == "/e2e.Test/Unary"));
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once_with_1() {
+    let backend = Backend::start().await;
+    let known = Known::write(Proxy::to([&backend]));
+    let program = Process::start(PROGRAM, run(&known.files));
+    known.probed("/readyz", 200).await;
+    let client = known.test_client().await;
+    let running = tokio::spawn({
+        let mut client = client.clone();
+        let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "never")]);
+        async move { client.unary(asked).await }
+    });
+    backend.journal.begun("r").await;
+    program.signal("TERM").await;
+    eventually("the listener to close", || async {
+        tokio::net::TcpStream::connect(known.listener)
+            .await
+            .is_err()
+            .then_some(())
+    })
+    .await;
+    program.signal("TERM").await;
+    let ended = program.ended().await;
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
+    assert!(within("the RPC", running).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn sighup_rereads_the_configuration() {
+    let backend = Backend::start().await;
+    let mut known = Known::write(Proxy::to([&backend]));
+    let program = Process::start(PROGRAM, run(&known.files));
+    known.probed("/readyz", 200).await;
+    known
+        .files
+        .change(|config| set(config, "server_name", "after".into()));
+    program.signal("HUP").await;
+    let http2 = client::Http2::connect(known.listener, known.files.authority.client(&["h2"]))
+        .await
+        .unwrap();
+    eventually("the new configuration", || async {
+        let reply = http2.grpc("/e2e.Test/Unary", &[]).await.ok()?;
+        (reply.header("server") == "after").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_one_clear_sentence_and_1() {
+    for key in ["listener.address", "admin.address", "probes.address"] {
+        let taken = std::net::TcpListener::bind((loopback::address(), 0)).unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let mut known = Known::write(Proxy::builder());
+        known
+            .files
+            .change(|config| set(config, key, address.clone().into()));
+        let ended = Process::run(PROGRAM, run(&known.files)).await;
+        assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&address), "{key}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("in use") || ended.stderr.contains("taken"),
+            "{}",
+            ended.stderr
+        );
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_broken_pair_at_the_start_ends_with_2() {
+    for how in [Broken::Mismatched, Broken::Truncated, Broken::Garbage] {
+        let known = Known::write(Proxy::builder());
+        known
+            .files
+            .secret
+            .swap(&known.files.authority.broken(how))
+            .unwrap();
+        let ended = Process::run(PROGRAM, run(&known.files)).await;
+        assert_eq!(ended.code(), Some(2), "{how:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("tls.crt") || ended.stderr.contains("tls.key"),
+            "{how:?}: {}",
+            ended.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_there_yet_is_waited_for_and_said() {
+    let known = Known::write(Proxy::builder().without_certificate());
+    let program = Process::start(PROGRAM, run(&known.files));
+    known.probed("/livez", 200).await;
+    known.probed("/readyz", 503).await;
+    program.reports("tls.crt").await;
+    program.reports("kubectl create secret tls").await;
+    known
+        .files
+        .secret
+        .swap(&known.files.authority.pair())
+        .unwrap();
+    known.probed("/readyz", 200).await;
+    program.signal("TERM").await;
+    assert_eq!(program.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_starts_nothing_and_ends_with_2() {
+    let mut known = Known::write(Proxy::builder());
+    known.files.change(|config| {
+        config["routes"] = serde_json::json!([{ "prefix": "/", "cluster": "nowhere" }])
+    });
+    for command in ["run", "check"] {
+        let ended = Process::run(
+            PROGRAM,
+            [
+                command.into(),
+                "--config".into(),
+                known.files.config().into_os_string(),
+            ],
+        )
+        .await;
+        assert_eq!(ended.code(), Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains("nowhere"), "{}", ended.stderr);
+    }
+    assert!(tokio::net::TcpStream::connect(known.probes).await.is_err());
+}

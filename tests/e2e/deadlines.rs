@@ -1,0 +1,268 @@
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use e2e::{
+    backend::Backend,
+    client::{grpc_request, request},
+    payload,
+    proxy::{Proxy, TEST},
+    scripted::framed,
+    wait::within,
+};
+use serde_json::json;
+use tonic::Code;
+
+/// What `grpc-timeout` means.
+fn parse(value: &str) -> Duration {
+    let (digits, unit) = value.split_at(value.len() - 1);
+    assert!((1..=8).contains(&digits.len()), "{value}");
+    let number: u64 = digits.parse().unwrap();
+    match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => panic!("{value}"),
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_is_enforced_and_the_backend_told() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let headers = [
+        ("x-test-id", "late"),
+        ("x-test-gate", "never"),
+        ("grpc-timeout", "100m"),
+    ];
+    let start = Instant::now();
+    let reply = proxy
+        .http2()
+        .await
+        .grpc("/e2e.Test/Unary", &headers)
+        .await
+        .unwrap();
+    assert_eq!(reply.grpc_status(), Some(4));
+    assert!(start.elapsed() >= Duration::from_millis(100));
+    backend.journal.cancelled("late").await;
+}
+
+#[tokio::test]
+async fn what_is_passed_on_is_what_remains() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    for asked in ["20S", "5M", "1H", "30000m", "99999999u", "99999999n"] {
+        let reply = client
+            .grpc("/e2e.Test/Unary", &[("grpc-timeout", asked)])
+            .await
+            .unwrap();
+        if reply.grpc_status() == Some(4) {
+            // 0.1 s on a machine that was busy.
+            continue;
+        }
+        let passed = backend
+            .journal
+            .last()
+            .header("grpc-timeout")
+            .unwrap()
+            .to_owned();
+        assert!(parse(&passed) <= parse(asked), "{passed} of {asked}");
+        assert!(
+            parse(&passed) + Duration::from_secs(15) > parse(asked),
+            "{passed} of {asked}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_longest_deadline_is_no_deadline_that_has_passed() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let reply = proxy
+        .http2()
+        .await
+        .grpc("/e2e.Test/Unary", &[("grpc-timeout", "99999999H")])
+        .await
+        .unwrap();
+    assert_eq!(reply.grpc_status(), Some(0));
+}
+
+#[tokio::test]
+async fn zero_expires_at_once() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    for zero in ["0m", "0H", "00000000S"] {
+        let reply = proxy
+            .http2()
+            .await
+            .grpc("/e2e.Test/Unary", &[("grpc-timeout", zero)])
+            .await
+            .unwrap();
+        assert_eq!(reply.grpc_status(), Some(4), "{zero}");
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_deadline_is_ignored() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    for malformed in ["", "1", "m", "-1S", "1s", "123456789S", "1.5S", "soon"] {
+        let reply = client
+            .grpc("/e2e.Test/Unary", &[("grpc-timeout", malformed)])
+            .await
+            .unwrap();
+        assert_eq!(reply.grpc_status(), Some(0), "{malformed:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_route_caps_what_clients_ask_for() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::builder()
+        .route_of(json!({ "prefix": TEST, "cluster": "test", "max_grpc_timeout": "10s" }))
+        .cluster("test", [backend.address()])
+        .start()
+        .await;
+    let client = proxy.http2().await;
+    client
+        .grpc("/e2e.Test/Unary", &[("grpc-timeout", "1H")])
+        .await
+        .unwrap();
+    let passed = backend
+        .journal
+        .last()
+        .header("grpc-timeout")
+        .unwrap()
+        .to_owned();
+    assert!(parse(&passed) <= Duration::from_secs(10), "{passed}");
+}
+
+#[tokio::test]
+async fn a_routes_timeout_covers_the_whole_rpc() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::builder()
+        .route_of(json!({ "prefix": TEST, "cluster": "test", "timeout": "300ms" }))
+        .cluster("test", [backend.address()])
+        .start()
+        .await;
+    let mut client = proxy.test_client().await;
+    let asked = request(
+        payload(""),
+        &[
+            ("x-test-replies", "2"),
+            ("x-test-late-gate", "never"),
+            ("x-test-id", "stream"),
+        ],
+    );
+    let start = Instant::now();
+    let mut replies = client.download(asked).await.unwrap().into_inner();
+    replies.message().await.unwrap().unwrap();
+    let failure = within("the timeout", replies.message()).await.unwrap_err();
+    assert_eq!(failure.code(), Code::DeadlineExceeded);
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    backend.journal.cancelled("stream").await;
+}
+
+#[tokio::test]
+async fn a_deadline_counts_while_the_client_is_still_sending() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let asked = grpc_request(
+        "/e2e.Test/Upload",
+        &[("grpc-timeout", "100m"), ("x-test-id", "up")],
+    );
+    let (response, mut upload) = client.open(asked, false).await.unwrap();
+    upload
+        .send_data(Bytes::from(framed(b"")), false)
+        .unwrap();
+    let response = within("an answer", response).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "4");
+    backend.journal.cancelled("up").await;
+}
+
+#[tokio::test]
+async fn a_cancel_reaches_the_backend_within_100_ms() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let mut fastest = Duration::MAX;
+    // On a busy machine some take longer, for reasons of the machine's.
+    for number in 0..50 {
+        let id = number.to_string();
+        let asked = grpc_request(
+            "/e2e.Test/Unary",
+            &[("x-test-id", &id), ("x-test-gate", "never")],
+        );
+        let (_response, mut upload) = client.open(asked, false).await.unwrap();
+        upload.send_data(Bytes::from(framed(b"")), true).unwrap();
+        backend.journal.begun(&id).await;
+        let start = Instant::now();
+        upload.send_reset(h2::Reason::CANCEL);
+        let noticed = backend.journal.cancelled(&id).await;
+        fastest = fastest.min(noticed.duration_since(start));
+        if fastest < Duration::from_millis(100) {
+            break;
+        }
+    }
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+    assert_eq!(backend.journal.read().connections, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_cancels_what_it_was_running() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let mut client = proxy.test_client().await;
+    let mut calls = Vec::new();
+    for id in ["one", "two"] {
+        let mut client = client.clone();
+        let asked = request(payload(""), &[("x-test-id", id), ("x-test-gate", "never")]);
+        calls.push(tokio::spawn(async move { client.unary(asked).await }));
+        backend.journal.begun(id).await;
+    }
+    for call in calls {
+        call.abort();
+    }
+    backend.journal.cancelled("one").await;
+    backend.journal.cancelled("two").await;
+    client.unary(payload("")).await.unwrap();
+
+    // Without a word: its socket ends.
+    let wire_id = "vanished";
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Unary");
+    headers.extend([("x-test-id", wire_id), ("x-test-gate", "never")]);
+    wire.send(&[
+        e2e::frames::Frame::headers(1, &headers, false),
+        e2e::frames::Frame::data(1, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    backend.journal.begun(wire_id).await;
+    drop(wire);
+    backend.journal.cancelled(wire_id).await;
+}
+
+#[tokio::test]
+async fn a_cancel_is_noticed_while_the_backend_reads_nothing() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let asked = grpc_request(
+        "/e2e.Test/Upload",
+        &[("x-test-id", "stuck"), ("x-test-gate", "never")],
+    );
+    let (_response, mut upload) = client.open(asked, false).await.unwrap();
+    // More than all windows on the way.
+    upload
+        .send_data(Bytes::from(framed(&vec![b'x'; 4 << 20])), false)
+        .unwrap();
+    backend.journal.begun("stuck").await;
+    upload.send_reset(h2::Reason::CANCEL);
+    backend.journal.cancelled("stuck").await;
+}

@@ -1,0 +1,225 @@
+use std::time::{Duration, Instant};
+
+use e2e::{
+    backend::Backend,
+    client::request,
+    frames::{Frame, code, kind},
+    payload,
+    proxy::Proxy,
+    scripted::framed,
+    wait::{eventually, within},
+};
+use tonic::Code;
+
+#[tokio::test]
+async fn running_rpcs_finish_and_then_it_ends() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.test_client().await;
+    let running = tokio::spawn({
+        let mut client = client.clone();
+        async move {
+            client
+                .unary(request(
+                    payload("kept"),
+                    &[("x-test-id", "r"), ("x-test-gate", "end")],
+                ))
+                .await
+        }
+    });
+    backend.journal.begun("r").await;
+    proxy.drain();
+    // The listener closes, and the RPC still runs.
+    eventually("the listener to close", || async {
+        tokio::net::TcpStream::connect(proxy.address())
+            .await
+            .is_err()
+            .then_some(())
+    })
+    .await;
+    if running.is_finished() { panic!("{:?}", running.await) }
+    backend.open("end");
+    let reply = within("the RPC", running).await.unwrap().unwrap();
+    assert_eq!(reply.into_inner().data, "kept");
+    drop(client);
+    proxy.ended().await;
+}
+
+#[tokio::test]
+async fn every_connection_gets_its_goaway_idle_ones_too() {
+    let proxy = Proxy::builder().start().await;
+    let mut idle = proxy.wire(&[]).await;
+    let mut used = proxy.wire(&[]).await;
+    used.send(&[Frame::headers(
+        1,
+        &e2e::frames::grpc_request("/a.B/C"),
+        true,
+    )])
+    .await
+    .unwrap();
+    used.until("an answer", Frame::ends_stream).await.unwrap();
+    proxy.drain();
+    for wire in [&mut idle, &mut used] {
+        let goaway = wire
+            .until("a GOAWAY", |frame| frame.kind == kind::GOAWAY)
+            .await
+            .unwrap();
+        assert_eq!(goaway.number(4), Some(code::NO_ERROR));
+        wire.to_end("the connection's end").await;
+    }
+    proxy.ended().await;
+}
+
+#[tokio::test]
+async fn streams_opened_before_the_client_saw_the_goaway_are_served() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let mut wire = proxy.wire(&[]).await;
+    let headers = e2e::frames::grpc_request("/e2e.Test/Unary");
+    wire.send(&[
+        Frame::headers(1, &headers, false),
+        Frame::data(1, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    wire.until("an answer", Frame::ends_stream).await.unwrap();
+    proxy.drain();
+    // Read up to the first GOAWAY, and answer nothing that came after it: as if it were still on its way.
+    loop {
+        let frame = within("a GOAWAY", wire.next()).await.unwrap();
+        if frame.kind == kind::GOAWAY {
+            break;
+        }
+    }
+    wire.send(&[
+        Frame::headers(3, &headers, false),
+        Frame::data(3, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    let answer = wire
+        .until("an answer", |frame| {
+            frame.ends_stream() && frame.stream == 3
+        })
+        .await;
+    assert!(answer.is_some(), "the stream was served");
+}
+
+#[tokio::test]
+async fn it_is_ready_while_it_listens_and_serves_whom_the_load_balancer_still_sends() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("drain.time", "2s").start().await;
+    let keeper = proxy.test_client().await;
+    let running = tokio::spawn({
+        let mut keeper = keeper.clone();
+        async move {
+            keeper
+                .unary(request(
+                    payload(""),
+                    &[("x-test-id", "r"), ("x-test-gate", "end")],
+                ))
+                .await
+        }
+    });
+    backend.journal.begun("r").await;
+    proxy.drain();
+    assert_eq!(proxy.probe("/readyz").await.unwrap().status(), 200);
+    proxy
+        .test_client()
+        .await
+        .unary(payload("late"))
+        .await
+        .unwrap();
+    backend.open("end");
+    within("the RPC", running).await.unwrap().unwrap();
+    drop(keeper);
+    proxy.ended().await;
+}
+
+#[tokio::test]
+async fn what_has_not_finished_at_the_deadline_is_told() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("drain.deadline", "500ms")
+        .start()
+        .await;
+    let mut client = proxy.test_client().await;
+    let asked = request(
+        payload(""),
+        &[
+            ("x-test-replies", "2"),
+            ("x-test-late-gate", "never"),
+            ("x-test-id", "s"),
+        ],
+    );
+    let mut replies = client.download(asked).await.unwrap().into_inner();
+    replies.message().await.unwrap().unwrap();
+    proxy.drain();
+    let failure = within("the deadline", replies.message()).await.unwrap_err();
+    assert_eq!(failure.code(), Code::Unavailable);
+    backend.journal.cancelled("s").await;
+    proxy.ended().await;
+}
+
+#[tokio::test]
+async fn without_clients_it_ends_soon() {
+    let proxy = Proxy::builder().set("drain.time", "60s").start().await;
+    let start = Instant::now();
+    proxy.drain();
+    proxy.ended().await;
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn under_load_not_one_rpc_fails() {
+    let backend = Backend::start().await;
+    let (first, second) = (
+        Proxy::to([&backend]).start().await,
+        Proxy::to([&backend]).start().await,
+    );
+    // A client as real ones are: it connects anew, to the proxy that is left, when it is told to go.
+    let mut client = first.test_client().await;
+    let mut other = second.test_client().await;
+    let mut served = 0;
+    first.drain();
+    let ended = tokio::spawn(first.ended());
+    while !ended.is_finished() {
+        match client.unary(payload("")).await {
+            Ok(_) => served += 1,
+            Err(status) => {
+                // It could not connect again: nothing of the RPC has left.
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert!(format!("{status:?}").contains("onnect"), "{status:?}");
+                other.unary(payload("")).await.unwrap();
+            }
+        }
+    }
+    assert!(served > 0);
+}
+
+#[tokio::test]
+async fn killed_it_ends_at_once() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.test_client().await;
+    let running = tokio::spawn({
+        let mut client = client.clone();
+        async move {
+            client
+                .unary(request(
+                    payload(""),
+                    &[("x-test-id", "k"), ("x-test-gate", "never")],
+                ))
+                .await
+        }
+    });
+    backend.journal.begun("k").await;
+    proxy.drain();
+    proxy.kill();
+    proxy.ended().await;
+    assert!(within("the RPC", running).await.unwrap().is_err());
+}

@@ -1,0 +1,222 @@
+use bytes::Bytes;
+use e2e::{
+    backend::Backend,
+    client::{grpc_request, request},
+    frames::{Frame, code},
+    payload,
+    proxy::Proxy,
+    scripted::framed,
+    wait::within,
+};
+
+#[tokio::test]
+async fn stalled_downloads_do_not_stop_others() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    // Each takes all it can have of the shared connection to the backend, and reads nothing.
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let client = proxy.http2().await;
+        for _ in 0..20 {
+            let asked = grpc_request(
+                "/e2e.Test/Download",
+                &[("x-test-replies", "100"), ("x-test-reply-bytes", "100000")],
+            );
+            let (response, mut upload) = client.open(asked, false).await.unwrap();
+            upload.send_data(Bytes::from(framed(b"")), true).unwrap();
+            stalled.push((within("headers", response).await.unwrap(), client.clone()));
+        }
+    }
+    let mut client = proxy.test_client().await;
+    for _ in 0..50 {
+        let asked = request(payload(""), &[("x-test-reply-bytes", "200000")]);
+        let reply = within("an answer to a client that reads", client.unary(asked))
+            .await
+            .unwrap();
+        assert_eq!(reply.into_inner().data.len(), 200_000);
+    }
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn uploads_that_nobody_reads_do_not_stop_others() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let client = proxy.http2().await;
+    let mut stuck = Vec::new();
+    for _ in 0..30 {
+        let asked = grpc_request("/e2e.Test/Upload", &[("x-test-gate", "never")]);
+        let (response, mut upload) = client.open(asked, false).await.unwrap();
+        upload
+            .send_data(Bytes::from(framed(&vec![b'x'; 500_000])), false)
+            .unwrap();
+        stuck.push((response, upload));
+    }
+    backend
+        .journal
+        .wait("the uploads", |all| {
+            (all.requests.len() == 30).then_some(())
+        })
+        .await;
+    let mut other = proxy.test_client().await;
+    for _ in 0..10 {
+        let reply = within(
+            "an answer to another client",
+            other.unary(payload(vec![b'y'; 200_000])),
+        )
+        .await
+        .unwrap();
+        assert_eq!(reply.into_inner().data.len(), 200_000);
+    }
+}
+
+#[tokio::test]
+async fn many_cancels_cost_nobody_the_shared_connection() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let mut innocent = proxy.test_client().await;
+    let asked = request(
+        payload(""),
+        &[("x-test-id", "innocent"), ("x-test-gate", "end")],
+    );
+    let running = tokio::spawn({
+        let mut innocent = innocent.clone();
+        async move { innocent.unary(asked).await }
+    });
+    backend.journal.begun("innocent").await;
+
+    // Requests and their resets in one flush: what makes a server of the crate h2 end its connection.
+    for _ in 0..10 {
+        let mut wire = proxy.wire(&[]).await;
+        let mut frames = Vec::new();
+        for number in 0..30 {
+            let stream = 2 * number + 1;
+            frames.push(Frame::headers(
+                stream,
+                &e2e::frames::grpc_request("/e2e.Test/Chat"),
+                false,
+            ));
+            frames.push(Frame::reset(stream, code::CANCEL));
+        }
+        // The proxy may find that this is enough.
+        let _ = wire.send(&frames).await;
+        within("another client's answer", innocent.unary(payload("")))
+            .await
+            .unwrap();
+    }
+    backend.open("end");
+    within("the innocent RPC", running).await.unwrap().unwrap();
+    assert_eq!(backend.journal.read().connections_ended, 0);
+}
+
+#[tokio::test]
+async fn clients_that_vanish_cost_nobody_the_shared_connection() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let mut innocent = proxy.test_client().await;
+    for _ in 0..10 {
+        let mut wire = proxy.wire(&[]).await;
+        let frames: Vec<_> = (0..50)
+            .map(|number| {
+                Frame::headers(
+                    2 * number + 1,
+                    &e2e::frames::grpc_request("/e2e.Test/Chat"),
+                    false,
+                )
+            })
+            .collect();
+        wire.send(&frames).await.unwrap();
+        drop(wire);
+        within("another client's answer", innocent.unary(payload("")))
+            .await
+            .unwrap();
+    }
+    assert_eq!(backend.journal.read().connections_ended, 0);
+}
+
+#[tokio::test]
+async fn small_messages_do_not_end_a_backends_connection() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Upload");
+    headers.push(("x-test-id", "crumbs"));
+    wire.send(&[Frame::headers(1, &headers, false)])
+        .await
+        .unwrap();
+    // 2000 messages, byte by byte, with empty frames between them.
+    for _ in 0..2000 {
+        let mut frames: Vec<_> = framed(b"")
+            .iter()
+            .map(|byte| Frame::data(1, &[*byte], false))
+            .collect();
+        frames.push(Frame::data(1, b"", false));
+        if wire.send(&frames).await.is_err() {
+            break;
+        }
+    }
+    let mut innocent = proxy.test_client().await;
+    within("another client's answer", innocent.unary(payload("")))
+        .await
+        .unwrap();
+    assert_eq!(backend.journal.read().connections_ended, 0);
+}
+
+#[tokio::test]
+async fn what_a_strict_server_would_end_a_connection_for_stays_at_the_edge() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let mut innocent = proxy.test_client().await;
+    innocent.unary(payload("")).await.unwrap();
+    let base = e2e::frames::grpc_request("/e2e.Test/Unary");
+    let mut bad: Vec<Vec<(&str, &str)>> = Vec::new();
+    for extra in [
+        ("Upper-Case", "x"),
+        ("connection", "close"),
+        ("keep-alive", "1"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "h2c"),
+        ("x-line", "a\r\nb: c"),
+        ("x-nul", "a\0b"),
+        ("x space", "a"),
+        (":path", "/again"),
+        (":unknown", "x"),
+        (":status", "200"),
+        ("x-leading", " a"),
+    ] {
+        let mut headers = base.clone();
+        headers.push(extra);
+        bad.push(headers);
+    }
+    bad.push(
+        base.iter()
+            .copied()
+            .filter(|(name, _)| *name != ":path")
+            .collect(),
+    );
+    bad.push(
+        base.iter()
+            .copied()
+            .map(|(name, value)| {
+                if name == "te" {
+                    (name, "gzip")
+                } else {
+                    (name, value)
+                }
+            })
+            .collect(),
+    );
+    for headers in bad {
+        let mut wire = proxy.wire(&[]).await;
+        // Some of these end the client's own connection, which may be before its next frame is written.
+        let _ = wire.send(&[Frame::headers(1, &headers, true)]).await;
+        wire.until("an end of the stream", |frame| {
+            frame.stream == 1 || frame.kind == e2e::frames::kind::GOAWAY
+        })
+        .await;
+        within("another client's answer", innocent.unary(payload("")))
+            .await
+            .unwrap();
+    }
+    assert_eq!(backend.journal.read().connections_ended, 0);
+}

@@ -1,0 +1,376 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use e2e::{
+    backend::Backend,
+    client::{self, grpc_request},
+    frames::{Frame, block, code, flag, kind},
+    payload,
+    proxy::Proxy,
+    scripted::framed,
+    wait::{eventually, within},
+};
+use rustls::version::{TLS12, TLS13};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const MAX_CONCURRENT_STREAMS: u16 = 3;
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+#[tokio::test]
+async fn clients_are_told_the_limits() {
+    let proxy = Proxy::builder()
+        .set("listener.http2.max_concurrent_streams", 7)
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let settings = wire
+        .until("SETTINGS", |frame| {
+            frame.kind == kind::SETTINGS && frame.flags & flag::ACK == 0
+        })
+        .await
+        .unwrap();
+    let value = |name: u16| {
+        settings
+            .payload
+            .chunks_exact(6)
+            .find(|setting| setting[..2] == name.to_be_bytes())
+            .map(|setting| u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]))
+    };
+    assert_eq!(value(MAX_CONCURRENT_STREAMS), Some(7));
+    // 64 KiB is 65535 unless the peer says so, or a little more.
+    assert!(value(INITIAL_WINDOW_SIZE).is_none_or(|size| (65_535..=65_536).contains(&size)));
+}
+
+#[tokio::test]
+async fn a_stream_too_many_is_refused_and_the_others_go_on() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.http2.max_concurrent_streams", 2)
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Chat");
+    headers.push(("x-test-gate", "end"));
+    let frames: Vec<_> = [1, 3, 5]
+        .map(|stream| Frame::headers(stream, &headers, true))
+        .into();
+    wire.send(&frames).await.unwrap();
+    let refused = wire
+        .until("a refusal", |frame| frame.kind == kind::RST_STREAM)
+        .await
+        .unwrap();
+    assert_eq!(
+        (refused.stream, refused.number(0)),
+        (5, Some(code::REFUSED_STREAM))
+    );
+    backend.open("end");
+    let mut ended = Vec::new();
+    while ended.len() < 2 {
+        let end = wire
+            .until("the others' ends", Frame::ends_stream)
+            .await
+            .unwrap();
+        ended.push(end.stream);
+    }
+    ended.sort_unstable();
+    assert_eq!(ended, [1, 3]);
+}
+
+#[tokio::test]
+async fn an_endless_header_block_ends_the_connection() {
+    let proxy = Proxy::builder().start().await;
+    let mut wire = proxy.wire(&[]).await;
+    let start = block(&e2e::frames::grpc_request("/a.B/C"));
+    wire.send(&[Frame::new(kind::HEADERS, 0, 1, start)])
+        .await
+        .unwrap();
+    for _ in 0..10_000 {
+        if wire
+            .send(&[Frame::new(kind::CONTINUATION, 0, 1, block(&[("a", "b")]))])
+            .await
+            .is_err()
+        {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("10 000 CONTINUATION frames were taken");
+}
+
+#[tokio::test]
+async fn an_open_header_block_has_a_deadline() {
+    let proxy = Proxy::builder()
+        .set("listener.timeouts.header_block", "100ms")
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let start = block(&e2e::frames::grpc_request("/a.B/C"));
+    wire.send(&[Frame::new(kind::HEADERS, 0, 1, start)])
+        .await
+        .unwrap();
+    wire.to_end("the connection's end").await;
+}
+
+#[tokio::test]
+async fn a_handshake_has_a_deadline() {
+    let proxy = Proxy::builder()
+        .set("listener.timeouts.tls_handshake", "100ms")
+        .start()
+        .await;
+    let mut silent = TcpStream::connect(proxy.address()).await.unwrap();
+    let mut rest = Vec::new();
+    // An end of either kind.
+    let _ = within(
+        "the end of a silent connection",
+        silent.read_to_end(&mut rest),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_preface_has_a_deadline_and_after_it_a_client_may_be_silent() {
+    let proxy = Proxy::builder()
+        .set("listener.timeouts.preface", "300ms")
+        .start()
+        .await;
+    let warm = proxy.http2().await;
+    let mut silent = proxy.tls(&["h2"]).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = within(
+        "the end of a silent connection",
+        silent.read_to_end(&mut rest),
+    )
+    .await;
+    assert_eq!(
+        warm.grpc("/a.B/C", &[]).await.unwrap().grpc_status(),
+        Some(12)
+    );
+}
+
+#[tokio::test]
+async fn an_idle_connection_gets_its_goaway() {
+    let proxy = Proxy::builder()
+        .set("listener.timeouts.idle", "100ms")
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let goaway = wire
+        .until("a GOAWAY", |frame| frame.kind == kind::GOAWAY)
+        .await
+        .unwrap();
+    assert_eq!(goaway.number(4), Some(code::NO_ERROR));
+    wire.to_end("the connection's end").await;
+}
+
+#[tokio::test]
+async fn an_old_connection_gets_its_goaway_and_running_streams_finish() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.max_connection_age", "300ms")
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Upload");
+    headers.push(("x-test-gate", "end"));
+    wire.send(&[Frame::headers(1, &headers, false)])
+        .await
+        .unwrap();
+    let last = |frame: &Frame| frame.kind == kind::GOAWAY && frame.number(0) == Some(1);
+    let goaway = wire.until("the last GOAWAY", last).await.unwrap();
+    assert_eq!(goaway.number(4), Some(code::NO_ERROR));
+    backend.open("end");
+    wire.send(&[Frame::data(1, &framed(b""), true)])
+        .await
+        .unwrap();
+    let end = wire
+        .until("the stream's end", Frame::ends_stream)
+        .await
+        .unwrap();
+    assert_eq!(end.stream, 1);
+    wire.to_end("the connection's end").await;
+}
+
+#[tokio::test]
+async fn the_grace_of_an_old_connection_can_have_an_end() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.max_connection_age", "100ms")
+        .set("listener.max_connection_age_grace", "200ms")
+        .start()
+        .await;
+    let mut client = proxy.test_client().await;
+    let asked = client::request(
+        payload(""),
+        &[("x-test-gate", "never"), ("x-test-id", "long")],
+    );
+    let failure = within("the grace's end", client.unary(asked))
+        .await
+        .unwrap_err();
+    assert_eq!(failure.code(), tonic::Code::Unavailable);
+    backend.journal.cancelled("long").await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_pings_is_let_go() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.keepalive.interval", "100ms")
+        .set("listener.keepalive.timeout", "200ms")
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Upload");
+    headers.extend([("x-test-gate", "never"), ("x-test-id", "gone")]);
+    wire.send(&[Frame::headers(1, &headers, false)])
+        .await
+        .unwrap();
+    backend.journal.begun("gone").await;
+    // It reads nothing, and so answers nothing.
+    backend.journal.cancelled("gone").await;
+    drop(wire);
+}
+
+#[tokio::test]
+async fn a_client_that_answers_pings_stays() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.keepalive.interval", "50ms")
+        .set("listener.keepalive.timeout", "10s")
+        .start()
+        .await;
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Upload");
+    headers.push(("x-test-gate", "end"));
+    wire.send(&[Frame::headers(1, &headers, true)])
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        wire.until("a PING", |frame| {
+            frame.kind == kind::PING && frame.flags & flag::ACK == 0
+        })
+        .await
+        .unwrap();
+    }
+    backend.open("end");
+    wire.until("the stream's end", Frame::ends_stream)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_window_that_stays_shut_ends_its_stream_and_no_other() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.timeouts.stream_window_stall", "200ms")
+        .start()
+        .await;
+    // The connection's window stays open: only the stream is stuck.
+    let mut settings = h2::client::Builder::new();
+    settings.initial_connection_window_size(1 << 20);
+    let client = proxy.http2_with(&settings).await;
+    let asked = grpc_request(
+        "/e2e.Test/Download",
+        &[
+            ("x-test-replies", "100"),
+            ("x-test-reply-bytes", "100000"),
+            ("x-test-id", "shut"),
+        ],
+    );
+    let (response, mut upload) = client.open(asked, false).await.unwrap();
+    upload.send_data(Bytes::from(framed(b"")), true).unwrap();
+    let _unread = within("headers", response).await.unwrap();
+    backend.journal.cancelled("shut").await;
+    assert_eq!(
+        client
+            .grpc("/e2e.Test/Unary", &[])
+            .await
+            .unwrap()
+            .grpc_status(),
+        Some(0)
+    );
+}
+
+#[tokio::test]
+async fn one_source_has_only_so_many_connections() {
+    let proxy = Proxy::builder()
+        .set("listener.max_connections_per_source", 3)
+        .start()
+        .await;
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let client = proxy.http2().await;
+        assert_eq!(
+            client.grpc("/a.B/C", &[]).await.unwrap().grpc_status(),
+            Some(12)
+        );
+        kept.push(client);
+    }
+    let one_more = async || {
+        let client = client::Http2::connect(proxy.address(), proxy.tls_config(&["h2"]))
+            .await
+            .ok()?;
+        client.grpc("/a.B/C", &[]).await.ok()
+    };
+    assert!(one_more().await.is_none());
+    kept.pop();
+    eventually("room for another", one_more).await;
+}
+
+#[tokio::test]
+async fn tls_12_and_13_and_nothing_older() {
+    let proxy = Proxy::builder().start().await;
+    for version in [&TLS12, &TLS13] {
+        let config = proxy.files.authority.client_of(&[version], &["h2"]);
+        let client = client::Http2::connect(proxy.address(), config)
+            .await
+            .unwrap();
+        assert_eq!(
+            client.grpc("/a.B/C", &[]).await.unwrap().grpc_status(),
+            Some(12)
+        );
+    }
+    // A ClientHello of TLS 1.0, without the extension that names newer versions.
+    let mut hello = vec![22, 3, 1, 0, 45, 1, 0, 0, 41, 3, 1];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0, 0x2f, 1, 0]);
+    let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = within("an alert", stream.read_to_end(&mut answer)).await;
+    assert!(
+        answer.is_empty() || answer[0] == 21,
+        "an alert, or nothing: {answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_tls_hurt_nobody() {
+    let proxy = Proxy::builder().start().await;
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 64],
+        &[22, 3, 1, 255, 255, 1, 2, 3],
+    ] {
+        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        // It may be told to go before it has said all.
+        let _ = stream.write_all(garbage).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        proxy
+            .http2()
+            .await
+            .grpc("/a.B/C", &[])
+            .await
+            .unwrap()
+            .grpc_status(),
+        Some(12)
+    );
+}
