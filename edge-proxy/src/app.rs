@@ -309,7 +309,9 @@ impl Life {
             }
         };
         self.listening.store(true, Ordering::Relaxed);
-        tracing::info!("serving");
+        let address = self.listener.local_addr().ok();
+        let address = address.and_then(|address| address.as_socket());
+        tracing::info!(address = address.map(tracing::field::display), "serving");
 
         let mut order = match orders.wait_for(|order| *order > Order::Run).await {
             Ok(order) => *order,

@@ -56,6 +56,8 @@ fn run(source: PathBuf) -> anyhow::Result<u8> {
         }
     };
     shutdown::install(running.shutdown(), running.control()).context("cannot handle signals")?;
+    let (admin, probes) = (running.admin(), running.probes());
+    tracing::info!(version = %*cli::VERSION, %admin, %probes, "started");
     Ok(match running.wait() {
         Outcome::Drained => cli::EXIT_DONE,
         Outcome::Killed | Outcome::Failed => cli::EXIT_FAILED,
