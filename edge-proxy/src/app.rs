@@ -293,6 +293,8 @@ impl Life {
         let Some(listener) = self.listener.take() else {
             return Outcome::Failed;
         };
+        let address = listener.local_addr().ok();
+        let address = address.and_then(|address| address.as_socket());
         let acceptor = listener.listen(BACKLOG).and_then(|()| {
             Acceptor::spawn(
                 listener.into(),
@@ -309,8 +311,6 @@ impl Life {
             }
         };
         self.listening.store(true, Ordering::Relaxed);
-        let address = self.listener.local_addr().ok();
-        let address = address.and_then(|address| address.as_socket());
         tracing::info!(address = address.map(tracing::field::display), "serving");
 
         let mut order = match orders.wait_for(|order| *order > Order::Run).await {
