@@ -22,12 +22,9 @@ pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
     cgroup::Resources,
     cli,
-    control_plane::{
-        ControlHandle, ControlPlane, SpawnError, admin,
-        config::{Config, Drain},
-    },
+    control_plane::{ControlHandle, ControlPlane, SpawnError, admin, config::Config},
     data_plane::{
-        access_log::AccessLog,
+        access_log::{AccessLog, Reopener},
         listener::Acceptor,
         worker::{self, Handle, Parts, Phase},
     },
@@ -51,6 +48,7 @@ pub struct Running {
     probes: SocketAddr,
     shutdown: ShutdownHandle,
     control: ControlHandle,
+    access_log: Reopener,
     life: thread::JoinHandle<Outcome>,
 }
 
@@ -126,7 +124,6 @@ impl App {
         metrics.watch_access_log(access_log.dropped());
         let hints = Arc::new(Hints::default());
         let heartbeats = Heartbeats::new(workers);
-        let drain = config.drain;
         let control = ControlPlane::spawn(config, source.into(), hints.clone())?;
 
         let (phase, phases) = watch::channel(Phase::Running);
@@ -165,8 +162,8 @@ impl App {
             .map_err(StartError::Thread)?;
 
         let handle = control.handle();
+        let reopener = access_log.reopener();
         let life = Life {
-            drain,
             listener: Some(listener),
             listening,
             control,
@@ -186,6 +183,7 @@ impl App {
             probes: probes_address,
             shutdown,
             control: handle,
+            access_log: reopener,
             life,
         })
     }
@@ -229,6 +227,11 @@ impl Running {
         self.control.clone()
     }
 
+    /// Opens the access log's file anew.
+    pub fn access_log(&self) -> Reopener {
+        self.access_log.clone()
+    }
+
     /// Blocks until it has ended.
     pub fn wait(self) -> Outcome {
         self.life.join().unwrap_or(Outcome::Failed)
@@ -237,7 +240,6 @@ impl Running {
 
 /// Owns everything that runs, from the first answers to the last log line.
 struct Life {
-    drain: Drain,
     /// Taken when it listens: a second descriptor would keep the port open after the acceptor has closed its own.
     listener: Option<Socket>,
     /// Set from then on; read by `/readyz`.
@@ -285,7 +287,10 @@ impl Life {
         };
         let certain = tokio::select! {
             certain = opened => certain,
-            _ = orders.wait_for(|order| *order >= Order::Drain) => return Outcome::Drained,
+            order = orders.wait_for(|order| *order >= Order::Drain) => {
+                let killed = order.is_ok_and(|order| *order == Order::Kill);
+                return if killed { Outcome::Killed } else { Outcome::Drained };
+            }
         };
         if !certain {
             return Outcome::Failed;
@@ -319,7 +324,8 @@ impl Life {
         };
         if order != Order::Kill {
             let drainer = Drainer {
-                times: self.drain,
+                // As it is by now: a reload may have changed it.
+                times: self.control.status().report().configuration.config.drain,
                 phase: &self.phase,
                 acceptor: &mut acceptor,
                 control: &control,

@@ -4,25 +4,25 @@
 
 #![recursion_limit = "256"]
 
-/// All wiring, top to bottom; binds; returns a running [`App`](app::App) with its addresses.
+// All wiring, top to bottom; binds; returns a running [`App`](app::App) with its addresses.
 pub mod app;
-/// What the operator typed.
+// What the operator typed.
 pub mod cli;
-/// Signals, drain order, deadlines.
+// Signals, drain order, deadlines.
 pub mod shutdown;
 
-/// What the container was granted: cores, memory.
+// What the container was granted: cores, memory.
 pub mod cgroup;
 
-/// What happened, whose fault, may it be retried: HTTP and gRPC status in one table.
+// What happened, whose fault, may it be retried: HTTP and gRPC status in one table.
 pub mod error;
-/// THE SEAM: immutable routes, clusters, endpoints, TLS identity; publisher and reader.
+// THE SEAM: immutable routes, clusters, endpoints, TLS identity; publisher and reader.
 pub mod snapshot;
-/// Log format; every metric family, named once.
+// Log format; every metric family, named once.
 pub mod telemetry;
 
-/// One request, top-down.
+// One request, top-down.
 pub mod data_plane;
 
-/// What changes over time; never on the request path.
+// What changes over time; never on the request path.
 pub mod control_plane;

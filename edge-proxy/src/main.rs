@@ -55,7 +55,7 @@ fn run(source: PathBuf) -> anyhow::Result<u8> {
             return Ok(code);
         }
     };
-    shutdown::install(running.shutdown(), running.control()).context("cannot handle signals")?;
+    shutdown::install(&running).context("cannot handle signals")?;
     let (admin, probes) = (running.admin(), running.probes());
     tracing::info!(version = %*cli::VERSION, %admin, %probes, "started");
     Ok(match running.wait() {

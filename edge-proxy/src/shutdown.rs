@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    app::Running,
     control_plane::{ControlHandle, config::Drain},
     data_plane::{listener::Acceptor, worker::Phase},
 };
@@ -99,12 +100,14 @@ impl ShutdownHandle {
     }
 }
 
-/// Listens to SIGTERM and SIGINT (drain; the second time: end at once) and SIGHUP (reread the configuration) on a
-/// thread of its own, for as long as the process lives. Called by `main`, once.
+/// Listens to SIGTERM and SIGINT (drain; the second time: end at once) and SIGHUP (reread the configuration, reopen the
+/// access log) on a thread of its own, for as long as the process lives. Called by `main`, once.
 ///
 /// # Errors
 /// The handlers can't be installed.
-pub fn install(handle: ShutdownHandle, control: ControlHandle) -> io::Result<()> {
+pub fn install(running: &Running) -> io::Result<()> {
+    let (handle, control, access_log) =
+        (running.shutdown(), running.control(), running.access_log());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -126,9 +129,12 @@ pub fn install(handle: ShutdownHandle, control: ControlHandle) -> io::Result<()>
                         _ = interrupt.recv() => "SIGINT",
                         _ = hangup.recv() => {
                             tracing::info!("SIGHUP: rereading the configuration");
-                            // What is wrong with it is logged where it is found.
-                            let _ = control.reload().await;
-                            continue;
+                        access_log.reopen();
+                        let control = control.clone();
+                        // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it. What
+                        // is wrong with the file is logged where it is found.
+                        tokio::spawn(async move { control.reload().await });
+                        continue;
                         }
                     };
                     if handle.is_draining() {

@@ -7,13 +7,13 @@
 //! [`Report`](status::Report) for operators (`assemble.rs`). `certs` and `config/reload.rs` watch files. The admin pages and probes are served on the same runtime; the
 //! integrator spawns them there ([`ControlPlane::runtime`]).
 
-/// The configuration: as written, as validated, reloaded.
+// The configuration: as written, as validated, reloaded.
 pub mod config;
 
-/// Plain data for the admin pages, the probes and the metrics.
+// Plain data for the admin pages, the probes and the metrics.
 pub mod status;
 
-/// The operator's listener and its pages; the probes' listener.
+// The operator's listener and its pages; the probes' listener.
 pub mod admin;
 
 mod certs;

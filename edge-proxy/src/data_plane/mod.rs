@@ -8,43 +8,43 @@
 //!                                            └─▶ access_log, when its stream ends
 //! ```
 //!
-//! Everything here runs on a [`worker`]'s thread and reads what the control plane published
+//! Everything here runs on a `worker`'s thread and reads what the control plane published
 //! ([`snapshot`](crate::snapshot)); nothing here names the control plane.
 
-/// 1: accept, connection limits, hand-over to a worker.
+// 1: accept, connection limits, hand-over to a worker.
 pub(crate) mod listener;
-/// One thread: its runtime, its connections, its clock, the order of work in one turn.
+// One thread: its runtime, its connections, its clock, the order of work in one turn.
 pub(crate) mod worker;
 
-/// 2: rustls behind a narrow interface.
+// 2: rustls behind a narrow interface.
 mod tls;
-/// One HTTP/2 connection on a socket, either side: the order of work in one turn.
+// One HTTP/2 connection on a socket, either side: the order of work in one turn.
 mod wire;
 
-/// 3: one client connection.
+// 3: one client connection.
 mod downstream;
-/// HTTP/1.1, by hyper, into the same path.
+// HTTP/1.1, by hyper, into the same path.
 mod http1;
 
-/// 4: THE STORY: one RPC's life.
+// 4: THE STORY: one RPC's life.
 mod rpc;
 
-/// 10: one line per RPC, written when its stream ends.
+// 10: one line per RPC, written when its stream ends.
 pub mod access_log;
-/// 9: the proxy answers itself, in the client's protocol.
+// 9: the proxy answers itself, in the client's protocol.
 pub mod answer;
-/// 7: which endpoint gets this attempt.
+// 7: which endpoint gets this attempt.
 pub mod balance;
-/// 6: the rules for header fields, and the requests that end there.
+// 6: the rules for header fields, and the requests that end there.
 pub mod filters;
-/// 5: path to route.
+// 5: path to route.
 pub mod route;
-/// 8: HTTP/2 connections to the backends, and whether an attempt may follow another.
+// 8: HTTP/2 connections to the backends, and whether an attempt may follow another.
 pub mod upstream;
 
-/// The `date` header's text.
+// The `date` header's text.
 pub mod date;
-/// Where gRPC messages begin and end in a leg's DATA.
+// Where gRPC messages begin and end in a leg's DATA.
 pub mod message;
 
 /// A worker, a backend and a client's socket for the tests of these modules.

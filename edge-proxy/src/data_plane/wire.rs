@@ -228,14 +228,15 @@ fn turn<S: Side>(
         }
     }
 
-    // 2. Read once, hand on. A client that doesn't read its answers is not read from either.
+    // 2. Read once, hand on. A client that doesn't take its answers isn't read from either: its next requests stay in
+    // its own kernel, not in our memory.
     if !early.is_empty()
         && let Err(error) = feed(side, worker, early, now)
     {
         return fail(link, transport, error, cx);
     }
     let mut more = false;
-    let paused = link.engine().output().len() >= OUTPUT_PAUSES_INPUT;
+    let paused = link.engine().overfull();
     if !paused {
         let mut failed = None;
         let read = transport.poll_read(cx, &worker.scratch, |bytes| {
@@ -280,7 +281,7 @@ fn turn<S: Side>(
         }
     }
     // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
-    more |= paused && link.engine().output().len() < OUTPUT_PAUSES_INPUT;
+    more |= paused && !link.engine().overfull();
     if let Some(end) = side.after_turn(worker, now)
         && link.engine().output().is_empty()
     {
@@ -387,10 +388,6 @@ async fn close(link: &Link, transport: &mut Transport) {
     // An error here means that the peer took too long: the socket is dropped either way.
     let _ = tokio::time::timeout(LINGER, linger).await;
 }
-
-/// A client that doesn't take its answers isn't read from while this much waits for it: its next requests stay in its
-/// own kernel, not in our memory.
-const OUTPUT_PAUSES_INPUT: usize = 256 * 1024;
 
 /// How often one turn may flush before the other connections of the worker have theirs.
 const ROUNDS_PER_TURN: usize = 8;

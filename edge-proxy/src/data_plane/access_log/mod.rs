@@ -107,6 +107,10 @@ pub struct AccessLog {
 #[derive(Debug)]
 pub struct Writer(Option<(Arc<Shared>, Arc<Buffer>)>);
 
+/// Has the log's file opened anew, after SIGHUP.
+#[derive(Clone, Debug)]
+pub struct Reopener(Option<Arc<Shared>>);
+
 #[derive(Debug)]
 struct Running {
     shared: Arc<Shared>,
@@ -125,7 +129,7 @@ struct Shared {
     parked: AtomicBool,
     /// Set once by [`AccessLog::finish`].
     stop: AtomicBool,
-    /// Set by [`AccessLog::reopen`], cleared by the thread.
+    /// Set by [`Reopener::reopen`], cleared by the thread.
     reopen: AtomicBool,
     dropped: Arc<SharedCounter>,
 }
@@ -199,12 +203,13 @@ impl AccessLog {
         Arc::clone(&self.dropped)
     }
 
-    /// Opens the file anew, for whoever moved it away; the old one stays if that fails.
-    pub fn reopen(&self) {
-        if let Some(running) = &self.running {
-            running.shared.reopen.store(true, Ordering::Release);
-            running.shared.wake();
-        }
+    /// For whoever moves the file away.
+    pub fn reopener(&self) -> Reopener {
+        Reopener(
+            self.running
+                .as_ref()
+                .map(|running| Arc::clone(&running.shared)),
+        )
     }
 
     /// Writes what is there and ends the thread; later lines are lost. `false`: it wasn't done
@@ -216,6 +221,16 @@ impl AccessLog {
         running.shared.stop.store(true, Ordering::Release);
         running.shared.wake();
         running.ended.recv_timeout(limit) != Err(mpsc::RecvTimeoutError::Timeout)
+    }
+}
+
+impl Reopener {
+    /// Opens the file anew; the old one stays if that fails. Nothing happens once the log has ended.
+    pub fn reopen(&self) {
+        if let Some(shared) = &self.0 {
+            shared.reopen.store(true, Ordering::Release);
+            shared.wake();
+        }
     }
 }
 
@@ -450,7 +465,7 @@ mod tests {
         let writer = log.writer();
         writer.write(&format::tests::record());
         fs::rename(&path, &moved).unwrap();
-        log.reopen();
+        log.reopener().reopen();
         while !path.exists() {
             thread::yield_now();
         }

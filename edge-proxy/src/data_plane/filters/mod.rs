@@ -8,13 +8,13 @@
 //! An enum and not a list of trait objects: the set is ours, the order is part of the behaviour, and it is checked by
 //! reading one constant.
 
-/// Who is a gRPC request, and everything else that the rules ask of a block, in one pass.
+// Who is a gRPC request, and everything else that the rules ask of a block, in one pass.
 mod classify;
-/// What is changed in a request's blocks.
+// What is changed in a request's blocks.
 pub mod request;
-/// What is changed in a response's blocks.
+// What is changed in a response's blocks.
 pub mod response;
-/// `grpc-timeout`: read, and written again with what is left of it.
+// `grpc-timeout`: read, and written again with what is left of it.
 pub mod timeout;
 
 use http2::Headers;

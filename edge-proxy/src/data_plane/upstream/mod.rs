@@ -6,10 +6,10 @@
 //! of others), then another, up to `max_connections`; beyond that RPCs wait, at most `connect_timeout`.
 //!
 //! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
-//! stream that ended) calls [`Pool::offer`] from its own turn; nobody polls.
+//! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
 
 mod connection;
-/// May an attempt follow, and at whose cost.
+// May an attempt follow, and at whose cost.
 pub mod retry;
 
 use std::{
