@@ -105,7 +105,7 @@ async fn secrets_are_never_written_and_long_values_are_cut() {
         ("authorization", "Bearer hush-1"),
         ("cookie", "session=hush-2"),
         ("x-token-bin", "aHVzaC0z"),
-        ("user-agent", "quote\" and \\ and tab\t"),
+        ("user-agent", "quote\" and \\ and\ttab"),
     ];
     client
         .call(get_request(&long, &headers), b"")

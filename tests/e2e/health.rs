@@ -275,7 +275,8 @@ async fn a_failed_connection_of_an_rpc_triggers_a_check() {
         let mut client = client.clone();
         let (proxy, backend) = (&proxy, &backends[0]);
         async move {
-            client.unary(payload("")).await.unwrap();
+            // One may be on its way to it in the moment of its death.
+            let _ = client.unary(payload("")).await;
             (endpoint(proxy, backend).await["health"] == "unhealthy").then_some(())
         }
     })
