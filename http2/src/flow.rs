@@ -91,6 +91,14 @@ impl RecvWindow {
         self.credit > 0 && self.credit >= size / 2
     }
 
+    /// [`due`](Self::due), for the connection's window, which streams of `stream` bytes share. Streams that stand still
+    /// hold a part of it; when that is more than half, the others never bring half of it together, and would starve.
+    /// So credit is also announced once it is as much as what is still open, and worth an update to a stream.
+    #[inline]
+    pub(crate) fn due_shared(&self, size: u32, stream: u32) -> bool {
+        self.due(size) || (self.due(stream) && i64::from(self.credit) >= self.open)
+    }
+
     /// Announces all credit: the increment of the WINDOW_UPDATE.
     pub(crate) fn announce(&mut self) -> u32 {
         let n = std::mem::take(&mut self.credit);
@@ -150,5 +158,23 @@ mod tests {
         assert_eq!(w.take(51, 0), Err(Overflow));
         assert_eq!(w.take(50, 0), Ok(()));
         assert!(!RecvWindow::new(1).due(1), "nothing to announce");
+    }
+
+    #[test]
+    fn credit_of_a_shared_window_is_announced_however_much_of_it_is_held() {
+        let mut w = RecvWindow::new(100);
+        w.take(70, 0).unwrap();
+        // 70 bytes are held by streams that stand still; the others live on 30.
+        for _ in 0..10 {
+            w.take(14, 0).unwrap();
+            w.give(14);
+            assert!(!w.due_shared(100, 20));
+            w.take(2, 0).unwrap();
+            w.give(2);
+            assert!(w.due_shared(100, 20));
+            assert!(!w.due_shared(100, 40), "not for a few bytes");
+            assert_eq!(w.announce(), 16);
+        }
+        assert!(!RecvWindow::new(0).due_shared(0, 0), "nothing to announce");
     }
 }

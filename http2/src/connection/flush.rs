@@ -38,7 +38,8 @@ impl Connection {
     }
 
     fn flush_updates(&mut self) {
-        if self.recv.due(self.config.receive_window()) {
+        let (connection, stream) = (self.config.receive_window(), self.config.stream_window);
+        if self.recv.due_shared(connection, stream) {
             frame::write_window_update(self.out.frames(), 0, self.recv.announce());
         }
         for i in 0..self.updates.len() {
