@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -29,9 +30,15 @@ pub(super) struct Directories {
 impl Directories {
     /// Watches the directories of `files`, if they are there.
     pub(super) fn of<'a>(files: impl IntoIterator<Item = &'a Path>) -> Self {
-        let directories: BTreeSet<PathBuf> = files.into_iter().map(directory).collect();
+        let files: Vec<&Path> = files.into_iter().collect();
+        let directories: BTreeSet<PathBuf> = files.iter().copied().map(directory).collect();
+        let names = files
+            .iter()
+            .filter_map(|file| file.file_name())
+            .map(ToOwned::to_owned)
+            .collect();
         let changed = Arc::new(Notify::new());
-        let watcher = watch(&directories, changed.clone())
+        let watcher = watch(&directories, names, changed.clone())
             .inspect_err(|error| {
                 tracing::debug!(%error, "cannot watch {directories:?}: looking every second instead");
             })
@@ -63,11 +70,14 @@ impl Directories {
 
 fn watch(
     directories: &BTreeSet<PathBuf>,
+    names: BTreeSet<OsString>,
     changed: Arc<Notify>,
 ) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         // An error may mean lost events: look.
-        if event.map_or(true, |event| is_change(event.kind)) {
+        if event.map_or(true, |event| {
+            is_change(event.kind) && concerns(&event.paths, &names)
+        }) {
             changed.notify_one();
         }
     })?;
@@ -83,6 +93,13 @@ fn is_change(kind: EventKind) -> bool {
         EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
         _ => true,
     }
+}
+
+/// A log that is written beside the files must not have them read again for each line: only their own names count, and
+/// those with which Kubernetes swaps them (`..data`, `..2026_…`).
+fn concerns(paths: &[PathBuf], names: &BTreeSet<OsString>) -> bool {
+    let ours = |name: &OsStr| names.contains(name) || name.as_encoded_bytes().starts_with(b"..");
+    paths.is_empty() || paths.iter().any(|path| path.file_name().is_none_or(ours))
 }
 
 fn directory(file: &Path) -> PathBuf {
@@ -126,6 +143,17 @@ mod tests {
             AccessMode::Write
         ))));
         assert!(is_change(EventKind::Any));
+    }
+
+    #[test]
+    fn only_the_files_themselves_and_swaps_of_all_of_them_count() {
+        let names = BTreeSet::from(["tls.crt".into()]);
+        let concerns = |path: &str| concerns(&[PathBuf::from(path)], &names);
+        assert!(concerns("/tls/tls.crt"));
+        assert!(concerns("/tls/..data"));
+        assert!(concerns("/tls/..2026_11_23_00_00_00.1"));
+        assert!(!concerns("/tls/access.log"));
+        assert!(super::concerns(&[], &names));
     }
 
     #[tokio::test]
