@@ -177,9 +177,7 @@ async fn a_deadline_counts_while_the_client_is_still_sending() {
         &[("grpc-timeout", "100m"), ("x-test-id", "up")],
     );
     let (response, mut upload) = client.open(asked, false).await.unwrap();
-    upload
-        .send_data(Bytes::from(framed(b"")), false)
-        .unwrap();
+    upload.send_data(Bytes::from(framed(b"")), false).unwrap();
     let response = within("an answer", response).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "4");
     backend.journal.cancelled("up").await;

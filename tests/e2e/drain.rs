@@ -37,7 +37,9 @@ async fn running_rpcs_finish_and_then_it_ends() {
             .then_some(())
     })
     .await;
-    if running.is_finished() { panic!("{:?}", running.await) }
+    if running.is_finished() {
+        panic!("{:?}", running.await)
+    }
     backend.open("end");
     let reply = within("the RPC", running).await.unwrap().unwrap();
     assert_eq!(reply.into_inner().data, "kept");
