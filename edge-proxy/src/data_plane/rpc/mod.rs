@@ -447,10 +447,8 @@ impl Rpc {
         else {
             return;
         };
-        let asked = match (asked, max_grpc_timeout) {
-            (Some(asked), Some(most)) => Some(asked.min(most)),
-            (asked, most) => asked.or(most.filter(|_| self.is_grpc())),
-        };
+        // The cap is for what clients ask for: an RPC without `grpc-timeout` (a stream, often) has none.
+        let asked = asked.map(|asked| max_grpc_timeout.map_or(asked, |most| asked.min(most)));
         let shortest = match (asked, timeout) {
             (Some(asked), Some(timeout)) => Some(asked.min(timeout)),
             (asked, timeout) => asked.or(timeout),
