@@ -6,7 +6,7 @@ use e2e::{
     client::{grpc_request, request},
     payload,
     proxy::{Proxy, TEST},
-    scripted::framed,
+    scripted::{Exchange, Scripted, framed},
     wait::within,
 };
 use serde_json::json;
@@ -30,13 +30,10 @@ fn parse(value: &str) -> Duration {
 
 #[tokio::test]
 async fn a_deadline_is_enforced_and_the_backend_told() {
-    let backend = Backend::start().await;
+    // Not a tonic server, which has the same deadline and may be first.
+    let backend = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
     let proxy = Proxy::to([&backend]).start().await;
-    let headers = [
-        ("x-test-id", "late"),
-        ("x-test-gate", "never"),
-        ("grpc-timeout", "100m"),
-    ];
+    let headers = [("x-test-id", "late"), ("grpc-timeout", "100m")];
     let start = Instant::now();
     let reply = proxy
         .http2()
@@ -59,8 +56,8 @@ async fn what_is_passed_on_is_what_remains() {
             .grpc("/e2e.Test/Unary", &[("grpc-timeout", asked)])
             .await
             .unwrap();
-        if reply.grpc_status() == Some(4) {
-            // 0.1 s on a machine that was busy.
+        if reply.grpc_status() != Some(0) {
+            // 0.1 s on a machine that was busy, by the proxy's clock or by the backend's.
             continue;
         }
         let passed = backend
@@ -169,7 +166,8 @@ async fn a_routes_timeout_covers_the_whole_rpc() {
 
 #[tokio::test]
 async fn a_deadline_counts_while_the_client_is_still_sending() {
-    let backend = Backend::start().await;
+    // Not a tonic server, which has the same deadline and may be first.
+    let backend = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
     let proxy = Proxy::to([&backend]).start().await;
     let client = proxy.http2().await;
     let asked = grpc_request(

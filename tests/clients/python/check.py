@@ -1,9 +1,13 @@
 """Python's grpcio through the edge proxy: python check.py HOST:PORT CA.PEM, in the repository's folder."""
 
+import os
 import sys
 import time
 
 import grpc
+
+# Where .proto files are looked for.
+sys.path.insert(0, os.getcwd())
 
 echo, echo_services = grpc.protos_and_services("proto/api/echo.proto")
 reverse, reverse_services = grpc.protos_and_services("proto/api/reverse.proto")
