@@ -64,3 +64,6 @@ mod local_stack;
 
 /// Images and manifests.
 mod deploy;
+
+/// What the README tells.
+mod readme;

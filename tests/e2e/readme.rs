@@ -1,0 +1,221 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+};
+
+use edge_proxy::{
+    control_plane::config::Config,
+    telemetry::{
+        exposition::FAMILIES,
+        labels::{Flag, Label as _},
+    },
+};
+use serde_json::Value;
+
+#[test]
+fn the_configurations_table_has_every_key_and_no_other() {
+    let schema = serde_json::to_value(Config::schema()).unwrap();
+    let mut known = BTreeSet::new();
+    collect(&schema, &schema, "", &mut known);
+    // Mappings that have no row of their own: their keys' rows say all.
+    let told = rows("## Configuration").into_keys().collect();
+    let parents = parents(&told);
+    let without_a_row: Vec<_> = known
+        .difference(&told)
+        .filter(|key| !parents.contains(*key))
+        .collect();
+    assert!(
+        without_a_row.is_empty(),
+        "keys without a row: {without_a_row:?}"
+    );
+    let without_a_key: Vec<_> = told.difference(&known).collect();
+    assert!(
+        without_a_key.is_empty(),
+        "rows without a key: {without_a_key:?}"
+    );
+}
+
+#[test]
+fn the_metrics_table_is_that_of_the_code() {
+    let mut told = rows("### Metrics");
+    for family in FAMILIES {
+        let row = told
+            .remove(family.name)
+            .unwrap_or_else(|| panic!("{} has no row", family.name));
+        assert_eq!(row[1], family.kind, "{}", family.name);
+        for label in family.labels {
+            assert!(
+                row[2].contains(&format!("`{label}`")),
+                "{}: {label}",
+                family.name
+            );
+        }
+        assert_eq!(row[4], family.help, "{}", family.name);
+    }
+    assert!(told.is_empty(), "no such metrics: {told:?}");
+}
+
+#[test]
+fn the_flags_table_is_that_of_the_code() {
+    let known: BTreeSet<String> = Flag::ALL.iter().map(|flag| flag.as_str().into()).collect();
+    let told: BTreeSet<String> = rows("### Access log")
+        .into_keys()
+        .filter(|name| name.chars().all(char::is_uppercase))
+        .collect();
+    assert_eq!(told, known);
+}
+
+#[test]
+fn the_tables_of_pages_are_those_of_the_code() {
+    for (section, source) in [
+        (
+            "### Admin interface",
+            "edge-proxy/src/control_plane/admin/mod.rs",
+        ),
+        ("### Probes", "edge-proxy/src/control_plane/admin/probes.rs"),
+    ] {
+        let source = read(source);
+        let known: BTreeMap<String, String> = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(".route(\""))
+            .filter_map(|route| route.split_once("\", "))
+            .map(|(path, handler)| {
+                let method = handler.split('(').next().unwrap_or_default();
+                (path.to_owned(), method.to_uppercase())
+            })
+            .collect();
+        let told: BTreeMap<String, String> = rows(section)
+            .into_iter()
+            .map(|(path, cells)| (path, cells[1].clone()))
+            .collect();
+        assert_eq!(told, known, "{section}");
+    }
+}
+
+#[test]
+fn what_the_documents_link_to_is_there() {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+    ] {
+        let text = read(document);
+        let headings: Vec<String> = text
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .map(|line| anchor(line.trim_start_matches('#').trim()))
+            .collect();
+        for link in text.split("](").skip(1) {
+            let target = link.split(')').next().unwrap();
+            if target.starts_with("https://") {
+                continue;
+            }
+            match target.split_once('#') {
+                Some(("", heading)) => assert!(
+                    headings.iter().any(|h| h == heading),
+                    "{document}: {target}"
+                ),
+                _ => assert!(root().join(target).exists(), "{document}: {target}"),
+            }
+        }
+    }
+}
+
+/// Every key of the schema with its path: `clusters[].name`.
+fn collect(schema: &Value, node: &Value, path: &str, known: &mut BTreeSet<String>) {
+    if let Some(reference) = node.get("$ref").and_then(Value::as_str) {
+        let target = schema.pointer(reference.trim_start_matches('#')).unwrap();
+        return collect(schema, target, path, known);
+    }
+    for alternative in ["anyOf", "oneOf", "allOf"] {
+        for node in node
+            .get(alternative)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+        {
+            collect(schema, node, path, known);
+        }
+    }
+    if let Some(items) = node.get("items") {
+        collect(schema, items, &format!("{path}[]"), known);
+    }
+    for (key, node) in node
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let path = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        collect(schema, node, &path, known);
+        known.insert(path);
+    }
+}
+
+/// All mappings above these keys.
+fn parents(keys: &BTreeSet<String>) -> BTreeSet<String> {
+    let above = |key: &String| -> Vec<String> {
+        key.match_indices('.')
+            .map(|(at, _)| key[..at].trim_end_matches("[]").into())
+            .collect()
+    };
+    keys.iter().flat_map(above).collect()
+}
+
+/// The rows of the tables under a heading whose first cell is code, by that code; the cells without their ticks outside.
+fn rows(heading: &str) -> BTreeMap<String, Vec<String>> {
+    let text = read("README.md");
+    let level = heading.split(' ').next().unwrap();
+    let section: Vec<&str> = text
+        .lines()
+        .skip_while(|line| *line != heading)
+        .skip(1)
+        .take_while(|line| {
+            !line
+                .split(' ')
+                .next()
+                .is_some_and(|mark| mark.starts_with('#') && mark.len() <= level.len())
+        })
+        .collect();
+    assert!(!section.is_empty(), "no {heading}");
+    section
+        .iter()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .map(|row| {
+            // A `\|` is a bar in a cell.
+            let row = format!("`{row}").replace("\\|", "\u{1}");
+            let cells: Vec<String> = row
+                .trim_end_matches('|')
+                .split('|')
+                .map(|cell| cell.trim().replace('\u{1}', "|"))
+                .collect();
+            (cells[0].trim_matches('`').to_owned(), cells)
+        })
+        .collect()
+}
+
+/// As GitHub makes it of a heading.
+fn anchor(heading: &str) -> String {
+    heading
+        .chars()
+        .filter_map(|c| match c {
+            ' ' => Some('-'),
+            c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c.to_ascii_lowercase()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
