@@ -167,7 +167,10 @@ impl Tls {
     /// Takes ciphertext, gives every run of plaintext in it to `take`.
     fn open(&mut self, mut cipher: &[u8], take: &mut impl FnMut(&[u8])) -> io::Result<()> {
         while !cipher.is_empty() {
-            self.session.read_tls(&mut cipher)?;
+            if self.session.read_tls(&mut cipher)? == 0 {
+                // What follows a close_notify is ignored (RFC 8446 §6.1), and rustls takes none of it.
+                break;
+            }
             let state = match self.session.process_new_packets() {
                 Ok(state) => state,
                 Err(error) => {
@@ -438,3 +441,65 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Four full records: enough for one vectored write, little enough to hold back for a slow reader.
 const SEAL_AT_ONCE: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::data_plane::testing::{self, running};
+
+    /// A session that a client has opened, and what the client wrote after `talk` used it.
+    async fn session(
+        talk: impl FnOnce(&mut rustls::ClientConnection) -> Vec<u8> + Send + 'static,
+    ) -> Tls {
+        let (server, client) = testing::tls();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let name = "localhost".try_into().unwrap();
+            let mut session = rustls::ClientConnection::new(client, name).unwrap();
+            let mut socket = std::net::TcpStream::connect(address).unwrap();
+            while session.is_handshaking() {
+                session.complete_io(&mut socket).unwrap();
+            }
+            let last = talk(&mut session);
+            socket.write_all(&last).unwrap();
+            // Kept open: the other side decides by what it read.
+            let _ = io::Read::read(&mut socket, &mut [0; 1]);
+        });
+        let (socket, _) = listener.accept().await.unwrap();
+        Tls::accept(socket, server, &Gate::default())
+            .await
+            .unwrap()
+            .0
+    }
+
+    #[test]
+    fn what_follows_a_close_notify_is_ignored() {
+        running(|| async {
+            let tls = session(|session| {
+                let mut bytes = Vec::new();
+                session.writer().write_all(b"last words").unwrap();
+                session.send_close_notify();
+                session.write_tls(&mut bytes).unwrap();
+                bytes.extend_from_slice(b"and more, of no record");
+                bytes
+            })
+            .await;
+            let mut transport = Transport::Tls(Box::new(tls));
+            let scratch = RefCell::new(vec![0; 4096].into_boxed_slice());
+            let mut got = Vec::new();
+            while poll_fn(|cx| {
+                transport.poll_read(cx, &scratch, |bytes| got.extend_from_slice(bytes))
+            })
+            .await
+            .unwrap()
+                > 0
+            {}
+            assert_eq!(got, b"last words");
+        });
+    }
+}
