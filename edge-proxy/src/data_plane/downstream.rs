@@ -23,7 +23,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     http1,
-    listener::{Accepted, Ticket},
+    listener::Accepted,
     rpc::{self, Key},
     tls::{Alpn, Tls, Transport},
     wire::{self, Check, End, FAR, Link, Side},
@@ -142,18 +142,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     };
     match version {
         Some((Alpn::Http2, early)) => {
-            http2(
-                &worker,
-                tls,
-                &early,
-                Client {
-                    peer,
-                    policy,
-                    accepted: started,
-                    ticket,
-                },
-            )
-            .await;
+            let transport = Transport::Tls(Box::new(tls));
+            http2(&worker, transport, &early, peer, policy, started).await;
+            drop(ticket);
         }
         Some((_, early)) => http1::serve(&worker, tls, early, peer, policy, started, ticket).await,
         None => worker.shard.limits(Limit::PrefaceTimeout).inc(),
@@ -165,21 +156,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         .inc();
 }
 
-/// Who is served.
-struct Client {
+/// Serves a connection on which HTTP/2 was chosen, until it ends. `early` is what was read of it before.
+pub(super) async fn http2(
+    worker: &Rc<Worker>,
+    mut transport: Transport,
+    early: &[u8],
     peer: SocketAddr,
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
-    ticket: Ticket,
-}
-
-async fn http2(worker: &Rc<Worker>, tls: Tls, early: &[u8], client: Client) {
-    let Client {
-        peer,
-        policy,
-        accepted,
-        ticket,
-    } = client;
+) {
     let now = worker.now();
     let age = policy.max_connection_age;
     // ± 10 %, so that clients that came together don't come back together.
@@ -204,11 +189,10 @@ async fn http2(worker: &Rc<Worker>, tls: Tls, early: &[u8], client: Client) {
     let entry = ClientConnection::Http2(connection.clone());
     worker.clients.borrow_mut().insert(id, entry);
     connection.follow(worker.phase.get(), now);
-    let mut transport = Transport::Tls(Box::new(tls));
     let end = wire::run(&connection, worker, &mut transport, early).await;
     worker.clients.borrow_mut().remove(&id);
     connection.ended(worker, end);
-    drop(ticket);
+    wire::close(&connection, &mut transport, end).await;
 }
 
 impl ClientConnection {
@@ -302,9 +286,8 @@ impl Downstream {
     pub(crate) fn follow(&self, phase: Phase, now: Instant) {
         match phase {
             Phase::Running => {}
-            Phase::Draining { since, until } => {
-                // One that came after the drain began learns it with its first RPC: its client would only come back.
-                if self.accepted < since || self.rpcs.get() > 0 {
+            Phase::Draining { until, .. } => {
+                if !self.is_late(phase) {
                     let span = until.saturating_duration_since(now);
                     let at = now + span.mul_f64(rand::rng().random_range(0.0..1.0));
                     self.leave_at.set(self.leave_at.get().min(at));
@@ -316,6 +299,11 @@ impl Downstream {
                 self.link.check_by(now);
             }
         }
+    }
+
+    /// Whether it came after the drain began: it learns that with its first RPC, since its client would only come back.
+    fn is_late(&self, phase: Phase) -> bool {
+        matches!(phase, Phase::Draining { since, .. } if self.accepted >= since)
     }
 
     fn leave(&self, now: Instant) {
@@ -344,10 +332,16 @@ impl Downstream {
         end_stream: bool,
         now: Instant,
     ) {
-        if let Phase::Draining { .. } = worker.phase.get() {
+        if self.is_late(worker.phase.get()) {
             self.leave(now);
         }
-        self.rpcs.set(self.rpcs.get() + 1);
+        if self.rpcs.replace(self.rpcs.get() + 1) == 0
+            && let Ping::Due(at) = self.ping.get()
+        {
+            let at = at.min(now + self.policy.keepalive_interval);
+            self.ping.set(Ping::Due(at));
+            self.link.check_by(at);
+        }
         rpc::start(
             worker,
             rpc::Client::Http2 {
@@ -505,7 +499,9 @@ impl Side for Rc<Downstream> {
         match self.leaving.get() {
             Leaving::No => {
                 if due(self.leave_at.get()) {
-                    worker.shard.limits(Limit::ConnectionAge).inc();
+                    if worker.phase.get() == Phase::Running {
+                        worker.shard.limits(Limit::ConnectionAge).inc();
+                    }
                     self.leave(now);
                     due(now + LAST_STREAM_AFTER);
                 } else if self.rpcs.get() == 0 && due(self.idle_since.get() + timeouts.idle) {
@@ -540,6 +536,10 @@ impl Side for Rc<Downstream> {
         if let Some(since) = self.link.engine().header_block_since() {
             self.link
                 .check_by(since + self.policy.timeouts.header_block);
+        }
+        if self.link.engine().pending_bytes() > 0 {
+            self.link
+                .check_by(now + self.policy.timeouts.stream_window_stall);
         }
         if self.rpcs.get() == 0 {
             if matches!(self.leaving.get(), Leaving::Fixed(_)) && self.link.engine().is_empty() {
@@ -609,3 +609,6 @@ const KEEPALIVE_PING: u64 = 0x616c_6976_653f_3f3f;
 
 /// 60 s with streams, 5 min without.
 const KEEPALIVE_IDLE_FACTOR: u32 = 5;
+
+#[cfg(test)]
+mod tests;

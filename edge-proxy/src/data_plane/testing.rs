@@ -1,8 +1,15 @@
 //! What the tests of this plane need: a worker without a thread of its own, and a scripted backend.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use http2::{Config, Connection, Event, Headers, Role};
+use http2::{Config, Connection, Event, Headers, Reason, Role};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -11,7 +18,9 @@ use tokio::{
 
 use super::{
     access_log::{AccessLog, AccessLogConfig, AccessLogFormat},
+    downstream,
     route::RouteTable,
+    tls::Transport,
     worker::{self, Load, Worker},
 };
 use crate::{
@@ -70,23 +79,28 @@ impl Bench {
 
 /// Runs a test with the clock standing still unless nothing else can happen.
 pub(crate) fn paused<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
     on(
-        tokio::runtime::Builder::new_current_thread().start_paused(true),
+        runtime.start_paused(true),
+        Duration::from_secs(24 * 3600),
         test,
     )
 }
 
 /// Runs a test that has sockets.
 pub(crate) fn running<F: Future>(test: impl FnOnce() -> F) -> F::Output {
-    on(&mut tokio::runtime::Builder::new_current_thread(), test)
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    on(&mut runtime, Duration::from_secs(60), test)
 }
 
-fn on<F: Future>(runtime: &mut tokio::runtime::Builder, test: impl FnOnce() -> F) -> F::Output {
+/// `limit` is far beyond what any test takes, so that a lost wake-up is a failure and no hang.
+fn on<F: Future>(
+    runtime: &mut tokio::runtime::Builder,
+    limit: Duration,
+    test: impl FnOnce() -> F,
+) -> F::Output {
     let runtime = runtime.enable_all().build().unwrap();
-    let limited = async {
-        // Far beyond what any of them takes, so that a lost wake-up is a failure and no hang.
-        tokio::time::timeout(Duration::from_secs(24 * 3600), async { test().await }).await
-    };
+    let limited = async { tokio::time::timeout(limit, test()).await };
     LocalSet::new().block_on(&runtime, limited).unwrap()
 }
 
@@ -111,8 +125,10 @@ pub(crate) async fn backend(
     address
 }
 
-async fn serve(mut socket: TcpStream, mut script: impl FnMut(&mut Connection, Event<'_>)) {
-    let now = || tokio::time::Instant::now().into_std();
+pub(crate) async fn serve(
+    mut socket: TcpStream,
+    mut script: impl FnMut(&mut Connection, Event<'_>),
+) {
     let mut engine = Connection::new(Role::Server, Config::default(), now());
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -158,6 +174,210 @@ pub(crate) fn tls() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
         .with_root_certificates(roots)
         .with_no_client_auth();
     (Arc::new(server), Arc::new(client))
+}
+
+/// A client on HTTP/2, without TLS.
+pub(crate) struct Client {
+    socket: TcpStream,
+    pub(crate) engine: Connection,
+    got: VecDeque<Got>,
+    /// The last streams that GOAWAYs named.
+    pub(crate) goaways: Vec<u32>,
+}
+
+/// What a [`Client`] got.
+#[derive(Debug)]
+pub(crate) enum Got {
+    Headers(u32, Headers, bool),
+    Data(u32, Vec<u8>, bool),
+    Trailers(u32, Headers),
+    Reset(u32, Reason),
+    Closed,
+}
+
+impl Client {
+    /// A connection to `bench`.
+    pub(crate) async fn connect(bench: &Bench) -> Self {
+        Self::connect_with(bench, policy()).await
+    }
+
+    pub(crate) async fn connect_with(bench: &Bench, policy: ListenerPolicy) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (accepted, peer) = listener.accept().await.unwrap();
+        let worker = bench.worker.clone();
+        tokio::task::spawn_local(async move {
+            let now = worker.tick();
+            let transport = Transport::Plain(accepted);
+            downstream::http2(&worker, transport, &[], peer, Arc::new(policy), now).await;
+        });
+        let mut client = Self {
+            socket,
+            engine: Connection::new(Role::Client, Config::default(), now()),
+            got: VecDeque::new(),
+            goaways: Vec::new(),
+        };
+        while !client.engine.can_open() {
+            client.turn().await;
+        }
+        client
+    }
+
+    /// A gRPC request with this body, ended or not.
+    pub(crate) fn call(&mut self, path: &str, body: &[u8], end: bool) -> u32 {
+        let fields = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", path),
+            (":authority", "a.test"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ];
+        let stream = self.engine.open(headers(&fields), false, 0).unwrap();
+        self.engine.send_data(stream, body, end, now());
+        stream
+    }
+
+    /// The next of what came; what was sent leaves first. Credit for DATA is given.
+    pub(crate) async fn next(&mut self) -> Got {
+        loop {
+            self.flush().await;
+            if let Some(got) = self.got.pop_front() {
+                if let Got::Data(stream, bytes, _) = &got {
+                    self.engine.credit(*stream, bytes.len());
+                }
+                return got;
+            }
+            if !self.turn().await {
+                return Got::Closed;
+            }
+        }
+    }
+
+    /// Reads on until `stream` has ended: its head, its body, and its trailers (or its head again, if it has no others).
+    pub(crate) async fn answer(&mut self, stream: u32) -> (Headers, Vec<u8>, Headers) {
+        let (mut head, mut body) = (Headers::new(), Vec::new());
+        loop {
+            match self.next().await {
+                Got::Headers(at, headers, end) if at == stream => {
+                    head = headers;
+                    if end {
+                        return (head.clone(), body, head);
+                    }
+                }
+                Got::Data(at, bytes, end) if at == stream => {
+                    body.extend(bytes);
+                    if end {
+                        return (head.clone(), body, head);
+                    }
+                }
+                Got::Trailers(at, trailers) if at == stream => return (head, body, trailers),
+                Got::Reset(at, reason) if at == stream => panic!("reset: {reason:?}"),
+                Got::Closed => panic!("closed"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The `grpc-status` that `stream` ends with.
+    pub(crate) async fn status(&mut self, stream: u32) -> String {
+        let (_, _, trailers) = self.answer(stream).await;
+        String::from_utf8_lossy(trailers.get(b"grpc-status").unwrap_or(b"none")).into_owned()
+    }
+
+    pub(crate) async fn flush(&mut self) {
+        self.engine.flush(now());
+        let output = self.engine.output().to_vec();
+        // A server that has closed is told by the next read.
+        let _ = self.socket.write_all(&output).await;
+        self.engine.consume(output.len());
+    }
+
+    /// Writes, then reads once; `false`: closed.
+    async fn turn(&mut self) -> bool {
+        self.flush().await;
+        let mut buffer = vec![0; 64 * 1024];
+        let n = match self.socket.read(&mut buffer).await {
+            Ok(0) | Err(_) => return false,
+            Ok(n) => n,
+        };
+        let mut input = &buffer[..n];
+        while let Ok(Some(event)) = self.engine.receive(&mut input, now()) {
+            self.got.extend(match event {
+                Event::Headers {
+                    stream,
+                    headers,
+                    end_stream,
+                    ..
+                } => Some(Got::Headers(stream, headers, end_stream)),
+                Event::Data {
+                    stream,
+                    bytes,
+                    end_stream,
+                    ..
+                } => Some(Got::Data(stream, bytes.to_vec(), end_stream)),
+                Event::Trailers {
+                    stream, headers, ..
+                } => Some(Got::Trailers(stream, headers)),
+                Event::Reset { stream, reason, .. } => Some(Got::Reset(stream, reason)),
+                Event::GoAway { last_stream, .. } => {
+                    self.goaways.push(last_stream);
+                    None
+                }
+                _ => None,
+            });
+        }
+        true
+    }
+}
+
+/// Answers every RPC, when its request has ended, with its body and status 0.
+pub(crate) fn echo() -> impl FnMut(&mut Connection, Event<'_>) {
+    let mut bodies = HashMap::<u32, Vec<u8>>::new();
+    move |engine, event| {
+        let (stream, ended) = match event {
+            Event::Headers {
+                stream, end_stream, ..
+            } => {
+                bodies.insert(stream, Vec::new());
+                (stream, end_stream)
+            }
+            Event::Data {
+                stream,
+                bytes,
+                end_stream,
+                ..
+            } => {
+                bodies.entry(stream).or_default().extend_from_slice(bytes);
+                engine.credit(stream, bytes.len());
+                (stream, end_stream)
+            }
+            Event::Trailers { stream, .. } => (stream, true),
+            _ => return,
+        };
+        if ended {
+            let head = headers(&[(":status", "200"), ("content-type", "application/grpc")]);
+            engine.send_headers(stream, &head, false);
+            engine.send_data(stream, &bodies.remove(&stream).unwrap(), false, now());
+            engine.send_trailers(
+                stream,
+                &headers(&[("grpc-status", "0"), ("x-envoy-of-backend", "1")]),
+            );
+        }
+    }
+}
+
+/// Waits until `condition` holds, however long that takes.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 pub(crate) fn headers(fields: &[(&str, &str)]) -> Headers {

@@ -176,7 +176,8 @@ impl Drop for EngineGuard<'_> {
     }
 }
 
-/// Runs a connection until it ends. `early` is what was read before HTTP/2 was certain.
+/// Runs a connection until it ends; then the owner tells its RPCs, and calls [`close`]. `early` is what was read before
+/// HTTP/2 was certain.
 pub(crate) async fn run<S: Side>(
     side: &S,
     worker: &Rc<Worker>,
@@ -199,9 +200,6 @@ pub(crate) async fn run<S: Side>(
     })
     .await;
     link.closed.set(true);
-    if matches!(end, End::Eof | End::Protocol(_) | End::Finished) {
-        close(link, transport).await;
-    }
     end
 }
 
@@ -228,8 +226,8 @@ fn turn<S: Side>(
         }
     }
 
-    // 2. Read once, hand on. A client that doesn't take its answers isn't read from either: its next requests stay in
-    // its own kernel, not in our memory.
+    // 2. Read once, hand on. A peer that makes us answer and doesn't read the answers is not read from either; one that
+    // only doesn't take data is, for it may be waiting for us to read.
     if !early.is_empty()
         && let Err(error) = feed(side, worker, early, now)
     {
@@ -282,10 +280,11 @@ fn turn<S: Side>(
     }
     // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
     more |= paused && !link.engine().overfull();
-    if let Some(end) = side.after_turn(worker, now)
-        && link.engine().output().is_empty()
-    {
-        return Poll::Ready(end);
+    match side.after_turn(worker, now) {
+        // Whatever the output still holds.
+        Some(end @ End::TimedOut(_)) => return Poll::Ready(end),
+        Some(end) if link.engine().output().is_empty() => return Poll::Ready(end),
+        Some(_) | None => {}
     }
 
     // 5. Sleep until the socket, another connection or a deadline has something for us.
@@ -368,8 +367,13 @@ fn fail(
 }
 
 /// Closes a connection so that the peer reads our last words: shut our half, then read until the peer has closed its
-/// own. A socket that is dropped with unread bytes is reset, and a reset overtakes the GOAWAY.
-async fn close(link: &Link, transport: &mut Transport) {
+/// own. A socket that is dropped with unread bytes is reset, and a reset overtakes the GOAWAY. Where nobody listens any
+/// more, dropping it is all there is to do.
+pub(crate) async fn close<S: Side>(side: &S, transport: &mut Transport, end: End) {
+    if !matches!(end, End::Eof | End::Protocol(_) | End::Finished) {
+        return;
+    }
+    let link = side.link();
     let linger = async {
         loop {
             let output = link.engine().output().to_vec();

@@ -189,8 +189,7 @@ async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedRec
                     break;
                 }
                 let snapshot = parts.reader.load();
-                worker.pool.apply(&snapshot);
-                *worker.snapshot.borrow_mut() = snapshot;
+                worker.follow(snapshot);
             }
             _ = beat.tick() => {
                 parts.heartbeats.beat(parts.index);
@@ -306,6 +305,12 @@ impl Worker {
     /// A number for a new client's connection.
     pub(crate) fn next_client(&self) -> u64 {
         self.next_client.replace(self.next_client.get() + 1)
+    }
+
+    /// Serves by a new snapshot from now on.
+    pub(crate) fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        *self.snapshot.borrow_mut() = snapshot.clone();
+        Pool::apply(self, &snapshot);
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {

@@ -4,7 +4,7 @@ use http2::{Connection, Event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::{serve_on, *};
-use crate::data_plane::testing::{self, Bench, backend, headers, paused, running};
+use crate::data_plane::testing::{self, Bench, backend, headers, paused, running, until};
 
 /// A client's end of a connection to `bench`.
 fn connect(bench: &Bench) -> DuplexStream {
@@ -476,12 +476,6 @@ fn silent(
         Event::Headers { .. } => requests.set(requests.get() + 1),
         Event::Reset { .. } => resets.set(resets.get() + 1),
         _ => {}
-    }
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -661,7 +661,7 @@ impl Rpc {
         let State::Relaying(attempt) = &self.state else {
             return Step::On;
         };
-        filters::request::trailers(&mut headers);
+        response::trailers(&mut headers);
         self.record.trailers(&headers);
         self.client.send_trailers(&headers);
         attempt.upstream.recycle(headers);

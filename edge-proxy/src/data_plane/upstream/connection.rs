@@ -30,6 +30,8 @@ pub(crate) struct Upstream {
     link: Link,
     pool: Rc<EndpointPool>,
     state: Cell<State>,
+    /// The pool counts it as opening.
+    opening: Cell<bool>,
     /// Some stream has waited for the backend's credit for [`CONGESTED_AFTER`]: no new streams.
     congested: Cell<bool>,
     /// The peer's SETTINGS have to be here by then.
@@ -77,6 +79,7 @@ pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc
         ),
         pool: pool.clone(),
         state: Cell::new(State::Opening),
+        opening: Cell::new(true),
         congested: Cell::new(false),
         ready_by: started + policy.connect_timeout,
         made_room: Cell::new(false),
@@ -97,6 +100,7 @@ pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc
         .connections(metrics::Side::Upstream)
         .closed
         .inc();
+    wire::close(&connection, &mut transport, end).await;
 }
 
 impl Upstream {
@@ -180,7 +184,6 @@ impl Upstream {
 
     /// Every RPC that still had a stream here learns how it ended.
     fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
-        let was_opening = self.state.get() == State::Opening;
         self.state.set(State::Abandoned);
         self.pool.remove(worker, self);
         let streams: Vec<_> = self.link.engine().streams().collect();
@@ -196,7 +199,7 @@ impl Upstream {
                 cause,
             );
         }
-        if was_opening {
+        if self.opening.replace(false) {
             let failure = match end {
                 End::TimedOut(_) => Failure::ConnectTimeout,
                 _ => Failure::ConnectFailed,
@@ -272,6 +275,7 @@ impl Side for Rc<Upstream> {
             Event::Settings { first } => {
                 if first && self.state.get() == State::Opening {
                     self.state.set(State::Ready);
+                    self.opening.set(false);
                     self.pool.opened();
                 }
                 self.made_room.set(true);
@@ -328,6 +332,12 @@ impl Side for Rc<Upstream> {
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
         if self.made_room.replace(false) && !self.link.is_closed() {
             Pool::offer(worker, &self.pool);
+        }
+        if self.pool.retired.get()
+            && self.state.get() == State::Ready
+            && self.pool.waiting.borrow().is_empty()
+        {
+            self.state.set(State::Leaving);
         }
         if self.link.engine().pending_bytes() > 0 {
             self.link.check_by(now + CONGESTED_AFTER);

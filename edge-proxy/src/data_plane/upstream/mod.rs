@@ -127,16 +127,16 @@ impl Pool {
         }
     }
 
-    /// Follows a new snapshot: endpoints that are gone lose their connections when these are empty, endpoints that
-    /// were ejected by time-outs lose them now.
-    pub(crate) fn apply(&self, snapshot: &Snapshot) {
+    /// Follows a new snapshot, which the worker has already: endpoints that are gone lose their connections when these
+    /// are empty, and the RPCs that wait for one go elsewhere; endpoints that were ejected by time-outs lose them now.
+    pub(crate) fn apply(worker: &Rc<Worker>, snapshot: &Snapshot) {
         let mut known = HashMap::new();
         for cluster in &snapshot.clusters {
             for endpoint in &cluster.endpoints {
                 known.insert(endpoint.shared.id, (cluster, endpoint));
             }
         }
-        let pools: Vec<_> = self.endpoints.borrow().values().cloned().collect();
+        let pools: Vec<_> = worker.pool.endpoints.borrow().values().cloned().collect();
         for pool in pools {
             match known.get(&pool.shared.id) {
                 None => {
@@ -144,9 +144,8 @@ impl Pool {
                     for connection in pool.connections.borrow().iter() {
                         connection.retire();
                     }
-                    if pool.is_unused() {
-                        self.endpoints.borrow_mut().remove(&pool.shared.id);
-                    }
+                    pool.send_elsewhere(worker, Failure::ConnectFailed);
+                    pool.remove_if_unused(worker);
                 }
                 Some((cluster, endpoint)) => {
                     *pool.policy.borrow_mut() = cluster.policy.clone();
@@ -235,12 +234,17 @@ impl EndpointPool {
         let alive =
             self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready());
         if !alive {
-            let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-            for waiting in waiting {
-                rpc::connect_failed(worker, waiting.rpc, failure);
-            }
+            self.send_elsewhere(worker, failure);
         }
         self.remove_if_unused(worker);
+    }
+
+    /// Those that wait learn that it is in vain.
+    fn send_elsewhere(&self, worker: &Rc<Worker>, failure: Failure) {
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for waiting in waiting {
+            rpc::connect_failed(worker, waiting.rpc, failure);
+        }
     }
 
     fn add(&self, connection: Rc<Upstream>) {

@@ -1,0 +1,158 @@
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use http2::Known;
+
+use super::*;
+use crate::{
+    data_plane::testing::{self, Bench, Client, Got, backend, echo, running, until},
+    snapshot::{Cluster, Endpoint, Snapshot},
+};
+
+/// The bench's snapshot with its only cluster changed.
+fn change(bench: &Bench, change: impl FnOnce(&mut Cluster)) {
+    let mut snapshot = Snapshot::clone(&bench.worker.snapshot());
+    let mut cluster = Cluster::clone(&snapshot.clusters[0]);
+    change(&mut cluster);
+    snapshot.clusters = vec![Arc::new(cluster)];
+    bench.worker.follow(Arc::new(snapshot));
+}
+
+fn eject(cluster: &mut Cluster, close_connections: bool) {
+    for endpoint in &mut cluster.endpoints {
+        *endpoint = Arc::new(Endpoint {
+            shared: endpoint.shared.clone(),
+            health: endpoint.health.clone(),
+            close_connections,
+        });
+    }
+}
+
+#[test]
+fn an_rpc_passes_both_ways_and_trailers_untouched() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"\0\0\0\0\x02hi", true);
+        let (head, body, trailers) = client.answer(stream).await;
+        assert_eq!(head.known(Known::Server), Some(&b"edge-proxy"[..]));
+        assert_eq!(body, b"\0\0\0\0\x02hi");
+        assert_eq!(trailers.get(b"grpc-status"), Some(&b"0"[..]));
+        assert_eq!(trailers.get(b"x-envoy-of-backend"), Some(&b"1"[..]));
+        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+    });
+}
+
+#[test]
+fn an_endpoint_abandoned_before_its_settings_can_be_used_again() {
+    running(|| async {
+        // Accepts, and says nothing until told.
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let bench = Bench::new(&[listener.local_addr().unwrap()]);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        // Its three attempts all end so.
+        let shared = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        let open = || shared.connections.load(Ordering::Relaxed);
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(listener.accept().await.unwrap().0);
+            until(|| open() == 1).await;
+            change(&bench, |cluster| eject(cluster, true));
+        }
+        assert_eq!(client.status(stream).await, "14");
+        change(&bench, |cluster| eject(cluster, false));
+        tokio::task::spawn_local(async move {
+            let mut sockets = Vec::new();
+            while let Ok((socket, _)) = listener.accept().await {
+                sockets.push(tokio::task::spawn_local(testing::serve(socket, echo())));
+            }
+        });
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+    });
+}
+
+#[test]
+fn rpcs_that_wait_for_an_endpoint_that_is_gone_go_elsewhere() {
+    running(|| async {
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let good = backend(echo()).await;
+        let bench = Bench::new(&[silent.local_addr().unwrap()]);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"body", true);
+        client.flush().await;
+        let _open = silent.accept().await.unwrap();
+        change(&bench, |cluster| {
+            let endpoint = Arc::new(Endpoint {
+                shared: crate::snapshot::EndpointShared::new(good),
+                health: crate::snapshot::Health::Healthy,
+                close_connections: false,
+            });
+            cluster.endpoints = vec![endpoint.clone()];
+            cluster.eligible = vec![endpoint];
+        });
+        assert_eq!(client.status(stream).await, "0");
+    });
+}
+
+#[test]
+fn a_client_that_vanishes_is_told_to_the_backend_at_once_though_it_left_bytes_unread() {
+    running(|| async {
+        let (requests, resets) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend({
+            let (requests, resets) = (requests.clone(), resets.clone());
+            move |_, event| match event {
+                Event::Headers { .. } => requests.set(requests.get() + 1),
+                Event::Reset { .. } => resets.set(resets.get() + 1),
+                _ => {}
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut client = Client::connect(&bench).await;
+        client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        until(|| requests.get() == 1).await;
+        drop(client);
+        let told = timeout(Duration::from_millis(900), until(|| resets.get() == 1));
+        told.await.expect("before the end of the linger");
+    });
+}
+
+#[test]
+fn a_drain_spares_a_connection_until_its_moment_and_ends_a_late_one_with_its_first_rpc() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut early = Client::connect(&bench).await;
+        let now = bench.worker.tick();
+        let hours = Duration::from_secs(3600);
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now + hours,
+        });
+        let stream = early.call("/api.Echo/Echo", b"", true);
+        assert_eq!(early.status(stream).await, "0");
+        let mut late = Client::connect(&bench).await;
+        let stream = late.call("/api.Echo/Echo", b"", true);
+        assert_eq!(late.status(stream).await, "0");
+        while !matches!(late.next().await, Got::Closed) {}
+        assert_eq!(late.goaways, [u32::MAX >> 1, stream]);
+        assert!(
+            !early.engine.going_away(),
+            "chosen at random within the hour"
+        );
+        assert_eq!(bench.shard.limits(Limit::ConnectionAge).get(), 0);
+    });
+}
