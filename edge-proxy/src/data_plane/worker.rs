@@ -60,10 +60,8 @@ pub(crate) struct Worker {
     pub(crate) arenas: RefCell<Vec<Headers>>,
     /// The rules for header fields, with their random numbers.
     pub(crate) filters: RefCell<Filters>,
-    /// Counters of the clusters met so far.
-    clusters: RefCell<HashMap<Arc<str>, Arc<ClusterSeries>, foldhash::fast::FixedState>>,
-    /// Tokens for attempts that are not free, per cluster.
-    pub(crate) budgets: RefCell<HashMap<Arc<str>, Budget, foldhash::fast::FixedState>>,
+    /// What this worker knows of the clusters met so far.
+    clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>, foldhash::fast::FixedState>>,
     /// One TLS handshake computes at a time.
     pub(crate) gate: Gate,
     /// The `date` header.
@@ -77,6 +75,15 @@ pub(crate) struct Worker {
     next_client: Cell<u64>,
     /// Pairs of a wall clock and a monotonic moment, so that log lines don't ask the kernel.
     epoch: (SystemTime, Instant),
+}
+
+/// A cluster, as one worker serves it; kept across snapshots.
+#[derive(Debug)]
+pub(crate) struct ClusterState {
+    /// Its counters.
+    pub(crate) series: Arc<ClusterSeries>,
+    /// Tokens for attempts that are not free.
+    pub(crate) budget: RefCell<Budget>,
 }
 
 /// What a worker is made of.
@@ -250,7 +257,6 @@ impl Worker {
             arenas: RefCell::default(),
             filters: RefCell::new(Filters::new()),
             clusters: RefCell::default(),
-            budgets: RefCell::default(),
             gate: Gate::default(),
             date: RefCell::new(DateCache::new(SystemTime::now())),
             clients: RefCell::default(),
@@ -290,16 +296,19 @@ impl Worker {
         read(&self.snapshot.borrow())
     }
 
-    /// The counters of a cluster.
-    pub(crate) fn cluster_series(&self, name: &Arc<str>) -> Arc<ClusterSeries> {
+    /// What this worker knows of a cluster.
+    pub(crate) fn cluster(&self, name: &Arc<str>) -> Rc<ClusterState> {
         if let Some(found) = self.clusters.borrow().get(name) {
             return found.clone();
         }
-        let series = self.shard.cluster(name);
+        let state = Rc::new(ClusterState {
+            series: self.shard.cluster(name),
+            budget: RefCell::new(Budget::new(self.now())),
+        });
         self.clusters
             .borrow_mut()
-            .insert(name.clone(), series.clone());
-        series
+            .insert(name.clone(), state.clone());
+        state
     }
 
     /// A number for a new client's connection.

@@ -31,7 +31,7 @@ impl Default for Replay {
 }
 
 impl Replay {
-    /// The cluster's `max_replay_bytes`; 0 under memory pressure.
+    /// The cluster's `max_replay_bytes`.
     pub(super) fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
     }

@@ -413,6 +413,7 @@ impl Rpc {
                 };
                 self.record.routed(worker, route, Some(cluster), path);
                 self.cluster = Some(cluster.clone());
+                self.replay.set_limit(cluster.policy.max_replay_bytes);
                 self.set_deadline(worker, key, route, facts.grpc_timeout, now);
                 self.attempt(worker, key, now)
             }
@@ -733,10 +734,8 @@ impl Rpc {
             return self.fail(worker, key, failure, now);
         };
         let retry = {
-            let mut budgets = worker.budgets.borrow_mut();
-            let budget = budgets
-                .entry(cluster.name.clone())
-                .or_insert_with(|| retry::Budget::new(now));
+            let state = worker.cluster(&cluster.name);
+            let budget = &mut state.budget.borrow_mut();
             retry::decide(
                 outcome,
                 self.tried.len() as u32,

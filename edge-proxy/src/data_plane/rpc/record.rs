@@ -10,12 +10,12 @@ use http2::{Headers, Known};
 
 use super::{Client, Worker};
 use crate::{
-    data_plane::access_log,
+    data_plane::{access_log, worker::ClusterState},
     error::{Failure, Flag, ResetCause},
     snapshot::{Cluster, EndpointShared, Route},
     telemetry::{
         labels::{self, AttemptResult, Flags, Limit},
-        metrics::{ClusterSeries, NONE, Series},
+        metrics::{NONE, Series},
     },
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Record {
     flags: Flags,
     attempts: u32,
     series: Option<Arc<Series>>,
-    cluster: Option<(Arc<str>, Arc<ClusterSeries>)>,
+    cluster: Option<(Arc<str>, Rc<ClusterState>)>,
     endpoint: Option<Arc<EndpointShared>>,
     client_left: bool,
     pub(super) bytes_in: u64,
@@ -78,9 +78,10 @@ impl Record {
         series.started.inc();
         self.series = Some(series);
         if let Some(cluster) = cluster {
-            let series = worker.cluster_series(&cluster.name);
-            series.active.inc();
-            self.cluster = Some((cluster.name.clone(), series));
+            let state = worker.cluster(&cluster.name);
+            state.series.active.inc();
+            state.budget.borrow_mut().deposit();
+            self.cluster = Some((cluster.name.clone(), state));
         }
     }
 
@@ -93,8 +94,8 @@ impl Record {
 
     /// Another attempt follows.
     pub(super) fn retried(&mut self, _worker: &Worker) {
-        if let Some((_, series)) = &self.cluster {
-            series.retries.inc();
+        if let Some((_, state)) = &self.cluster {
+            state.series.retries.inc();
         }
     }
 
@@ -172,7 +173,8 @@ impl Record {
                 unrouted.ended(counted).inc();
             }
         }
-        if let Some((_, series)) = &self.cluster {
+        if let Some((_, state)) = &self.cluster {
+            let series = &state.series;
             series.active.dec();
             series.duration.record(duration);
             series.attempts(self.attempt_result(grpc)).inc();
