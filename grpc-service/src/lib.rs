@@ -10,7 +10,7 @@
 //!   line when its response stream ends;
 //! - `health`: `grpc.health.v1.Health` for the server, the service and [`LIVENESS`];
 //! - server reflection, v1 and v1alpha;
-//! - [`run`]: the process: log, signals, exit code.
+//! - [`run()`]: the process: log, signals, exit code.
 //!
 //! ```no_run
 //! # async fn example<S>(service: S) -> Result<(), grpc_service::StartError> where

@@ -1,8 +1,8 @@
 //! Step 3: one client connection: engine, limits, age, GOAWAY.
 //!
 //! [`serve`] takes a socket from hand-over to its end: the TLS handshake under its deadline, ALPN (or the first bytes)
-//! to choose the protocol, then HTTP/2 here or HTTP/1.1 in [`http1`](super::http1). What a client may cost is decided
-//! here; what becomes of its requests in [`rpc`](super::rpc).
+//! to choose the protocol, then HTTP/2 here or HTTP/1.1 in [`http1`]. What a client may cost is decided
+//! here; what becomes of its requests in [`rpc`].
 //!
 //! A connection that has to go (age, drain, idleness) is told twice, as RFC 9113 §6.8 asks: a GOAWAY that names no
 //! last stream, and when the client's answer to the PING behind it shows that it has seen it (or after 2 s) one that
@@ -414,7 +414,7 @@ impl Side for Rc<Downstream> {
             }
             Event::Malformed { key, .. } => {
                 worker.shard.resets(ResetCause::Malformed).inc();
-                rpc::client_reset(worker, Key::from_engine(key), Reason::PROTOCOL_ERROR, now);
+                rpc::client_reset(worker, Key::from_engine(key), Reason::PROTOCOL_ERROR);
             }
             Event::Reset {
                 key,
@@ -428,7 +428,7 @@ impl Side for Rc<Downstream> {
                     ResetCause::Malformed
                 };
                 worker.shard.resets(cause).inc();
-                rpc::client_reset(worker, Key::from_engine(key), reason, now);
+                rpc::client_reset(worker, Key::from_engine(key), reason);
             }
             Event::Settings { first } => {
                 if first {

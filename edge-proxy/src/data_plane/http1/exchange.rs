@@ -249,7 +249,7 @@ impl Exchange {
                 Some(Err(error)) => {
                     tracing::debug!(peer = %self.connection.peer, %error, "a request's body broke off");
                     // A connection that closed under it is told by the end of its task, unless that is still to come.
-                    rpc::client_reset(worker, key, Reason::PROTOCOL_ERROR, now);
+                    rpc::client_reset(worker, key, Reason::PROTOCOL_ERROR);
                 }
                 None => rpc::request_data(worker, key, &[], true, now),
             }

@@ -17,6 +17,11 @@
 //! Flow control is end to end: the sender of a leg gets credit for what the other leg has framed, and for nothing
 //! else, so what is held back is bounded by the windows that we gave.
 
+// The steps, in the order of a request's way.
+mod ending;
+mod request;
+mod response;
+
 mod body;
 mod client;
 mod record;
@@ -26,7 +31,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use http2::{Headers, Known, Reason};
@@ -37,19 +42,15 @@ pub(crate) use self::{
     table::{Key, Table},
 };
 use super::{
-    answer::{self, Answer, AnswerContext, Form},
-    balance,
-    filters::{self, Facts, Flow as Filtered, Respond, response, timeout},
+    answer::Form,
+    filters::Facts,
     message::Messages,
-    upstream::{
-        Upstream,
-        retry::{self, Outcome, Retry},
-    },
-    worker::{Phase, Timer, Worker},
+    upstream::{Upstream, retry::Outcome},
+    worker::Worker,
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
-    snapshot::{Cluster, EndpointShared, Route, RouteAction, Timeouts},
+    snapshot::{Cluster, EndpointShared, Timeouts},
 };
 
 /// One RPC (or plain HTTP request), both of its legs.
@@ -276,7 +277,7 @@ pub(crate) fn upstream_gone(worker: &Rc<Worker>, key: Key, headers_left: bool, c
 }
 
 /// The client reset its stream, or broke a rule in it.
-pub(crate) fn client_reset(worker: &Rc<Worker>, key: Key, reason: Reason, _now: Instant) {
+pub(crate) fn client_reset(worker: &Rc<Worker>, key: Key, reason: Reason) {
     let flag = if reason == Reason::PROTOCOL_ERROR {
         Flag::DownstreamProtocolError
     } else {
@@ -353,8 +354,6 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     }
 }
 
-// --- The steps ----------------------------------------------------------------------------------------------------
-
 impl Rpc {
     fn new(client: Client, head: Headers, end_stream: bool, now: Instant) -> Self {
         Self {
@@ -372,528 +371,6 @@ impl Rpc {
             active: now,
             record: Record::new(now),
         }
-    }
-
-    /// Filters, route, first attempt.
-    fn begin(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
-        let snapshot = worker.snapshot();
-        let (facts, filtered) = {
-            let context = self.client.context();
-            worker
-                .filters
-                .borrow_mut()
-                .run(&mut self.head, &context, &snapshot.listener)
-        };
-        self.form = Form::of(&facts);
-        match filtered {
-            Filtered::Continue => {}
-            Filtered::Respond(Respond::HealthCheck) => {
-                let form = self.form;
-                return self.answer(worker, now, |context| {
-                    answer::health_check(snapshot.serving, form, context)
-                });
-            }
-            Filtered::Respond(Respond::Failure(failure)) => {
-                return self.fail(worker, key, failure, now);
-            }
-        }
-        let path = self.head.known(Known::Path).unwrap_or_default();
-        let Some(route) = snapshot.routes.find(path) else {
-            return self.fail(worker, key, Failure::NoRoute, now);
-        };
-        match &route.action {
-            RouteAction::DirectResponse { status, body } => {
-                self.record.routed(worker, route, None, path);
-                self.state = State::Answering(*status, body.clone());
-                self.answer_if_ended(worker, now)
-            }
-            RouteAction::Cluster { cluster, .. } => {
-                let Some(cluster) = snapshot.cluster(*cluster) else {
-                    return self.fail(worker, key, Failure::Internal, now);
-                };
-                self.record.routed(worker, route, Some(cluster), path);
-                self.cluster = Some(cluster.clone());
-                self.replay.set_limit(cluster.policy.max_replay_bytes);
-                self.set_deadline(worker, key, route, facts.grpc_timeout, now);
-                self.attempt(worker, key, now)
-            }
-        }
-    }
-
-    /// The route's own answer, when the request has ended.
-    fn answer_if_ended(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
-        let (State::Answering(status, body), Some(_)) = (&self.state, self.request_ended) else {
-            return Step::On;
-        };
-        let (status, body, form) = (*status, body.clone(), self.form);
-        self.answer(worker, now, |context| {
-            answer::direct_response(status, &body, form, context)
-        })
-    }
-
-    /// The earlier of the route's time and the client's, the client's capped by the route.
-    fn set_deadline(
-        &mut self,
-        worker: &Worker,
-        key: Key,
-        route: &Route,
-        asked: Option<Duration>,
-        now: Instant,
-    ) {
-        let RouteAction::Cluster {
-            timeout,
-            max_grpc_timeout,
-            ..
-        } = route.action
-        else {
-            return;
-        };
-        // The cap is for what clients ask for: an RPC without `grpc-timeout` (a stream, often) has none.
-        let asked = asked.map(|asked| max_grpc_timeout.map_or(asked, |most| asked.min(most)));
-        let shortest = match (asked, timeout) {
-            (Some(asked), Some(timeout)) => Some(asked.min(timeout)),
-            (asked, timeout) => asked.or(timeout),
-        };
-        // 99999999H is more than an `Instant` holds: no deadline then.
-        if let Some(at) = shortest.and_then(|shortest| now.checked_add(shortest)) {
-            self.deadline = Some(at);
-            worker.timers.add(at, Timer::Rpc(key));
-        }
-    }
-
-    /// Picks an endpoint; opens a stream there, or waits for a connection.
-    fn attempt(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            return self.fail(worker, key, Failure::DeadlineExceeded, now);
-        }
-        let Some(cluster) = self.cluster.clone() else {
-            return self.fail(worker, key, Failure::Internal, now);
-        };
-        let Some(endpoint) = balance::pick(&cluster, &self.tried) else {
-            return self.fail(worker, key, balance::absence(&cluster), now);
-        };
-        let endpoint = endpoint.shared.clone();
-        self.tried.push(endpoint.id);
-        match worker
-            .pool
-            .acquire(worker, &endpoint, &cluster.policy, key, now)
-        {
-            Some(upstream) => self.open(worker, key, upstream, endpoint, now),
-            None => {
-                self.state = State::Waiting(endpoint);
-                Step::On
-            }
-        }
-    }
-
-    /// Sends what there is of the request on a stream of `upstream`.
-    fn open(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        upstream: Rc<Upstream>,
-        endpoint: Arc<EndpointShared>,
-        now: Instant,
-    ) -> Step {
-        let mut head = worker.arenas.borrow_mut().pop().unwrap_or_default();
-        head.clone_from(&self.head);
-        if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
-            timeout::rewrite(&mut head, deadline.saturating_duration_since(now));
-        }
-        let ended = self.request_ended.is_some() && self.trailers.is_none();
-        let stream = match upstream.open_stream(head, ended && self.replay.is_empty(), key) {
-            Ok(stream) => stream,
-            Err((_, head)) => {
-                worker.arenas.borrow_mut().push(head);
-                self.state = State::Waiting(endpoint);
-                let failure = Failure::ResetBeforeHeaders(ResetCause::Termination);
-                return self.again_or_fail(worker, key, Outcome::NeverSent, failure, now);
-            }
-        };
-        self.replay.rewind();
-        if !self.replay.is_empty() {
-            let framed = upstream.send_data(stream, self.replay.bytes(), ended, now);
-            self.request_forwarded(framed);
-            self.replay.bound();
-        }
-        if let Some(trailers) = &self.trailers {
-            upstream.send_trailers(stream, trailers);
-        }
-        endpoint.attempts.fetch_add(1, Ordering::Relaxed);
-        endpoint.active.fetch_add(1, Ordering::Relaxed);
-        self.record.attempted(&endpoint, now);
-        self.state = State::Open(Attempt {
-            upstream,
-            stream,
-            endpoint,
-        });
-        Step::On
-    }
-
-    fn request_data(
-        &mut self,
-        worker: &Rc<Worker>,
-        bytes: &[u8],
-        end_stream: bool,
-        now: Instant,
-    ) -> Step {
-        self.active = now;
-        self.record.bytes_in += bytes.len() as u64;
-        if end_stream {
-            self.request_ended = Some(now);
-        }
-        match &self.state {
-            State::Waiting(_) => self.replay.hold(bytes),
-            State::Open(attempt) => {
-                self.replay.keep(bytes);
-                let framed = attempt
-                    .upstream
-                    .send_data(attempt.stream, bytes, end_stream, now);
-                self.request_forwarded(framed);
-            }
-            State::Relaying(attempt) => {
-                let framed = attempt
-                    .upstream
-                    .send_data(attempt.stream, bytes, end_stream, now);
-                self.request_forwarded(framed);
-            }
-            // The response is there, the rest of the request is of no interest; its sender isn't to be held up.
-            State::Flushing(_) => self.client.credit(bytes.len()),
-            State::Answering(..) => {
-                self.client.credit(bytes.len());
-                return self.answer_if_ended(worker, now);
-            }
-        }
-        Step::On
-    }
-
-    fn request_trailers(
-        &mut self,
-        worker: &Rc<Worker>,
-        mut headers: Headers,
-        now: Instant,
-    ) -> Step {
-        self.active = now;
-        self.request_ended = Some(now);
-        filters::request::trailers(&mut headers);
-        if let State::Open(attempt) | State::Relaying(attempt) = &self.state {
-            attempt.upstream.send_trailers(attempt.stream, &headers);
-        }
-        self.trailers = Some(headers);
-        self.answer_if_ended(worker, now)
-    }
-
-    /// `bytes` more of the request were framed in this attempt: the client gets credit, once.
-    fn request_forwarded(&mut self, bytes: usize) {
-        let credit = self.replay.forwarded(bytes);
-        if credit > 0 {
-            self.client.credit(credit);
-        }
-    }
-
-    fn response_headers(
-        &mut self,
-        worker: &Rc<Worker>,
-        mut headers: Headers,
-        end_stream: bool,
-        now: Instant,
-    ) -> Step {
-        self.active = now;
-        let State::Open(_) = self.state else {
-            return Step::On;
-        };
-        let status = headers.status().unwrap_or(0);
-        if status < 200 {
-            // gRPC knows no interim answers, and clients take them for the answer.
-            if !self.is_grpc() {
-                response::interim(&mut headers);
-                self.client.send_headers(&headers, false);
-            }
-            return Step::On;
-        }
-        self.replay.release();
-        let upstream_time = self
-            .request_ended
-            .map(|ended| now.saturating_duration_since(ended));
-        worker.with_snapshot(|snapshot| {
-            let mut date = worker.date.borrow_mut();
-            let context = response::ResponseContext {
-                server_name: &snapshot.listener.server_name,
-                date: date.at(worker.wall(now)),
-                upstream_time,
-            };
-            response::head(&mut headers, &context);
-        });
-        self.record.responded(status, &headers, now);
-        self.client.send_headers(&headers, end_stream);
-        if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
-            attempt.upstream.recycle(headers);
-            self.state = State::Relaying(attempt);
-        }
-        if end_stream {
-            self.response_ended(true)
-        } else {
-            Step::On
-        }
-    }
-
-    fn response_data(&mut self, bytes: &[u8], end_stream: bool, now: Instant) -> Step {
-        self.active = now;
-        let State::Relaying(attempt) = &self.state else {
-            return Step::On;
-        };
-        if self.is_grpc() {
-            self.messages.feed(bytes);
-        }
-        self.record.bytes_out += bytes.len() as u64;
-        let framed = self.client.send_data(bytes, end_stream, now);
-        if framed > 0 {
-            attempt.upstream.credit(attempt.stream, framed);
-        }
-        if end_stream {
-            self.response_ended(true)
-        } else {
-            Step::On
-        }
-    }
-
-    fn response_trailers(&mut self, mut headers: Headers, now: Instant) -> Step {
-        self.active = now;
-        let State::Relaying(attempt) = &self.state else {
-            return Step::On;
-        };
-        response::trailers(&mut headers);
-        self.record.trailers(&headers);
-        self.client.send_trailers(&headers);
-        attempt.upstream.recycle(headers);
-        self.response_ended(true)
-    }
-
-    fn response_sent(&mut self, bytes: usize, end_stream: bool) -> Step {
-        if let State::Relaying(attempt) = &self.state
-            && bytes > 0
-        {
-            attempt.upstream.credit(attempt.stream, bytes);
-        }
-        match self.state {
-            State::Flushing(_) if end_stream => Step::Done,
-            _ => Step::On,
-        }
-    }
-
-    /// The backend has said all (`complete`), or nothing more that we want: its leg ends, and the RPC when the client
-    /// has what was said.
-    fn response_ended(&mut self, complete: bool) -> Step {
-        let cut = (!complete).then_some(self.active);
-        if let State::Open(attempt) | State::Relaying(attempt) =
-            std::mem::replace(&mut self.state, State::Flushing(cut))
-        {
-            // An upload that is still under way is stopped; a stream that has ended on both sides ignores this.
-            attempt.upstream.reset(attempt.stream, Reason::CANCEL);
-            attempt.leave(complete && !self.record.failed(self.is_grpc()));
-        }
-        if self.client.has_all() {
-            Step::Done
-        } else {
-            Step::On
-        }
-    }
-
-    /// An attempt came to an end that isn't a response's.
-    fn attempt_ended(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        outcome: Outcome,
-        cause: ResetCause,
-        now: Instant,
-    ) -> Step {
-        match self.state {
-            State::Open(_) => self.again_or_fail(
-                worker,
-                key,
-                outcome,
-                Failure::ResetBeforeHeaders(cause),
-                now,
-            ),
-            State::Relaying(_) => self.fail(worker, key, Failure::ResetAfterHeaders(cause), now),
-            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => Step::On,
-        }
-    }
-
-    /// Another attempt, where it is certain that no backend has seen this one and the request is still whole.
-    fn again_or_fail(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        outcome: Outcome,
-        failure: Failure,
-        now: Instant,
-    ) -> Step {
-        let Some(cluster) = &self.cluster else {
-            return self.fail(worker, key, failure, now);
-        };
-        let retry = {
-            let state = worker.cluster(&cluster.name);
-            let budget = &mut state.budget.borrow_mut();
-            retry::decide(
-                outcome,
-                self.tried.len() as u32,
-                self.replay.is_whole(),
-                budget,
-                now,
-            )
-        };
-        if retry == Retry::No || worker.phase.get() == Phase::Cutting {
-            return self.fail(worker, key, failure, now);
-        }
-        let name = cluster.name.clone();
-        if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
-            attempt.leave(false);
-        }
-        // Discovery and health may have learnt something since the first attempt.
-        let newest = worker
-            .with_snapshot(|snapshot| snapshot.clusters.iter().find(|c| c.name == name).cloned());
-        if newest.is_some() {
-            self.cluster = newest;
-        }
-        self.record.retried(worker);
-        self.attempt(worker, key, now)
-    }
-
-    /// The proxy answers, or ends what it can't complete.
-    fn fail(&mut self, worker: &Rc<Worker>, key: Key, failure: Failure, now: Instant) -> Step {
-        self.record.failed_with(failure);
-        let relayed = matches!(self.state, State::Relaying(_));
-        self.leave_upstream(worker, key, false);
-        if !relayed {
-            let form = self.form;
-            return self.answer(worker, now, |context| {
-                answer::failure(failure, form, context)
-            });
-        }
-        if !self.is_grpc() {
-            // Nothing can be said any more: the client must see that the body isn't whole.
-            self.client.reset(Reason::INTERNAL_ERROR);
-            return Step::Done;
-        }
-        // Half a message is dropped if none of it has been framed yet.
-        let partial = self.messages.begun();
-        if partial > 0 && self.client.unqueue(partial) {
-            self.record.bytes_out -= partial as u64;
-        }
-        let trailers = answer::trailers(failure);
-        self.record.trailers(&trailers);
-        self.client.send_trailers(&trailers);
-        self.state = State::Flushing(Some(now));
-        self.client.check_by(now + CUT_FLUSH);
-        if self.client.has_all() {
-            Step::Done
-        } else {
-            Step::On
-        }
-    }
-
-    /// An answer of the proxy's own.
-    fn answer(
-        &mut self,
-        worker: &Rc<Worker>,
-        now: Instant,
-        make: impl FnOnce(&AnswerContext<'_>) -> Answer,
-    ) -> Step {
-        let answer = worker.with_snapshot(|snapshot| {
-            let mut date = worker.date.borrow_mut();
-            make(&AnswerContext {
-                server_name: &snapshot.listener.server_name,
-                date: date.at(worker.wall(now)),
-            })
-        });
-        self.state = State::Flushing(None);
-        let body = answer.body.as_bytes();
-        self.record
-            .responded(answer.headers.status().unwrap_or(0), &answer.headers, now);
-        self.record.bytes_out += body.len() as u64;
-        self.client.send_headers(&answer.headers, body.is_empty());
-        if !body.is_empty() {
-            self.client.send_data(body, true, now);
-        }
-        if self.client.has_all() {
-            Step::Done
-        } else {
-            Step::On
-        }
-    }
-
-    /// The client is gone: nothing is owed to it, and the backend learns at once.
-    fn client_left(&mut self, worker: &Rc<Worker>, key: Key, flag: Flag) -> Step {
-        let was_flushing = matches!(self.state, State::Flushing(_));
-        self.record.client_left(flag, was_flushing);
-        self.leave_upstream(worker, key, true);
-        Step::Done
-    }
-
-    fn leave_upstream(&mut self, worker: &Worker, key: Key, unjudged: bool) {
-        match std::mem::replace(&mut self.state, State::Flushing(None)) {
-            State::Waiting(endpoint) => worker.pool.forget(endpoint.id, key),
-            State::Open(attempt) | State::Relaying(attempt) => {
-                attempt.upstream.reset(attempt.stream, Reason::CANCEL);
-                attempt.leave(unjudged);
-            }
-            State::Answering(..) | State::Flushing(_) => {}
-        }
-    }
-
-    fn check(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        now: Instant,
-        timeouts: &Timeouts,
-        next: &mut Option<Instant>,
-    ) -> Step {
-        let mut due = |at: Instant| {
-            *next = Some(next.map_or(at, |next| next.min(at)));
-            now >= at
-        };
-        if let Some(since) = self.client.blocked() {
-            let cut = matches!(self.state, State::Flushing(Some(_)));
-            let limit = if cut {
-                CUT_FLUSH
-            } else {
-                timeouts.stream_window_stall
-            };
-            if due(since + limit) {
-                self.record.window_stalled(worker);
-                self.client.reset(Reason::CANCEL);
-                self.leave_upstream(worker, key, true);
-                return Step::Done;
-            }
-        }
-        if due(self.active + timeouts.stream_idle) {
-            if let State::Flushing(_) = self.state {
-                self.client.reset(Reason::CANCEL);
-                return Step::Done;
-            }
-            return self.fail(worker, key, Failure::StreamIdle, now);
-        }
-        Step::On
-    }
-
-    /// The last step: both legs are settled, the line is written.
-    fn end(mut self, worker: &Rc<Worker>, key: Key) {
-        if let Some(deadline) = self.deadline {
-            worker.timers.remove(deadline, Timer::Rpc(key));
-        }
-        if self.request_ended.is_none() {
-            // RFC 9113 §8.1: the answer is complete, the rest of the request isn't wanted.
-            self.client.reset(Reason::NO_ERROR);
-        }
-        self.leave_upstream(worker, key, true);
-        let now = worker.now();
-        self.client.ended(now);
-        self.record
-            .write(worker, &self.client, &self.head, self.is_grpc(), now);
-        self.client.recycle(std::mem::take(&mut self.head));
     }
 
     fn is_grpc(&self) -> bool {
@@ -914,6 +391,3 @@ impl Attempt {
         }
     }
 }
-
-/// A response that was cut short waits this long for the client's window before its stream is reset.
-const CUT_FLUSH: Duration = Duration::from_secs(5);

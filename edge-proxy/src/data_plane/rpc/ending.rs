@@ -1,0 +1,227 @@
+//! Everything that ends an RPC, or an attempt of it, in another way than a response: and the end itself.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use http2::Reason;
+
+use super::{Key, Rpc, State, Step};
+use crate::{
+    data_plane::{
+        answer::{self, Answer, AnswerContext},
+        upstream::retry::{self, Outcome, Retry},
+        worker::{Phase, Timer, Worker},
+    },
+    error::{Failure, Flag, ResetCause},
+    snapshot::Timeouts,
+};
+
+impl Rpc {
+    /// An attempt came to an end that isn't a response's.
+    pub(super) fn attempt_ended(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        outcome: Outcome,
+        cause: ResetCause,
+        now: Instant,
+    ) -> Step {
+        match self.state {
+            State::Open(_) => self.again_or_fail(
+                worker,
+                key,
+                outcome,
+                Failure::ResetBeforeHeaders(cause),
+                now,
+            ),
+            State::Relaying(_) => self.fail(worker, key, Failure::ResetAfterHeaders(cause), now),
+            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => Step::On,
+        }
+    }
+
+    /// Another attempt, where it is certain that no backend has seen this one and the request is still whole.
+    pub(super) fn again_or_fail(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        outcome: Outcome,
+        failure: Failure,
+        now: Instant,
+    ) -> Step {
+        let Some(cluster) = &self.cluster else {
+            return self.fail(worker, key, failure, now);
+        };
+        let retry = {
+            let state = worker.cluster(&cluster.name);
+            let budget = &mut state.budget.borrow_mut();
+            retry::decide(
+                outcome,
+                self.tried.len() as u32,
+                self.replay.is_whole(),
+                budget,
+                now,
+            )
+        };
+        if retry == Retry::No || worker.phase.get() == Phase::Cutting {
+            return self.fail(worker, key, failure, now);
+        }
+        let name = cluster.name.clone();
+        if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
+            attempt.leave(false);
+        }
+        // Discovery and health may have learnt something since the first attempt.
+        let newest = worker
+            .with_snapshot(|snapshot| snapshot.clusters.iter().find(|c| c.name == name).cloned());
+        if newest.is_some() {
+            self.cluster = newest;
+        }
+        self.record.retried(worker);
+        self.attempt(worker, key, now)
+    }
+
+    /// The proxy answers, or ends what it can't complete.
+    pub(super) fn fail(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        failure: Failure,
+        now: Instant,
+    ) -> Step {
+        self.record.failed_with(failure);
+        let relayed = matches!(self.state, State::Relaying(_));
+        self.leave_upstream(worker, key, false);
+        if !relayed {
+            let form = self.form;
+            return self.answer(worker, now, |context| {
+                answer::failure(failure, form, context)
+            });
+        }
+        if !self.is_grpc() {
+            // Nothing can be said any more: the client must see that the body isn't whole.
+            self.client.reset(Reason::INTERNAL_ERROR);
+            return Step::Done;
+        }
+        // Half a message is dropped if none of it has been framed yet.
+        let partial = self.messages.begun();
+        if partial > 0 && self.client.unqueue(partial) {
+            self.record.bytes_out -= partial as u64;
+        }
+        let trailers = answer::trailers(failure);
+        self.record.trailers(&trailers);
+        self.client.send_trailers(&trailers);
+        self.state = State::Flushing(Some(now));
+        self.client.check_by(now + CUT_FLUSH);
+        if self.client.has_all() {
+            Step::Done
+        } else {
+            Step::On
+        }
+    }
+
+    /// An answer of the proxy's own.
+    pub(super) fn answer(
+        &mut self,
+        worker: &Rc<Worker>,
+        now: Instant,
+        make: impl FnOnce(&AnswerContext<'_>) -> Answer,
+    ) -> Step {
+        let answer = worker.with_snapshot(|snapshot| {
+            let mut date = worker.date.borrow_mut();
+            make(&AnswerContext {
+                server_name: &snapshot.listener.server_name,
+                date: date.at(worker.wall(now)),
+            })
+        });
+        self.state = State::Flushing(None);
+        let body = answer.body.as_bytes();
+        self.record
+            .responded(answer.headers.status().unwrap_or(0), &answer.headers, now);
+        self.record.bytes_out += body.len() as u64;
+        self.client.send_headers(&answer.headers, body.is_empty());
+        if !body.is_empty() {
+            self.client.send_data(body, true, now);
+        }
+        if self.client.has_all() {
+            Step::Done
+        } else {
+            Step::On
+        }
+    }
+
+    /// The client is gone: nothing is owed to it, and the backend learns at once.
+    pub(super) fn client_left(&mut self, worker: &Rc<Worker>, key: Key, flag: Flag) -> Step {
+        let was_flushing = matches!(self.state, State::Flushing(_));
+        self.record.client_left(flag, was_flushing);
+        self.leave_upstream(worker, key, true);
+        Step::Done
+    }
+
+    pub(super) fn leave_upstream(&mut self, worker: &Worker, key: Key, unjudged: bool) {
+        match std::mem::replace(&mut self.state, State::Flushing(None)) {
+            State::Waiting(endpoint) => worker.pool.forget(endpoint.id, key),
+            State::Open(attempt) | State::Relaying(attempt) => {
+                attempt.upstream.reset(attempt.stream, Reason::CANCEL);
+                attempt.leave(unjudged);
+            }
+            State::Answering(..) | State::Flushing(_) => {}
+        }
+    }
+
+    pub(super) fn check(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        now: Instant,
+        timeouts: &Timeouts,
+        next: &mut Option<Instant>,
+    ) -> Step {
+        let mut due = |at: Instant| {
+            *next = Some(next.map_or(at, |next| next.min(at)));
+            now >= at
+        };
+        if let Some(since) = self.client.blocked() {
+            let cut = matches!(self.state, State::Flushing(Some(_)));
+            let limit = if cut {
+                CUT_FLUSH
+            } else {
+                timeouts.stream_window_stall
+            };
+            if due(since + limit) {
+                self.record.window_stalled(worker);
+                self.client.reset(Reason::CANCEL);
+                self.leave_upstream(worker, key, true);
+                return Step::Done;
+            }
+        }
+        if due(self.active + timeouts.stream_idle) {
+            if let State::Flushing(_) = self.state {
+                self.client.reset(Reason::CANCEL);
+                return Step::Done;
+            }
+            return self.fail(worker, key, Failure::StreamIdle, now);
+        }
+        Step::On
+    }
+
+    /// The last step: both legs are settled, the line is written.
+    pub(super) fn end(mut self, worker: &Rc<Worker>, key: Key) {
+        if let Some(deadline) = self.deadline {
+            worker.timers.remove(deadline, Timer::Rpc(key));
+        }
+        if self.request_ended.is_none() {
+            // RFC 9113 §8.1: the answer is complete, the rest of the request isn't wanted.
+            self.client.reset(Reason::NO_ERROR);
+        }
+        self.leave_upstream(worker, key, true);
+        let now = worker.now();
+        self.client.ended(now);
+        self.record
+            .write(worker, &self.client, &self.head, self.is_grpc(), now);
+        self.client.recycle(std::mem::take(&mut self.head));
+    }
+}
+
+/// A response that was cut short waits this long for the client's window before its stream is reset.
+const CUT_FLUSH: Duration = Duration::from_secs(5);

@@ -1,0 +1,241 @@
+//! The request's way: filters, route, an endpoint, its stream; then the body as it comes.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use http2::{Headers, Known};
+
+use super::{Attempt, Key, Rpc, State, Step};
+use crate::{
+    data_plane::{
+        answer::{self, Form},
+        balance,
+        filters::{self, Flow as Filtered, Respond, timeout},
+        upstream::{Upstream, retry::Outcome},
+        worker::{Timer, Worker},
+    },
+    error::{Failure, ResetCause},
+    snapshot::{EndpointShared, Route, RouteAction},
+};
+
+impl Rpc {
+    /// Filters, route, first attempt.
+    pub(super) fn begin(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+        let snapshot = worker.snapshot();
+        let (facts, filtered) = {
+            let context = self.client.context();
+            worker
+                .filters
+                .borrow_mut()
+                .run(&mut self.head, &context, &snapshot.listener)
+        };
+        self.form = Form::of(&facts);
+        match filtered {
+            Filtered::Continue => {}
+            Filtered::Respond(Respond::HealthCheck) => {
+                let form = self.form;
+                return self.answer(worker, now, |context| {
+                    answer::health_check(snapshot.serving, form, context)
+                });
+            }
+            Filtered::Respond(Respond::Failure(failure)) => {
+                return self.fail(worker, key, failure, now);
+            }
+        }
+        let path = self.head.known(Known::Path).unwrap_or_default();
+        let Some(route) = snapshot.routes.find(path) else {
+            return self.fail(worker, key, Failure::NoRoute, now);
+        };
+        match &route.action {
+            RouteAction::DirectResponse { status, body } => {
+                self.record.routed(worker, route, None, path);
+                self.state = State::Answering(*status, body.clone());
+                self.answer_if_ended(worker, now)
+            }
+            RouteAction::Cluster { cluster, .. } => {
+                let Some(cluster) = snapshot.cluster(*cluster) else {
+                    return self.fail(worker, key, Failure::Internal, now);
+                };
+                self.record.routed(worker, route, Some(cluster), path);
+                self.cluster = Some(cluster.clone());
+                self.replay.set_limit(cluster.policy.max_replay_bytes);
+                self.set_deadline(worker, key, route, facts.grpc_timeout, now);
+                self.attempt(worker, key, now)
+            }
+        }
+    }
+
+    /// The route's own answer, when the request has ended.
+    pub(super) fn answer_if_ended(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
+        let (State::Answering(status, body), Some(_)) = (&self.state, self.request_ended) else {
+            return Step::On;
+        };
+        let (status, body, form) = (*status, body.clone(), self.form);
+        self.answer(worker, now, |context| {
+            answer::direct_response(status, &body, form, context)
+        })
+    }
+
+    /// The earlier of the route's time and the client's, the client's capped by the route.
+    pub(super) fn set_deadline(
+        &mut self,
+        worker: &Worker,
+        key: Key,
+        route: &Route,
+        asked: Option<Duration>,
+        now: Instant,
+    ) {
+        let RouteAction::Cluster {
+            timeout,
+            max_grpc_timeout,
+            ..
+        } = route.action
+        else {
+            return;
+        };
+        // The cap is for what clients ask for: an RPC without `grpc-timeout` (a stream, often) has none.
+        let asked = asked.map(|asked| max_grpc_timeout.map_or(asked, |most| asked.min(most)));
+        let shortest = match (asked, timeout) {
+            (Some(asked), Some(timeout)) => Some(asked.min(timeout)),
+            (asked, timeout) => asked.or(timeout),
+        };
+        // 99999999H is more than an `Instant` holds: no deadline then.
+        if let Some(at) = shortest.and_then(|shortest| now.checked_add(shortest)) {
+            self.deadline = Some(at);
+            worker.timers.add(at, Timer::Rpc(key));
+        }
+    }
+
+    /// Picks an endpoint; opens a stream there, or waits for a connection.
+    pub(super) fn attempt(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return self.fail(worker, key, Failure::DeadlineExceeded, now);
+        }
+        let Some(cluster) = self.cluster.clone() else {
+            return self.fail(worker, key, Failure::Internal, now);
+        };
+        let Some(endpoint) = balance::pick(&cluster, &self.tried) else {
+            return self.fail(worker, key, balance::absence(&cluster), now);
+        };
+        let endpoint = endpoint.shared.clone();
+        self.tried.push(endpoint.id);
+        match worker
+            .pool
+            .acquire(worker, &endpoint, &cluster.policy, key, now)
+        {
+            Some(upstream) => self.open(worker, key, upstream, endpoint, now),
+            None => {
+                self.state = State::Waiting(endpoint);
+                Step::On
+            }
+        }
+    }
+
+    /// Sends what there is of the request on a stream of `upstream`.
+    pub(super) fn open(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        upstream: Rc<Upstream>,
+        endpoint: Arc<EndpointShared>,
+        now: Instant,
+    ) -> Step {
+        let mut head = worker.arenas.borrow_mut().pop().unwrap_or_default();
+        head.clone_from(&self.head);
+        if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
+            timeout::rewrite(&mut head, deadline.saturating_duration_since(now));
+        }
+        let ended = self.request_ended.is_some() && self.trailers.is_none();
+        let stream = match upstream.open_stream(head, ended && self.replay.is_empty(), key) {
+            Ok(stream) => stream,
+            Err((_, head)) => {
+                worker.arenas.borrow_mut().push(head);
+                self.state = State::Waiting(endpoint);
+                let failure = Failure::ResetBeforeHeaders(ResetCause::Termination);
+                return self.again_or_fail(worker, key, Outcome::NeverSent, failure, now);
+            }
+        };
+        self.replay.rewind();
+        if !self.replay.is_empty() {
+            let framed = upstream.send_data(stream, self.replay.bytes(), ended, now);
+            self.request_forwarded(framed);
+            self.replay.bound();
+        }
+        if let Some(trailers) = &self.trailers {
+            upstream.send_trailers(stream, trailers);
+        }
+        endpoint.attempts.fetch_add(1, Ordering::Relaxed);
+        endpoint.active.fetch_add(1, Ordering::Relaxed);
+        self.record.attempted(&endpoint, now);
+        self.state = State::Open(Attempt {
+            upstream,
+            stream,
+            endpoint,
+        });
+        Step::On
+    }
+
+    pub(super) fn request_data(
+        &mut self,
+        worker: &Rc<Worker>,
+        bytes: &[u8],
+        end_stream: bool,
+        now: Instant,
+    ) -> Step {
+        self.active = now;
+        self.record.bytes_in += bytes.len() as u64;
+        if end_stream {
+            self.request_ended = Some(now);
+        }
+        match &self.state {
+            State::Waiting(_) => self.replay.hold(bytes),
+            State::Open(attempt) => {
+                self.replay.keep(bytes);
+                let framed = attempt
+                    .upstream
+                    .send_data(attempt.stream, bytes, end_stream, now);
+                self.request_forwarded(framed);
+            }
+            State::Relaying(attempt) => {
+                let framed = attempt
+                    .upstream
+                    .send_data(attempt.stream, bytes, end_stream, now);
+                self.request_forwarded(framed);
+            }
+            // The response is there, the rest of the request is of no interest; its sender isn't to be held up.
+            State::Flushing(_) => self.client.credit(bytes.len()),
+            State::Answering(..) => {
+                self.client.credit(bytes.len());
+                return self.answer_if_ended(worker, now);
+            }
+        }
+        Step::On
+    }
+
+    pub(super) fn request_trailers(
+        &mut self,
+        worker: &Rc<Worker>,
+        mut headers: Headers,
+        now: Instant,
+    ) -> Step {
+        self.active = now;
+        self.request_ended = Some(now);
+        filters::request::trailers(&mut headers);
+        if let State::Open(attempt) | State::Relaying(attempt) = &self.state {
+            attempt.upstream.send_trailers(attempt.stream, &headers);
+        }
+        self.trailers = Some(headers);
+        self.answer_if_ended(worker, now)
+    }
+
+    /// `bytes` more of the request were framed in this attempt: the client gets credit, once.
+    pub(super) fn request_forwarded(&mut self, bytes: usize) {
+        let credit = self.replay.forwarded(bytes);
+        if credit > 0 {
+            self.client.credit(credit);
+        }
+    }
+}
