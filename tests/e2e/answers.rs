@@ -230,6 +230,57 @@ async fn a_failure_after_the_headers_is_told_in_trailers() {
     assert!(!reply.headers_only);
 }
 
+/// A client that has let 105 bytes of a response in: one message of 100. The backend sends that, and half of the next.
+async fn between_two_messages() -> (Proxy, Http2, Response<h2::RecvStream>, Scripted) {
+    let mut half = framed(&[b'2'; 100]);
+    half.truncate(50);
+    let backend = Scripted::start(move |exchange: Exchange| {
+        let body = [framed(&[b'1'; 100]), half.clone()].concat();
+        async move {
+            exchange
+                .reset_after(head(200), &body, Reason::INTERNAL_ERROR)
+                .await
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let mut settings = h2::client::Builder::new();
+    settings.initial_window_size(105);
+    let client = proxy.http2_with(&settings).await;
+    let asked = grpc_request("/e2e.Test/Download", &[]);
+    let (response, _) = client.open(asked, true).await.unwrap();
+    let response = within("headers", response).await.unwrap();
+    (proxy, client, response, backend)
+}
+
+#[tokio::test]
+async fn after_a_failure_only_whole_messages_are_delivered() {
+    let (_proxy, _client, response, _backend) = between_two_messages().await;
+    let reply = Reply::read(response).await.unwrap();
+    assert_eq!(reply.body, framed(&[b'1'; 100]), "no half of the second");
+    assert_eq!(reply.grpc_status(), Some(14));
+}
+
+#[tokio::test]
+async fn a_failure_that_can_not_be_told_is_a_reset() {
+    let (_proxy, _client, mut response, _backend) = between_two_messages().await;
+    // 105 bytes arrive, and are never given back.
+    let mut read = 0;
+    while read < 105 {
+        let chunk = within("a first message", response.body_mut().data()).await;
+        read += chunk.unwrap().unwrap().len();
+    }
+    // Trailers need no window.
+    let end = within("an end", response.body_mut().data()).await;
+    match end {
+        None => {
+            let trailers = response.body_mut().trailers().await.unwrap().unwrap();
+            assert_eq!(trailers["grpc-status"], "14");
+        }
+        Some(reset) => assert!(reset.unwrap_err().is_reset()),
+    }
+}
+
 #[tokio::test]
 async fn a_backend_that_dies_after_its_headers_is_told_in_trailers() {
     let mut backend = Backend::start().await;

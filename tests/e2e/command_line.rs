@@ -230,3 +230,44 @@ async fn a_wrong_configuration_starts_nothing_and_ends_with_2() {
     }
     assert!(tokio::net::TcpStream::connect(known.probes).await.is_err());
 }
+
+#[tokio::test]
+async fn a_blocked_standard_output_costs_lines_and_no_rpc() {
+    let backend = Backend::start().await;
+    let known = Known::write(Proxy::to([&backend]));
+    // A pipe that nobody reads.
+    let mut program = tokio::process::Command::new(PROGRAM)
+        .args(run(&known.files))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    known.probed("/readyz", 200).await;
+    let client = known.test_client().await;
+    // Long lines, to have enough of them soon.
+    let words = "w".repeat(250);
+    eventually("lines to be dropped", || async {
+        let calls: Vec<_> = (0..64)
+            .map(|_| {
+                let mut client = client.clone();
+                let asked = client::request(
+                    payload(""),
+                    &[("user-agent", &words), ("x-request-id", &words[..64])],
+                );
+                tokio::spawn(async move { within("an RPC", client.unary(asked)).await })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+        let page = client::get(known.probes, "/metrics")
+            .await
+            .ok()?
+            .into_body();
+        let dropped = client::metric(&page, "edge_access_log_dropped_lines_total", &[])?;
+        (dropped > 0.0).then_some(())
+    })
+    .await;
+    program.kill().await.unwrap();
+}

@@ -298,3 +298,14 @@ async fn a_goaway_asks_for_an_early_look_up() {
         client.unary(payload("")).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn without_ipv6_records_auto_takes_the_others() {
+    let system = System::start(1).await;
+    let proxy = system
+        .proxy()
+        .with("dns_lookup_family", "auto")
+        .start()
+        .await;
+    proxy.test_client().await.unary(payload("")).await.unwrap();
+}

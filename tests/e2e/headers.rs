@@ -4,7 +4,7 @@ use e2e::{
     client::{get_request, request},
     payload,
     proxy::Proxy,
-    scripted::{Scripted, framed, head, trailers},
+    scripted::{Exchange, Scripted, framed, head, trailers},
 };
 use http::Response;
 use tonic::metadata::MetadataValue;
@@ -118,7 +118,7 @@ async fn what_only_insiders_may_say_is_dropped() {
 
 #[tokio::test]
 async fn hop_by_hop_headers_stay_on_their_hop() {
-    let backend = Scripted::start(async |exchange: e2e::scripted::Exchange| {
+    let backend = Scripted::start(async |exchange: Exchange| {
         let response = Response::builder()
             .header("content-type", "application/grpc")
             .header("x-kept", "1");
@@ -184,7 +184,7 @@ async fn the_upstream_time_is_left_out_while_the_request_goes_on() {
 
 #[tokio::test]
 async fn the_backends_date_is_kept_and_its_server_replaced() {
-    let backend = Scripted::start(async |exchange: e2e::scripted::Exchange| {
+    let backend = Scripted::start(async |exchange: Exchange| {
         let mut response = head(200);
         response
             .headers_mut()
@@ -226,7 +226,7 @@ async fn a_trailers_only_response_stays_one() {
 
 #[tokio::test]
 async fn trailers_pass_with_all_their_metadata() {
-    let backend = Scripted::start(async |exchange: e2e::scripted::Exchange| {
+    let backend = Scripted::start(async |exchange: Exchange| {
         let mut end = trailers(0);
         end.append("x-end", "one".parse().unwrap());
         end.append("x-end", "two".parse().unwrap());
@@ -252,7 +252,7 @@ async fn trailers_pass_with_all_their_metadata() {
 
 #[tokio::test]
 async fn informational_responses_are_for_plain_http_only() {
-    let backend = Scripted::start(async |mut exchange: e2e::scripted::Exchange| {
+    let backend = Scripted::start(async |mut exchange: Exchange| {
         exchange.informational(103);
         exchange.ok(b"");
     })
@@ -280,4 +280,53 @@ async fn informational_responses_are_for_plain_http_only() {
     .await;
     assert!(!matches!(early, Some(Ok(_))), "dropped for gRPC");
     assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_backends_large_headers_pass() {
+    let value = "v".repeat(3000);
+    let sent = value.clone();
+    let backend = Scripted::start(move |exchange: Exchange| {
+        let mut response = head(200);
+        for number in 0..8 {
+            let name = http::HeaderName::try_from(format!("x-large-{number}")).unwrap();
+            response.headers_mut().insert(name, sent.parse().unwrap());
+        }
+        async move { exchange.reply(response, &framed(b""), Some(trailers(0))) }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let mut settings = h2::client::Builder::new();
+    settings.max_header_list_size(1 << 20);
+    let client = proxy.http2_with(&settings).await;
+    let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+    assert_eq!(reply.header("x-large-7"), value);
+    assert_eq!(reply.grpc_status(), Some(0));
+}
+
+#[tokio::test]
+async fn many_metadata_entries_pass_with_dynamic_tables() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    for round in 0..200 {
+        let values: Vec<(String, String)> = (0..10)
+            .map(|number| {
+                (
+                    format!("x-meta-{number}"),
+                    format!("value {number} of {}", round % 7),
+                )
+            })
+            .collect();
+        let headers: Vec<(&str, &str)> = values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let reply = client.grpc("/e2e.Test/Unary", &headers).await.unwrap();
+        assert_eq!(reply.grpc_status(), Some(0));
+        let seen = backend.journal.last();
+        for (name, value) in headers {
+            assert_eq!(seen.header(name), Some(value));
+        }
+    }
 }

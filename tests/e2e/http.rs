@@ -183,3 +183,48 @@ async fn trailers_of_plain_http_pass() {
         .unwrap();
     assert_eq!(reply.trailers.unwrap()["x-checksum"], "42");
 }
+
+#[tokio::test]
+async fn chunked_bodies_and_heads_of_http_1() {
+    let backend = Scripted::start(mirror).await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let head = "POST /e2e.Test/chunks HTTP/1.1\nhost: grpc.example.com\ntransfer-encoding: chunked";
+    let (_, body) = proxy.http1(head, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").await;
+    assert!(
+        String::from_utf8_lossy(&body).contains("POST /e2e.Test/chunks abcde"),
+        "{body:?}"
+    );
+    let (head, body) = proxy
+        .http1("HEAD /e2e.Test/page HTTP/1.1\nhost: grpc.example.com", b"")
+        .await;
+    assert!(
+        head.starts_with("http/1.1 200") && body.is_empty(),
+        "{head}"
+    );
+}
+
+#[tokio::test]
+async fn a_large_body_passes_both_ways_over_http_1() {
+    let backend = Scripted::start(mirror).await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let large = vec![b'x'; 2 << 20];
+    let head = format!(
+        "POST /e2e.Test/large HTTP/1.1\nhost: grpc.example.com\ncontent-length: {}",
+        large.len()
+    );
+    let (head, body) = proxy.http1(&head, &large).await;
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let copies = body.iter().filter(|byte| **byte == b'x').count();
+    assert!(copies >= large.len(), "{copies} bytes came back");
+}
+
+#[tokio::test]
+async fn smuggled_requests_are_refused() {
+    let backend = Scripted::start(mirror).await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let head =
+        "POST /e2e.Test/a HTTP/1.1\nhost: grpc.example.com\ncontent-length: 4\ncontent-length: 5";
+    let (head, _) = proxy.http1(head, b"data!").await;
+    assert!(head.starts_with("http/1.1 400"), "{head}");
+    assert_eq!(backend.journal.count(), 0);
+}

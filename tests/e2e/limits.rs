@@ -374,3 +374,50 @@ async fn bytes_that_are_no_tls_hurt_nobody() {
         Some(12)
     );
 }
+
+#[tokio::test]
+async fn when_handshakes_pile_up_the_oldest_silent_one_goes() {
+    let proxy = Proxy::builder()
+        .set("listener.max_pending_handshakes", 2)
+        .start()
+        .await;
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(TcpStream::connect(proxy.address()).await.unwrap());
+    }
+    let client = proxy.http2().await;
+    assert_eq!(
+        client.grpc("/a.B/C", &[]).await.unwrap().grpc_status(),
+        Some(12)
+    );
+    let mut rest = Vec::new();
+    let _ = within("the end of the oldest", silent[0].read_to_end(&mut rest)).await;
+}
+
+#[tokio::test]
+async fn connections_have_a_limit_in_all() {
+    let proxy = Proxy::builder()
+        .set("listener.max_connections", 2)
+        .start()
+        .await;
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let client = proxy.http2().await;
+        client.grpc("/a.B/C", &[]).await.unwrap();
+        kept.push(client);
+    }
+    let one_more = async || {
+        let connect = client::Http2::connect(proxy.address(), proxy.tls_config(&["h2"]));
+        let client = tokio::time::timeout(Duration::from_secs(1), connect)
+            .await
+            .ok()?
+            .ok()?;
+        tokio::time::timeout(Duration::from_secs(1), client.grpc("/a.B/C", &[]))
+            .await
+            .ok()?
+            .ok()
+    };
+    assert!(one_more().await.is_none());
+    kept.pop();
+    eventually("room for another", one_more).await;
+}

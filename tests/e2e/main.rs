@@ -38,11 +38,17 @@ mod isolation;
 /// Limits towards clients.
 mod limits;
 
+/// Floods that end the connection that they come on.
+mod floods;
+
 /// HTTP/1.1, and HTTP that is not gRPC.
 mod http;
 
 /// The operator's pages, probes and metrics.
 mod admin;
+
+/// What is counted.
+mod metrics;
 
 /// The access log.
 mod access_log;
