@@ -11,7 +11,7 @@ use e2e::{
     health, loopback,
     proxy::{Proxy, TEST},
     scripted::{Exchange, Scripted, framed, head},
-    wait::within,
+    wait::{eventually, within},
 };
 use h2::Reason;
 use http::{Method, Request, Response, StatusCode};
@@ -255,7 +255,13 @@ async fn between_two_messages() -> (Proxy, Http2, Response<h2::RecvStream>, Scri
 
 #[tokio::test]
 async fn after_a_failure_only_whole_messages_are_delivered() {
-    let (_proxy, _client, response, _backend) = between_two_messages().await;
+    let (proxy, _client, response, _backend) = between_two_messages().await;
+    // Not before the proxy knows: until then it passes on what comes.
+    eventually("the backend's failure", || async {
+        let failed = [("cluster", "test"), ("result", "reset")];
+        (proxy.metric("edge_attempts_total", &failed).await > 0.0).then_some(())
+    })
+    .await;
     let reply = Reply::read(response).await.unwrap();
     assert_eq!(reply.body, framed(&[b'1'; 100]), "no half of the second");
     assert_eq!(reply.grpc_status(), Some(14));
