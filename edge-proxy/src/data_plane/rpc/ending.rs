@@ -77,7 +77,7 @@ impl Rpc {
         if newest.is_some() {
             self.cluster = newest;
         }
-        self.record.retried(worker);
+        self.record.retried(outcome, failure);
         self.attempt(worker, key, now)
     }
 

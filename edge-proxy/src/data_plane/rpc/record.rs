@@ -10,7 +10,7 @@ use http2::{Headers, Known};
 
 use super::{Client, Worker};
 use crate::{
-    data_plane::{access_log, worker::ClusterState},
+    data_plane::{access_log, upstream::retry::Outcome, worker::ClusterState},
     error::{Failure, Flag, ResetCause},
     snapshot::{Cluster, EndpointShared, Route},
     telemetry::{
@@ -92,10 +92,17 @@ impl Record {
         self.endpoint = Some(endpoint.clone());
     }
 
-    /// Another attempt follows.
-    pub(super) fn retried(&mut self, _worker: &Worker) {
+    /// An attempt ended so, and another follows.
+    pub(super) fn retried(&mut self, outcome: Outcome, failure: Failure) {
         if let Some((_, state)) = &self.cluster {
             state.series.retries.inc();
+            let result = match outcome {
+                Outcome::RefusedStream | Outcome::AboveGoaway => Some(AttemptResult::Refused),
+                _ => failed_attempt(failure),
+            };
+            if let Some(result) = result {
+                state.series.attempts(result).inc();
+            }
         }
     }
 
@@ -177,7 +184,9 @@ impl Record {
             let series = &state.series;
             series.active.dec();
             series.duration.record(duration);
-            series.attempts(self.attempt_result(grpc)).inc();
+            if let Some(result) = self.attempt_result(grpc) {
+                series.attempts(result).inc();
+            }
         }
         for flag in self.flags.iter() {
             worker.shard.flags(flag).inc();
@@ -205,26 +214,40 @@ impl Record {
         });
     }
 
-    /// How the last attempt ended.
-    fn attempt_result(&self, grpc: bool) -> AttemptResult {
-        match self.failure {
-            Some(Failure::ConnectFailed) => AttemptResult::ConnectFailed,
-            Some(Failure::ConnectTimeout) => AttemptResult::ConnectTimedOut,
-            Some(Failure::ResetBeforeHeaders(cause) | Failure::ResetAfterHeaders(cause)) => {
-                match cause {
-                    ResetCause::Termination => AttemptResult::ConnectionClosed,
-                    ResetCause::RemoteReset => AttemptResult::Reset,
-                    ResetCause::ProtocolError => AttemptResult::ProtocolError,
-                }
-            }
-            Some(Failure::DeadlineExceeded | Failure::StreamIdle) => AttemptResult::TimedOut,
-            Some(_) => AttemptResult::Cancelled,
+    /// How the last attempt ended; `None`: there was none since the last one that was counted.
+    fn attempt_result(&self, grpc: bool) -> Option<AttemptResult> {
+        Some(match self.failure {
+            Some(failure) => return failed_attempt(failure),
             None if self.client_left => AttemptResult::Cancelled,
             None if grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
             None if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
             None => AttemptResult::ErrorStatus,
-        }
+        })
     }
+}
+
+/// How an attempt ended that failed so; `None`: there can't have been one.
+fn failed_attempt(failure: Failure) -> Option<AttemptResult> {
+    Some(match failure {
+        Failure::ConnectFailed => AttemptResult::ConnectFailed,
+        Failure::ConnectTimeout => AttemptResult::ConnectTimedOut,
+        Failure::ResetBeforeHeaders(cause) | Failure::ResetAfterHeaders(cause) => match cause {
+            ResetCause::Termination => AttemptResult::ConnectionClosed,
+            ResetCause::RemoteReset => AttemptResult::Reset,
+            ResetCause::ProtocolError => AttemptResult::ProtocolError,
+        },
+        Failure::DeadlineExceeded | Failure::StreamIdle => AttemptResult::TimedOut,
+        Failure::Draining | Failure::Internal => AttemptResult::Cancelled,
+        Failure::NoRoute
+        | Failure::NoEndpoint
+        | Failure::NoHealthyUpstream
+        | Failure::InvalidAuthority
+        | Failure::HeadersTooLarge
+        | Failure::Overloaded
+        | Failure::CircuitLimit(_)
+        | Failure::GrpcOverHttp1
+        | Failure::ConnectMethod => return None,
+    })
 }
 
 /// `grpc-status` of trailers, or of a head that ends the stream.
