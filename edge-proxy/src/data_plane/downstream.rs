@@ -356,13 +356,23 @@ impl Downstream {
     }
 
     /// Every RPC that still had a stream here learns that its client is gone.
-    fn ended(&self, worker: &Rc<Worker>, end: End) {
+    fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
         match end {
             End::Protocol(error) => {
                 tracing::debug!(peer = %self.peer, %error, "client connection ended");
-                worker.shard.resets(ResetCause::Flood).inc();
+                let cause = match error.reason {
+                    Reason::ENHANCE_YOUR_CALM => ResetCause::Flood,
+                    _ => ResetCause::Malformed,
+                };
+                worker.shard.resets(cause).inc();
             }
-            End::Panic => tracing::error!(peer = %self.peer, "a panic ended a client's connection"),
+            End::Panic => {
+                tracing::error!(peer = %self.peer, "a panic ended a client's connection");
+                for key in rpc::of_client(worker, self) {
+                    rpc::client_gone(worker, key);
+                }
+                return;
+            }
             End::Eof | End::Io(_) | End::Finished | End::TimedOut(_) => {}
         }
         let streams: Vec<_> = self.link.engine().streams().collect();

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Connection, ConnectionError, Event, Sent};
+use http2::{Config, Connection, ConnectionError, Event, Reason, Role, Sent};
 use tokio::time::Sleep;
 
 use super::{tls::Transport, worker::Worker};
@@ -85,7 +85,7 @@ pub(crate) enum End {
 /// Mutable access to an engine that notices a panic.
 pub(crate) struct EngineGuard<'a> {
     engine: RefMut<'a, Connection>,
-    poisoned: &'a Cell<bool>,
+    link: &'a Link,
 }
 
 impl Link {
@@ -106,7 +106,7 @@ impl Link {
     pub(crate) fn engine(&self) -> EngineGuard<'_> {
         EngineGuard {
             engine: self.engine.borrow_mut(),
-            poisoned: &self.poisoned,
+            link: self,
         }
     }
 
@@ -171,7 +171,13 @@ impl DerefMut for EngineGuard<'_> {
 impl Drop for EngineGuard<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.poisoned.set(true);
+            // Nobody may ask what is left of it: one that has ended takes its place, which ignores everything.
+            let mut ended =
+                Connection::new(Role::Client, Config::default(), self.link.check_at.get());
+            ended.close(Reason::INTERNAL_ERROR);
+            *self.engine = ended;
+            self.link.poisoned.set(true);
+            self.link.wake_task();
         }
     }
 }
@@ -308,7 +314,12 @@ fn feed<S: Side>(
 ) -> Result<(), ConnectionError> {
     let mut input = bytes;
     loop {
-        let event = side.link().engine().receive(&mut input, now)?;
+        let event = {
+            let mut engine = side.link().engine();
+            #[cfg(test)]
+            super::testing::trip(std::any::type_name::<S>());
+            engine.receive(&mut input, now)?
+        };
         match event {
             Some(event) => side.on_event(worker, event, now),
             None => return Ok(()),
@@ -402,3 +413,22 @@ pub(crate) const FAR: Duration = Duration::from_secs(24 * 3600);
 /// How long a closing connection waits for the peer to close too, and how much it reads meanwhile.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_panicked_in_anothers_turn_is_not_asked_again() {
+        let now = Instant::now();
+        let link = Link::new(Connection::new(Role::Client, Config::default(), now), now);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _engine = link.engine();
+            panic!("as an engine would");
+        }));
+        assert!(panicked.is_err());
+        assert!(link.poisoned.get());
+        assert!(!link.engine().can_open());
+        assert!(link.engine().is_empty());
+    }
+}

@@ -8,6 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeSet, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{
         Arc,
@@ -225,9 +226,13 @@ pub(crate) async fn fire_timers(worker: Rc<Worker>) {
             () = sleep => {
                 let now = worker.tick();
                 while let Some(timer) = worker.timers.take_due(now) {
-                    match timer {
+                    let fire = || match timer {
                         Timer::Rpc(key) => rpc::deadline(&worker, key, now),
                         Timer::Waiting(endpoint) => Pool::expire(&worker, endpoint, now),
+                    };
+                    // The others' deadlines are to be kept whatever becomes of this one.
+                    if catch_unwind(AssertUnwindSafe(fire)).is_err() {
+                        tracing::error!(?timer, "a panic at a deadline");
                     }
                 }
             }

@@ -9,8 +9,12 @@ use http2::Known;
 
 use super::*;
 use crate::{
-    data_plane::testing::{self, Bench, Client, Got, backend, echo, running, until},
+    data_plane::{
+        testing::{self, Bench, Client, Got, backend, echo, running, until},
+        upstream::retry,
+    },
     snapshot::{Cluster, Endpoint, Snapshot},
+    telemetry::metrics::AttemptResult,
 };
 
 /// The bench's snapshot with its only cluster changed.
@@ -108,7 +112,7 @@ fn rpcs_that_wait_for_an_endpoint_that_is_gone_go_elsewhere() {
 }
 
 #[test]
-fn a_client_that_vanishes_is_told_to_the_backend_at_once_though_it_left_bytes_unread() {
+fn a_client_that_vanishes_is_told_to_the_backend_at_once() {
     running(|| async {
         let (requests, resets) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         let address = backend({
@@ -154,5 +158,130 @@ fn a_drain_spares_a_connection_until_its_moment_and_ends_a_late_one_with_its_fir
             "chosen at random within the hour"
         );
         assert_eq!(bench.shard.limits(Limit::ConnectionAge).get(), 0);
+    });
+}
+
+#[test]
+fn a_panic_in_a_step_ends_its_rpc_with_13_and_nothing_else() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        // At its head, at its body, at the response's head, at its data, at its trailers.
+        for before in 0..5 {
+            let running = client.call("/api.Echo/Echo", b"", false);
+            client.flush().await;
+            until(|| bench.worker.rpcs.borrow().len() == 1).await;
+            testing::arm("step", before);
+            let stream = client.call("/api.Echo/Echo", b"\0\0\0\0\x02hi", true);
+            assert_eq!(client.status(stream).await, "13", "after {before} steps");
+            client.engine.send_data(running, b"", true, testing::now());
+            assert_eq!(client.status(running).await, "0");
+        }
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        assert_eq!(endpoint.connections.load(Ordering::Relaxed), 1);
+        until(|| endpoint.active.load(Ordering::Relaxed) == 0).await;
+        assert_eq!(bench.worker.rpcs.borrow().len(), 0);
+    });
+}
+
+#[test]
+fn a_panic_in_an_upstreams_engine_ends_its_rpcs_with_14_and_nothing_else() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let mut other = Client::connect(&bench).await;
+        let running = other.call("/api.Echo/Echo", b"", false);
+        other.flush().await;
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        until(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+        testing::arm("Upstream", 0);
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "14");
+        assert_eq!(other.status(running).await, "14");
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        until(|| endpoint.active.load(Ordering::Relaxed) == 0).await;
+        assert_eq!(endpoint.connections.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn a_panic_in_a_clients_engine_ends_that_connection_and_nothing_else() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let mut other = Client::connect(&bench).await;
+        let running = other.call("/api.Echo/Echo", b"", false);
+        other.flush().await;
+        until(|| bench.worker.rpcs.borrow().len() == 1).await;
+        client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        until(|| bench.worker.rpcs.borrow().len() == 2).await;
+        testing::arm("Downstream", 0);
+        client.call("/api.Echo/Echo", b"", true);
+        while !matches!(client.next().await, Got::Closed) {}
+        until(|| bench.worker.rpcs.borrow().len() == 1).await;
+        other.engine.send_data(running, b"", true, testing::now());
+        assert_eq!(other.status(running).await, "0");
+    });
+}
+
+/// Says of every stream that nothing was done for it.
+fn refuse(engine: &mut Connection, event: Event<'_>) {
+    if let Event::Headers { stream, .. } = event {
+        engine.reset(stream, Reason::REFUSED_STREAM);
+    }
+}
+
+#[test]
+fn a_refused_rpc_is_attempted_again_while_its_body_is_kept() {
+    running(|| async {
+        let backends = [backend(refuse).await, backend(echo()).await];
+        let mut policy = testing::cluster_policy();
+        policy.max_replay_bytes = 8;
+        let bench = Bench::with(&backends, testing::policy(), policy);
+        let mut client = Client::connect(&bench).await;
+        let mut statuses = Vec::new();
+        for body in [&b"\0\0\0\0\x03abc"[..], b"\0\0\0\0\x04abcd"] {
+            for _ in 0..2 {
+                let stream = client.call("/api.Echo/Echo", body, true);
+                statuses.push(client.status(stream).await);
+            }
+        }
+        // One of two comes to the refusing endpoint first.
+        assert_eq!(statuses[..2], ["0", "0"]);
+        statuses[2..].sort();
+        assert_eq!(statuses[2..], ["0", "14"]);
+        let series = bench.shard.cluster(&"backends".into());
+        assert_eq!(series.retries.get(), 1);
+        assert_eq!(series.attempts(AttemptResult::Refused).get(), 1);
+        assert_eq!(series.attempts(AttemptResult::Ok).get(), 3);
+    });
+}
+
+#[test]
+fn rpcs_earn_the_tokens_that_refused_attempts_cost() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let now = bench.worker.tick();
+        let state = bench.worker.cluster(&"backends".into());
+        let again = || {
+            let budget = &mut state.budget.borrow_mut();
+            retry::decide(retry::Outcome::RefusedStream, 1, true, budget, now) != retry::Retry::No
+        };
+        while again() {}
+        for _ in 0..5 {
+            let stream = client.call("/api.Echo/Echo", b"", true);
+            assert_eq!(client.status(stream).await, "0");
+        }
+        assert!(again());
+        assert!(!again());
     });
 }

@@ -43,6 +43,7 @@ pub(crate) use self::{
 };
 use super::{
     answer::Form,
+    downstream::Downstream,
     filters::Facts,
     message::Messages,
     upstream::{Upstream, retry::Outcome},
@@ -51,6 +52,7 @@ use super::{
 use crate::{
     error::{Failure, Flag, ResetCause},
     snapshot::{Cluster, EndpointShared, Timeouts},
+    telemetry::metrics::Limit,
 };
 
 /// One RPC (or plain HTTP request), both of its legs.
@@ -120,17 +122,8 @@ pub(crate) fn start(
     end_stream: bool,
     now: Instant,
 ) {
-    let Some(key) = worker
-        .rpcs
-        .borrow_mut()
-        .insert(Rpc::new(client, headers, end_stream, now))
-    else {
-        return;
-    };
-    step(worker, key, |rpc| {
-        rpc.client.set_key(key);
-        rpc.begin(worker, key, now)
-    });
+    let rpc = Rpc::new(client, headers, end_stream, now);
+    admit(worker, rpc, now, |rpc, key| rpc.begin(worker, key, now));
 }
 
 /// A client's request is refused before it became an RPC, with what is known of its head.
@@ -143,11 +136,7 @@ pub(crate) fn refuse(
 ) {
     let mut rpc = Rpc::new(client, headers, false, now);
     rpc.form = Form::of(&Facts::read(&rpc.head, None));
-    let Some(key) = worker.rpcs.borrow_mut().insert(rpc) else {
-        return;
-    };
-    step(worker, key, |rpc| {
-        rpc.client.set_key(key);
+    admit(worker, rpc, now, |rpc, key| {
         rpc.fail(worker, key, failure, now)
     });
 }
@@ -332,24 +321,70 @@ pub(crate) fn cut_all(worker: &Rc<Worker>) {
     }
 }
 
+/// An RPC's first step.
+fn admit(worker: &Rc<Worker>, rpc: Rpc, now: Instant, first: impl FnOnce(&mut Rpc, Key) -> Step) {
+    let admitted = worker.rpcs.borrow_mut().insert(rpc);
+    match admitted {
+        Ok(key) => step(worker, key, |rpc| first(rpc, key)),
+        Err(rpc) => {
+            worker.shard.limits(Limit::Streams).inc();
+            rpc.client.reset(Reason::REFUSED_STREAM);
+            rpc.client.ended(now);
+        }
+    }
+}
+
+/// The RPCs with a leg on a client's connection: for one whose engine can't be asked.
+pub(crate) fn of_client(worker: &Worker, connection: &Rc<Downstream>) -> Vec<Key> {
+    worker.rpcs.borrow().keys_where(|rpc| match &rpc.client {
+        Client::Http2 { connection: of, .. } => Rc::ptr_eq(of, connection),
+        Client::Http1(_) => false,
+    })
+}
+
+/// The RPCs with a leg on a backend's connection: for one whose engine can't be asked.
+pub(crate) fn of_upstream(worker: &Worker, connection: &Rc<Upstream>) -> Vec<Key> {
+    worker.rpcs.borrow().keys_where(|rpc| match &rpc.state {
+        State::Open(attempt) | State::Relaying(attempt) => {
+            Rc::ptr_eq(&attempt.upstream, connection)
+        }
+        State::Answering(..) | State::Waiting(_) | State::Flushing(_) => false,
+    })
+}
+
 /// One step of one RPC. A panic in it ends this RPC and nothing else.
 fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     let done = {
         let mut rpcs = worker.rpcs.borrow_mut();
         let Some(rpc) = rpcs.get_mut(key) else { return };
-        match catch_unwind(AssertUnwindSafe(|| work(rpc))) {
+        let work = || {
+            #[cfg(test)]
+            super::testing::trip("step");
+            work(rpc)
+        };
+        match catch_unwind(AssertUnwindSafe(work)) {
             Ok(step) => step == Step::Done,
             Err(_) => {
                 tracing::error!(request_id = %rpc.request_id(), "a panic ended an RPC");
-                let answer = || rpc.fail(worker, key, Failure::Internal, worker.now());
-                catch_unwind(AssertUnwindSafe(answer)).map_or(true, |step| step == Step::Done)
+                let answer = || {
+                    // It may not have come so far as to know.
+                    rpc.form = Form::of(&Facts::read(&rpc.head, None));
+                    rpc.fail(worker, key, Failure::Internal, worker.now())
+                };
+                let answered = catch_unwind(AssertUnwindSafe(answer));
+                if answered.is_err() {
+                    rpc.client.reset(Reason::INTERNAL_ERROR);
+                }
+                answered.map_or(true, |step| step == Step::Done)
             }
         }
     };
     if done {
         let rpc = worker.rpcs.borrow_mut().remove(key);
-        if let Some(rpc) = rpc {
-            rpc.end(worker, key);
+        if let Some(rpc) = rpc
+            && catch_unwind(AssertUnwindSafe(|| rpc.end(worker, key))).is_err()
+        {
+            tracing::error!("a panic at the end of an RPC");
         }
     }
 }
@@ -383,11 +418,16 @@ impl Rpc {
 }
 
 impl Attempt {
-    /// The endpoint's counters.
+    /// It has come to its end.
     fn leave(self, well: bool) {
-        self.endpoint.active.fetch_sub(1, Ordering::Relaxed);
         if !well {
             self.endpoint.failures.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.endpoint.active.fetch_sub(1, Ordering::Relaxed);
     }
 }

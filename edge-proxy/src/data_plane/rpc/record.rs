@@ -200,7 +200,7 @@ impl Record {
             authority: head.known(Known::Authority).unwrap_or_default(),
             protocol: client.protocol(),
             status: self.status,
-            grpc_status: self.grpc_status,
+            grpc_status: counted,
             flags: self.flags,
             detail: None,
             bytes_in: self.bytes_in,

@@ -33,16 +33,21 @@ impl Key {
 }
 
 impl Table {
-    /// Adds an RPC; `None` if a million run on this worker.
-    pub(super) fn insert(&mut self, rpc: Rpc) -> Option<Key> {
+    /// Adds an RPC, and tells its client's connection the key.
+    ///
+    /// # Errors
+    /// A million run on this worker: `rpc` comes back.
+    pub(super) fn insert(&mut self, rpc: Rpc) -> Result<Key, Box<Rpc>> {
         let entry = self.rpcs.vacant_entry();
-        let place = u32::try_from(entry.key())
-            .ok()
-            .filter(|place| *place < PLACES)?;
+        let place = match u32::try_from(entry.key()) {
+            Ok(place) if place < PLACES => place,
+            _ => return Err(Box::new(rpc)),
+        };
         self.generation = self.generation.wrapping_add(1);
         let key = Key(self.generation << PLACE_BITS | place);
+        rpc.client.set_key(key);
         entry.insert((key, rpc));
-        Some(key)
+        Ok(key)
     }
 
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut Rpc> {
@@ -59,7 +64,15 @@ impl Table {
 
     /// Every RPC that runs.
     pub(super) fn keys(&self) -> Vec<Key> {
-        self.rpcs.iter().map(|(_, (key, _))| *key).collect()
+        self.keys_where(|_| true)
+    }
+
+    /// The RPCs that run and are so.
+    pub(super) fn keys_where(&self, mut is_so: impl FnMut(&Rpc) -> bool) -> Vec<Key> {
+        let rpcs = self.rpcs.iter().map(|(_, entry)| entry);
+        rpcs.filter(|(_, rpc)| is_so(rpc))
+            .map(|(key, _)| *key)
+            .collect()
     }
 
     /// How many run.

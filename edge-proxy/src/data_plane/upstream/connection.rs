@@ -186,11 +186,17 @@ impl Upstream {
     fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
         self.state.set(State::Abandoned);
         self.pool.remove(worker, self);
-        let streams: Vec<_> = self.link.engine().streams().collect();
         let cause = match end {
             End::Protocol(_) | End::Panic => ResetCause::ProtocolError,
             _ => ResetCause::Termination,
         };
+        if end == End::Panic {
+            tracing::error!(endpoint = %self.pool.shared.label, "a panic ended an upstream connection");
+            for key in rpc::of_upstream(worker, self) {
+                rpc::upstream_gone(worker, key, true, cause);
+            }
+        }
+        let streams: Vec<_> = self.link.engine().streams().collect();
         for stream in streams {
             rpc::upstream_gone(
                 worker,
