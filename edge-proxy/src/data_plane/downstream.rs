@@ -102,8 +102,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         return;
     };
 
-    let handshake = Tls::accept(socket, identity.config.clone(), &worker.gate);
-    let result = timeout(policy.timeouts.tls_handshake, handshake).await;
+    let given_up = ticket.given_up();
+    let heard = || ticket.heard();
+    let handshake = Tls::accept(socket, identity.config.clone(), &worker.gate, heard);
+    let result = tokio::select! {
+        result = timeout(policy.timeouts.tls_handshake, handshake) => result,
+        () = given_up.notified() => {
+            return worker.shard.handshakes(HandshakeResult::Refused).inc();
+        }
+    };
     ticket.handshake_done();
     let (mut tls, handshake) = match result {
         Ok(Ok(done)) => done,

@@ -3,21 +3,22 @@
 //! One acceptor on a thread of its own gives each connection to the worker with the fewest: gRPC clients open few,
 //! long-lived connections, and hashing (SO_REUSEPORT) can put all of them on one core. The limits are enforced here,
 //! before a connection costs more than its socket: connections in all, per source address, and handshakes that aren't
-//! through. What is above a limit is closed at once, counted by limit.
+//! through. What is above a limit is closed at once, counted by limit. Of pending handshakes the oldest goes that hasn't
+//! sent a whole ClientHello: whoever connects and says nothing can't keep others out.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::worker::{Handle, Load};
 use crate::{
@@ -40,14 +41,36 @@ pub(crate) struct Ticket {
     counts: Arc<Counts>,
     load: Arc<Load>,
     source: IpAddr,
-    handshaking: bool,
+    /// Until it is through.
+    handshake: Option<Handshake>,
+}
+
+/// A pending handshake.
+#[derive(Debug)]
+struct Handshake {
+    /// Its place in the order of arrival.
+    number: u64,
+    /// Its ClientHello is here: it isn't given up any more.
+    heard: bool,
+    given_up: Arc<Notify>,
+}
+
+/// The pending handshakes.
+#[derive(Debug, Default)]
+struct Pending {
+    /// How many.
+    count: usize,
+    /// Those of them without a whole ClientHello, oldest first, and how to tell them that they are given up.
+    silent: BTreeMap<u64, Arc<Notify>>,
+    /// The next one's number.
+    next: u64,
 }
 
 /// How many connections there are, by each limit.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     open: AtomicUsize,
-    handshaking: AtomicUsize,
+    pending: Mutex<Pending>,
     by_source: Mutex<HashMap<IpAddr, usize>>,
     /// Connections accepted since the start: the drain looks whether still some arrive.
     arrived: AtomicUsize,
@@ -148,7 +171,10 @@ async fn accept(
                     policy.max_pending_handshakes,
                 ];
                 match Ticket::take(&counts, load, peer.ip(), limits) {
-                    Ok(ticket) => {
+                    Ok((ticket, given_up)) => {
+                        if given_up {
+                            shard.limits(Limit::PendingHandshakes).inc();
+                        }
                         if let Ok(socket) = socket.into_std()
                             && worker
                                 .send(Accepted {
@@ -180,44 +206,60 @@ async fn accept(
 }
 
 impl Ticket {
-    fn take(
+    /// A place for one more connection; whether a pending handshake was given up for it.
+    pub(super) fn take(
         counts: &Arc<Counts>,
         load: &Arc<Load>,
         source: IpAddr,
         limits: [usize; 3],
-    ) -> Result<Self, Limit> {
+    ) -> Result<(Self, bool), Limit> {
         let [connections, per_source, handshakes] = limits;
         if counts.open.load(Ordering::Relaxed) >= connections {
             return Err(Limit::Connections);
         }
-        if counts.handshaking.load(Ordering::Relaxed) >= handshakes {
-            return Err(Limit::PendingHandshakes);
-        }
-        let mut by_source = counts
-            .by_source
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let from_there = by_source.entry(source).or_insert(0);
-        if *from_there >= per_source {
+        let mut by_source = lock(&counts.by_source);
+        let from_there = by_source.get(&source).copied().unwrap_or(0);
+        if from_there >= per_source {
             return Err(Limit::ConnectionsPerSource);
         }
-        *from_there += 1;
+        let (handshake, given_up) = lock(&counts.pending).enter(handshakes)?;
+        by_source.insert(source, from_there + 1);
         drop(by_source);
         counts.open.fetch_add(1, Ordering::Relaxed);
-        counts.handshaking.fetch_add(1, Ordering::Relaxed);
         load.connections.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
+        let ticket = Self {
             counts: counts.clone(),
             load: load.clone(),
             source,
-            handshaking: true,
-        })
+            handshake: Some(handshake),
+        };
+        Ok((ticket, given_up))
+    }
+
+    /// The ClientHello has come.
+    pub(crate) fn heard(&mut self) {
+        if let Some(handshake) = &mut self.handshake {
+            let mut pending = lock(&self.counts.pending);
+            handshake.heard |= pending.silent.remove(&handshake.number).is_some();
+        }
+    }
+
+    /// Wakes when the handshake is given up for a newer one.
+    pub(crate) fn given_up(&self) -> Arc<Notify> {
+        match &self.handshake {
+            Some(handshake) => handshake.given_up.clone(),
+            None => Arc::default(),
+        }
     }
 
     /// The handshake is through (or failed).
     pub(crate) fn handshake_done(&mut self) {
-        if std::mem::take(&mut self.handshaking) {
-            self.counts.handshaking.fetch_sub(1, Ordering::Relaxed);
+        if let Some(handshake) = self.handshake.take() {
+            let mut pending = lock(&self.counts.pending);
+            // One that was given up isn't counted any more.
+            if handshake.heard || pending.silent.remove(&handshake.number).is_some() {
+                pending.count -= 1;
+            }
         }
     }
 }
@@ -227,17 +269,36 @@ impl Drop for Ticket {
         self.handshake_done();
         self.load.connections.fetch_sub(1, Ordering::Relaxed);
         self.counts.open.fetch_sub(1, Ordering::Relaxed);
-        let mut by_source = self
-            .counts
-            .by_source
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_source = lock(&self.counts.by_source);
         if let Some(from_there) = by_source.get_mut(&self.source) {
             *from_there -= 1;
             if *from_there == 0 {
                 by_source.remove(&self.source);
             }
         }
+    }
+}
+
+impl Pending {
+    /// One more; whether the oldest silent one had to go for it.
+    fn enter(&mut self, limit: usize) -> Result<(Handshake, bool), Limit> {
+        let full = self.count >= limit;
+        if full {
+            // Those that have said who they are are being answered.
+            let (_, oldest) = self.silent.pop_first().ok_or(Limit::PendingHandshakes)?;
+            oldest.notify_one();
+        } else {
+            self.count += 1;
+        }
+        let handshake = Handshake {
+            number: self.next,
+            heard: false,
+            given_up: Arc::default(),
+        };
+        self.next += 1;
+        self.silent
+            .insert(handshake.number, handshake.given_up.clone());
+        Ok((handshake, full))
     }
 }
 
@@ -253,7 +314,101 @@ impl Counts {
     }
 }
 
+/// Nothing is left half-done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// After a failed accept.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 /// An acceptor that recovers within a second is what clients with their own back-off don't notice.
 const BACKOFF_LAST: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    use super::*;
+
+    const LIMITS: [usize; 3] = [4, 3, 2];
+
+    fn source(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn is_given_up(ticket: &Ticket) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        let given_up = ticket.given_up();
+        pin!(given_up.notified()).poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn the_oldest_without_a_client_hello_goes_when_pending_handshakes_are_full() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = || Ticket::take(&counts, &load, source(1), [100, 100, 2]);
+        let (mut heard, _) = take().unwrap();
+        heard.heard();
+        let (silent, given_up) = take().unwrap();
+        assert!(!given_up);
+        let (mut newer, given_up) = take().unwrap();
+        assert!(given_up, "for the newer one");
+        assert!(is_given_up(&silent) && !is_given_up(&heard) && !is_given_up(&newer));
+        newer.heard();
+        // All that are pending have said who they are.
+        assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
+        drop(silent);
+        assert_eq!(
+            take().unwrap_err(),
+            Limit::PendingHandshakes,
+            "it counted no more"
+        );
+        heard.handshake_done();
+        take().unwrap();
+        drop((newer, heard));
+        assert_eq!(lock(&counts.pending).count, 0);
+        assert!(lock(&counts.pending).silent.is_empty());
+        assert_eq!(counts.open(), 0);
+    }
+
+    #[test]
+    fn a_hello_that_comes_too_late_saves_nobody() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = || {
+            Ticket::take(&counts, &load, source(1), [100, 100, 1])
+                .unwrap()
+                .0
+        };
+        let mut late = take();
+        let newer = take();
+        late.heard();
+        assert!(is_given_up(&late));
+        drop(late);
+        assert_eq!(lock(&counts.pending).count, 1);
+        drop(newer);
+        assert_eq!(lock(&counts.pending).count, 0);
+    }
+
+    #[test]
+    fn connections_in_all_and_of_one_source() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = |last| {
+            Ticket::take(&counts, &load, source(last), LIMITS).map(|(mut ticket, _)| {
+                ticket.handshake_done();
+                ticket
+            })
+        };
+        let mut tickets: Vec<_> = (0..3).map(|_| take(1).unwrap()).collect();
+        assert_eq!(take(1).unwrap_err(), Limit::ConnectionsPerSource);
+        tickets.push(take(2).unwrap());
+        assert_eq!(take(2).unwrap_err(), Limit::Connections);
+        assert_eq!(load.connections.load(Ordering::Relaxed), 4);
+        tickets.remove(0);
+        take(1).unwrap();
+        tickets.clear();
+        assert_eq!(load.connections.load(Ordering::Relaxed), 0);
+        assert!(lock(&counts.by_source).is_empty());
+    }
+}

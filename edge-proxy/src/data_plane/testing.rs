@@ -26,7 +26,7 @@ use super::{
 use crate::{
     snapshot::{
         Cluster, ClusterPolicy, EdgeHealthCheck, Endpoint, EndpointShared, Health, Hints,
-        Http2Policy, ListenerPolicy, Route, RouteAction, Snapshot, Timeouts,
+        Http2Policy, ListenerPolicy, Route, RouteAction, Snapshot, Timeouts, TlsIdentity,
     },
     telemetry::metrics::{Metrics, Shard},
 };
@@ -498,7 +498,11 @@ fn snapshot(backends: &[SocketAddr], listener: ListenerPolicy, policy: ClusterPo
             to_cluster("/plain/"),
         ])),
         clusters: vec![cluster],
-        tls: None,
+        tls: Some(Arc::new(TlsIdentity {
+            config: tls().0,
+            serial: String::new(),
+            not_after: 0,
+        })),
         serving: true,
     }
 }

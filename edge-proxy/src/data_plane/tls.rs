@@ -69,11 +69,13 @@ pub(crate) struct Gate {
 struct Pass<'a>(&'a Gate);
 
 impl Tls {
-    /// Accepts a TLS session on `socket`. The caller bounds the time that this may take.
+    /// Accepts a TLS session on `socket`. The caller bounds the time that this may take. `heard` is called when the whole
+    /// ClientHello has come.
     pub(crate) async fn accept(
         socket: TcpStream,
         config: Arc<rustls::ServerConfig>,
         gate: &Gate,
+        heard: impl FnOnce(),
     ) -> io::Result<(Self, Handshake)> {
         let session = ServerConnection::new(config).map_err(io::Error::other)?;
         let mut tls = Self {
@@ -82,6 +84,7 @@ impl Tls {
             eof: false,
         };
         tls.session.set_buffer_limit(None);
+        let mut heard = Some(heard);
         while tls.session.is_handshaking() {
             if tls.session.wants_write() {
                 poll_fn(|cx| tls.poll_sealed(cx)).await?;
@@ -90,6 +93,12 @@ impl Tls {
             tls.socket.readable().await?;
             let pass = gate.enter().await;
             tls.read_handshake()?;
+            // The answer to it is what a server says first.
+            if tls.session.wants_write()
+                && let Some(heard) = heard.take()
+            {
+                heard();
+            }
             pass.leave().await;
         }
         // The last flight (TLS 1.3: session tickets) leaves with the first answer.
@@ -471,7 +480,7 @@ mod tests {
             let _ = io::Read::read(&mut socket, &mut [0; 1]);
         });
         let (socket, _) = listener.accept().await.unwrap();
-        Tls::accept(socket, server, &Gate::default())
+        Tls::accept(socket, server, &Gate::default(), || {})
             .await
             .unwrap()
             .0

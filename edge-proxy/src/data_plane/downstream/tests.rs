@@ -6,10 +6,12 @@ use std::{
 };
 
 use http2::Known;
+use tokio::io::AsyncReadExt as _;
 
 use super::*;
 use crate::{
     data_plane::{
+        listener,
         testing::{self, Bench, Client, Got, backend, echo, running, until},
         upstream::retry,
     },
@@ -283,5 +285,46 @@ fn rpcs_earn_the_tokens_that_refused_attempts_cost() {
         }
         assert!(again());
         assert!(!again());
+    });
+}
+
+#[test]
+fn a_handshake_without_a_hello_is_given_up_for_a_newer_connection() {
+    running(|| async {
+        let bench = Bench::new(&[]);
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let counts = Arc::<listener::Counts>::default();
+        let load = Arc::<crate::data_plane::worker::Load>::default();
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            clients.push(
+                TcpStream::connect(listener.local_addr().unwrap())
+                    .await
+                    .unwrap(),
+            );
+            let (socket, peer) = listener.accept().await.unwrap();
+            let ticket = listener::Ticket::take(&counts, &load, peer.ip(), [9, 9, 1])
+                .unwrap()
+                .0;
+            let accepted = Accepted {
+                socket: socket.into_std().unwrap(),
+                peer,
+                ticket,
+            };
+            tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
+        }
+        let mut newer = clients.pop().unwrap();
+        let mut silent = clients.pop().unwrap();
+        let mut byte = [0];
+        assert_eq!(silent.read(&mut byte).await.unwrap(), 0);
+        assert_eq!(bench.shard.handshakes(HandshakeResult::Refused).get(), 1);
+        assert!(
+            timeout(Duration::from_millis(50), newer.read(&mut byte))
+                .await
+                .is_err()
+        );
+        until(|| counts.open() == 1).await;
     });
 }
