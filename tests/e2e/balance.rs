@@ -1,12 +1,17 @@
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use e2e::{
     backend::Backend,
     dns::DnsServer,
     loopback, payload,
     proxy::{Proxy, TEST},
-    wait::eventually,
+    replicas::{Kind, Replica},
+    wait::{eventually, within},
 };
+use grpc_service::Drain;
+use proto::api::{EchoRequest, echo_client::EchoClient};
+use tokio::sync::watch;
+use tonic::Status;
 
 async fn backends(count: usize) -> Vec<Backend> {
     let mut all = Vec::new();
@@ -236,4 +241,76 @@ async fn running_rpcs_finish_on_a_pod_that_leaves() {
     assert_eq!(backends[0].journal.count(), before);
     backends[0].open("end");
     running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn replicas_are_replaced_under_load_and_nothing_fails() {
+    let addresses = loopback::group(6).unwrap();
+    let start = async |number: usize| {
+        let drain = Drain {
+            accept: Duration::from_secs(1),
+            finish: Duration::from_secs(20),
+        };
+        let hostname = format!("echo-grpc-{number}");
+        Replica::start_at(Kind::Echo, addresses[number], &hostname, drain)
+            .await
+            .unwrap()
+    };
+    let dns = DnsServer::start().await.unwrap();
+    let mut replicas = [start(0).await, start(1).await];
+    dns.set_addresses("echo.test", &addresses[..2]);
+    let proxy = Proxy::builder()
+        .route("/api.Echo/", "echo-grpc")
+        .dns_cluster("echo-grpc", &dns, "echo.test", addresses[0].port())
+        .checked()
+        .with("health_check.service", "api.Echo")
+        .start()
+        .await;
+    let channel = proxy.channel().await;
+    let (stop, stopped) = watch::channel(false);
+    let load: Vec<_> = (0..4)
+        .map(|_| {
+            let (mut echo, stopped) = (EchoClient::new(channel.clone()), stopped.clone());
+            tokio::spawn(async move {
+                let mut hostnames = HashSet::new();
+                while !*stopped.borrow() {
+                    let content = "under way".into();
+                    let reply = echo.echo(EchoRequest { content }).await?;
+                    let hostname = reply.metadata().get("hostname").unwrap();
+                    hostnames.insert(hostname.to_str().unwrap().to_owned());
+                }
+                Ok::<_, Status>(hostnames)
+            })
+        })
+        .collect();
+
+    // A rollout: a new pod, its address in the answer, then the old one out of it and told to end.
+    for number in 2..6 {
+        let replica = start(number).await;
+        let hostname = replica.hostname().to_owned();
+        let old = std::mem::replace(&mut replicas[number % 2], replica);
+        let now = replicas.iter().map(Replica::address).collect::<Vec<_>>();
+        dns.set_addresses("echo.test", now.iter().chain([&old.address()]));
+        let mut probe = EchoClient::new(channel.clone());
+        eventually("the new replica to serve", || {
+            let mut probe = probe.clone();
+            let hostname = hostname.clone();
+            async move {
+                let reply = probe.echo(EchoRequest::default()).await.unwrap();
+                (reply.metadata().get("hostname").unwrap().to_str().unwrap() == hostname)
+                    .then_some(())
+            }
+        })
+        .await;
+        dns.set_addresses("echo.test", &now);
+        old.stop();
+        within("the old replica's end", old.ended()).await;
+        probe.echo(EchoRequest::default()).await.unwrap();
+    }
+    stop.send_replace(true);
+    let mut hostnames = HashSet::new();
+    for task in load {
+        hostnames.extend(within("the load's end", task).await.unwrap().unwrap());
+    }
+    assert_eq!(hostnames.len(), 6, "{hostnames:?}");
 }
