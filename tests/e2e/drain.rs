@@ -139,6 +139,36 @@ async fn it_is_ready_while_it_listens_and_serves_whom_the_load_balancer_still_se
 }
 
 #[tokio::test]
+async fn a_connection_accepted_meanwhile_gets_its_goaway_with_its_first_rpc() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("drain.time", "20s").start().await;
+    let keeper = proxy.test_client().await;
+    let running = tokio::spawn({
+        let mut keeper = keeper.clone();
+        let asked = request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
+        async move { keeper.unary(asked).await }
+    });
+    backend.journal.begun("r").await;
+    proxy.drain();
+    let mut wire = proxy.wire(&[]).await;
+    let headers = e2e::frames::grpc_request("/e2e.Test/Unary");
+    wire.send(&[
+        Frame::headers(1, &headers, false),
+        Frame::data(1, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    let (mut answered, mut told) = (false, false);
+    for frame in wire.to_end("the connection's end").await {
+        answered |= frame.stream == 1 && frame.ends_stream();
+        told |= frame.kind == kind::GOAWAY && frame.number(4) == Some(code::NO_ERROR);
+    }
+    assert!(answered && told, "answered: {answered}, told: {told}");
+    backend.open("end");
+    within("the RPC", running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn what_has_not_finished_at_the_deadline_is_told() {
     let backend = Backend::start().await;
     let proxy = Proxy::to([&backend])

@@ -1,18 +1,17 @@
-use std::time::Duration;
-
 use bytes::Bytes;
 use e2e::{
     backend::{Backend, FAILED},
     client::{grpc_request, request},
     payload,
+    pb::test_client::TestClient,
     process::Process,
-    proxy::{Proxy, set},
+    proxy::{Files, Proxy, set},
     scripted::framed,
     wait::{eventually, within},
 };
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 
 #[tokio::test]
 async fn unary() {
@@ -177,10 +176,9 @@ async fn early_trailers_stop_an_upload() {
     );
 }
 
-#[tokio::test]
-async fn a_slow_reader_holds_back_the_backend_and_not_the_memory() {
-    let backend = Backend::start().await;
-    let mut files = Proxy::to([&backend]).write();
+/// The proxy as a process of its own, whose memory nobody else uses.
+async fn alone(backend: &Backend) -> (Process, Files, TestClient<Channel>) {
+    let mut files = Proxy::to([backend]).write();
     let address = e2e::loopback::group(1).unwrap()[0];
     files.change(|config| set(config, "listener.address", address.to_string().into()));
     let program = Process::start(
@@ -197,9 +195,15 @@ async fn a_slow_reader_holds_back_the_backend_and_not_the_memory() {
             .ok()
     })
     .await;
-    let mut client =
-        e2e::pb::test_client::TestClient::new(channel).max_decoding_message_size(usize::MAX);
+    let mut client = TestClient::new(channel).max_decoding_message_size(usize::MAX);
     client.unary(payload("warm")).await.unwrap();
+    (program, files, client)
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_back_the_backend_and_not_the_memory() {
+    let backend = Backend::start().await;
+    let (program, _files, mut client) = alone(&backend).await;
     let before = program.resident_memory();
 
     // 400 MiB are asked for by ten readers; one message of each is read, and then nothing for a while.
@@ -228,6 +232,34 @@ async fn a_slow_reader_holds_back_the_backend_and_not_the_memory() {
         assert_eq!(rest.len(), 39);
         assert!(rest.iter().all(Result::is_ok));
     }
-    program.signal("KILL").await;
-    let _ = tokio::time::timeout(Duration::from_secs(5), program.ended()).await;
+}
+
+#[tokio::test]
+async fn a_slow_backend_holds_back_the_client_and_not_the_memory() {
+    let backend = Backend::start().await;
+    let (program, _files, mut client) = alone(&backend).await;
+    let before = program.resident_memory();
+
+    // 400 MiB are to be uploaded to ten handlers that don't read.
+    let data = Bytes::from(vec![b'u'; 1 << 20]);
+    let mut uploads = Vec::new();
+    for number in 0..10 {
+        let messages = tokio_stream::iter(vec![payload(data.clone()); 40]);
+        let id = format!("upload-{number}");
+        let asked = request(messages, &[("x-test-id", &id), ("x-test-gate", "read")]);
+        let mut client = client.clone();
+        uploads.push(tokio::spawn(async move { client.upload(asked).await }));
+        backend.journal.begun(&id).await;
+    }
+    for _ in 0..200 {
+        client.unary(payload("busy")).await.unwrap();
+    }
+    let grown = program.resident_memory().saturating_sub(before);
+    assert!(grown < 64 << 20, "{} MiB more than before", grown >> 20);
+
+    backend.open("read");
+    for upload in uploads {
+        let reply = within("an upload", upload).await.unwrap().unwrap();
+        assert_eq!(reply.into_inner().data.len(), 40 << 20);
+    }
 }
