@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    io::IsTerminal,
+    io::{IsTerminal, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -22,6 +22,13 @@ use proto::api::{
     EchoRequest, ReverseRequest, echo_client::EchoClient, reverse_client::ReverseClient,
 };
 use tonic::{Response, Status};
+
+/// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
 
 /// The whole system on one machine: both services, DNS, certificates, and the edge proxy
 #[derive(Debug, Parser)]
@@ -131,13 +138,13 @@ async fn until_told(stack: Stack, page: &Page) -> anyhow::Result<ExitCode> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    println!("\n  {}", page.faint("Draining; Ctrl-C again ends at once."));
+    say!("\n  {}", page.faint("Draining; Ctrl-C again ends at once."));
     stack.drain();
     let ended = stack.ended();
     tokio::select! {
         ended = ended => {
             ended?;
-            println!("  {}", page.faint("Done."));
+            say!("  {}", page.faint("Done."));
             Ok(ExitCode::SUCCESS)
         }
         _ = interrupt.recv() => Ok(ExitCode::FAILURE),
@@ -235,7 +242,7 @@ impl Page {
     }
 
     fn parts(&self, stack: &Stack) {
-        println!("\n  {}", self.strong("edge-grpc on this machine"));
+        say!("\n  {}", self.strong("edge-grpc on this machine"));
         self.line(
             "edge-proxy",
             format_args!("https://{}  for {SERVER_NAME}", stack.listener),
@@ -268,14 +275,14 @@ impl Page {
     fn configuration(&self, stack: &Stack) -> anyhow::Result<()> {
         self.title(stack.config.display());
         for line in std::fs::read_to_string(&stack.config)?.lines() {
-            println!("  {} {}", self.faint("│"), self.faint(line));
+            say!("  {} {}", self.faint("│"), self.faint(line));
         }
         Ok(())
     }
 
     fn call(&self, method: &str, sent: &str, received: &str, hostname: &str, time: Duration) {
         let time = format!("{:.1} ms", time.as_secs_f64() * 1e3);
-        println!(
+        say!(
             "  {method:<20} {:>8} → {:<8} {hostname:<15} {}",
             format!("“{sent}”"),
             format!("“{received}”"),
@@ -285,7 +292,7 @@ impl Page {
 
     /// Who served what. Is the balance even?
     fn table(&self, stack: &Stack, served: &Served) -> bool {
-        println!(
+        say!(
             "\n  {}",
             self.strong(format_args!(
                 "{:<15} {:>5} {:>6}",
@@ -305,7 +312,7 @@ impl Page {
             } else {
                 self.bad(bar)
             };
-            println!(
+            say!(
                 "  {:<15} {count:>5} {percent:>5}% {bar}",
                 replica.hostname()
             );
@@ -315,7 +322,7 @@ impl Page {
         } else {
             self.bad("not even")
         };
-        println!("  {verdict}");
+        say!("  {verdict}");
         even
     }
 
@@ -325,7 +332,7 @@ impl Page {
             ("echo.proto", "echo", "api.Echo/Echo"),
             ("reverse.proto", "reverse", "api.Reverse/Reverse"),
         ] {
-            println!(
+            say!(
                 "  grpcurl -v -cacert {} -authority {SERVER_NAME} -proto {} -d '{{\"content\": \"{content}\"}}' {} \
                  {method}",
                 stack.ca.display(),
@@ -333,22 +340,22 @@ impl Page {
                 stack.listener,
             );
         }
-        println!(
+        say!(
             "  curl --cacert {} --resolve {SERVER_NAME}:{}:127.0.0.1 -H 'x-envoy-livenessprobe: healthz' -i \
              https://{SERVER_NAME}:{}/healthz",
             stack.ca.display(),
             stack.listener.port(),
             stack.listener.port(),
         );
-        println!("\n  {}", self.faint("Running until Ctrl-C, which drains."));
+        say!("\n  {}", self.faint("Running until Ctrl-C, which drains."));
     }
 
     fn title(&self, text: impl Display) {
-        println!("\n  {}", self.strong(text));
+        say!("\n  {}", self.strong(text));
     }
 
     fn line(&self, name: &str, value: impl Display) {
-        println!("  {} {value}", self.faint(format_args!("{name:<13}")));
+        say!("  {} {value}", self.faint(format_args!("{name:<13}")));
     }
 
     fn strong(&self, text: impl Display) -> String {
