@@ -26,6 +26,7 @@ use crate::{
     data_plane::{
         access_log::{AccessLog, Reopener},
         listener::Acceptor,
+        memory::Memory,
         worker::{self, Handle, Parts, Phase},
     },
     shutdown::{Drainer, Order},
@@ -126,6 +127,7 @@ impl App {
         let heartbeats = Heartbeats::new(workers);
         let control = ControlPlane::spawn(config, source.into(), hints.clone())?;
 
+        let memory = Memory::new(resources.memory_limit, workers);
         let (phase, phases) = watch::channel(Phase::Running);
         let workers = (0..workers)
             .map(|index| {
@@ -137,6 +139,7 @@ impl App {
                     hints: hints.clone(),
                     heartbeats: heartbeats.clone(),
                     phase: phases.clone(),
+                    memory: memory.clone(),
                 })
             })
             .collect::<io::Result<Vec<_>>>()
@@ -168,6 +171,7 @@ impl App {
             listening,
             control,
             workers,
+            memory,
             phase,
             access_log,
             metrics,
@@ -246,6 +250,7 @@ struct Life {
     listening: Arc<AtomicBool>,
     control: ControlPlane,
     workers: Vec<Handle>,
+    memory: Arc<Memory>,
     phase: watch::Sender<Phase>,
     access_log: AccessLog,
     metrics: Arc<Metrics>,
@@ -306,6 +311,7 @@ impl Life {
                 &self.workers,
                 self.control.reader(),
                 self.metrics.shard(),
+                &self.memory,
             )
         });
         let mut acceptor = match acceptor {

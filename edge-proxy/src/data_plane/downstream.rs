@@ -270,6 +270,16 @@ impl Downstream {
         self.link.engine().blocked(stream)
     }
 
+    /// Streams were reset outside of its turn: what they held counts no more.
+    pub(crate) fn account(&self, worker: &Worker) {
+        self.link.account(&worker.memory);
+    }
+
+    /// Bytes of this stream that wait.
+    pub(crate) fn queued(&self, stream: u32) -> usize {
+        self.link.engine().queued(stream)
+    }
+
     /// Gives a header arena back to the engine.
     pub(crate) fn recycle(&self, headers: Headers) {
         self.link.engine().recycle(headers);

@@ -20,7 +20,10 @@ use std::{
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::worker::{Handle, Load};
+use super::{
+    memory::Memory,
+    worker::{Handle, Load},
+};
 use crate::{
     snapshot::Reader,
     telemetry::metrics::{HandshakeResult, Limit, Shard},
@@ -94,8 +97,10 @@ impl Acceptor {
         workers: &[Handle],
         reader: Reader,
         shard: Arc<Shard>,
+        memory: &Memory,
     ) -> io::Result<Self> {
         let counts = Arc::new(Counts::default());
+        let room = memory.connections();
         let (close, closing) = watch::channel(false);
         let workers: Workers = workers
             .iter()
@@ -108,7 +113,9 @@ impl Acceptor {
         let thread = thread::Builder::new().name("acceptor".into()).spawn({
             let counts = counts.clone();
             move || {
-                runtime.block_on(accept(listener, workers, counts, reader, shard, closing));
+                runtime.block_on(accept(
+                    listener, workers, counts, reader, shard, room, closing,
+                ));
             }
         })?;
         Ok(Self {
@@ -141,6 +148,7 @@ async fn accept(
     counts: Arc<Counts>,
     mut reader: Reader,
     shard: Arc<Shard>,
+    room: usize,
     mut closing: watch::Receiver<bool>,
 ) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
@@ -166,7 +174,7 @@ async fn accept(
                     return;
                 };
                 let limits = [
-                    policy.max_connections,
+                    policy.max_connections.min(room),
                     policy.max_connections_per_source,
                     policy.max_pending_handshakes,
                 ];

@@ -15,6 +15,8 @@
 pub(crate) mod listener;
 // One thread: its runtime, its connections, its clock, the order of work in one turn.
 pub(crate) mod worker;
+// How much may be held back for peers that don't take it.
+pub(crate) mod memory;
 
 // 2: rustls behind a narrow interface.
 mod tls;

@@ -19,7 +19,9 @@ use tokio::{
 use super::{
     access_log::{AccessLog, AccessLogConfig, AccessLogFormat},
     downstream,
+    memory::{Account, Memory},
     route::RouteTable,
+    rpc,
     tls::Transport,
     worker::{self, Load, Worker},
 };
@@ -50,6 +52,16 @@ impl Bench {
         listener: ListenerPolicy,
         cluster: ClusterPolicy,
     ) -> Self {
+        Self::within(None, backends, listener, cluster)
+    }
+
+    /// With so many bytes of memory granted.
+    pub(crate) fn within(
+        granted: Option<u64>,
+        backends: &[SocketAddr],
+        listener: ListenerPolicy,
+        cluster: ClusterPolicy,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = AccessLog::start(&AccessLogConfig {
             format: AccessLogFormat::Text,
@@ -58,8 +70,18 @@ impl Bench {
         .unwrap();
         let shard = Metrics::new().shard();
         let snapshot = Arc::new(snapshot(backends, listener, cluster));
+        let memory = Account::new(Memory::new(granted, 1), 0);
         let (hints, load) = (Arc::<Hints>::default(), Arc::<Load>::default());
-        let worker = Worker::new(snapshot, shard.clone(), log.writer(), hints, load);
+        let worker = Worker::new(snapshot, shard.clone(), log.writer(), hints, load, memory);
+        tokio::task::spawn_local({
+            let worker = worker.clone();
+            async move {
+                loop {
+                    worker.memory.short().await;
+                    rpc::relieve(&worker);
+                }
+            }
+        });
         tokio::task::spawn_local(worker::fire_timers(worker.clone()));
         Self {
             worker,
@@ -132,12 +154,17 @@ pub(crate) async fn serve(
     let mut engine = Connection::new(Role::Server, Config::default(), now());
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        engine.flush(now());
-        let output = engine.output().to_vec();
-        if socket.write_all(&output).await.is_err() {
-            return;
+        loop {
+            engine.flush(now());
+            let output = engine.output().to_vec();
+            if output.is_empty() {
+                break;
+            }
+            if socket.write_all(&output).await.is_err() {
+                return;
+            }
+            engine.consume(output.len());
         }
-        engine.consume(output.len());
         let n = match socket.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(n) => n,
@@ -213,9 +240,13 @@ impl Client {
             let transport = Transport::Plain(accepted);
             downstream::http2(&worker, transport, &[], peer, Arc::new(policy), now).await;
         });
+        let config = Config {
+            stream_window: 65_535,
+            ..Config::default()
+        };
         let mut client = Self {
             socket,
-            engine: Connection::new(Role::Client, Config::default(), now()),
+            engine: Connection::new(Role::Client, config, now()),
             got: VecDeque::new(),
             goaways: Vec::new(),
         };

@@ -23,7 +23,7 @@ use std::{
 use http2::{Config, Connection, ConnectionError, Event, Reason, Role, Sent};
 use tokio::time::Sleep;
 
-use super::{tls::Transport, worker::Worker};
+use super::{memory::Account, tls::Transport, worker::Worker};
 
 /// A connection's engine, as everything on the worker reaches it, and the way to wake its task.
 pub(crate) struct Link {
@@ -39,6 +39,8 @@ pub(crate) struct Link {
     check_at: Cell<Instant>,
     /// Since when the socket has taken nothing of what waits for it.
     write_blocked: Cell<Option<Instant>>,
+    /// Bytes that the worker's account has of this connection: queued, and in the output.
+    held: Cell<usize>,
     /// The task has ended: whatever is still said to the engine leads nowhere.
     closed: Cell<bool>,
 }
@@ -98,6 +100,7 @@ impl Link {
             poisoned: Cell::new(false),
             check_at: Cell::new(now),
             write_blocked: Cell::new(None),
+            held: Cell::new(0),
             closed: Cell::new(false),
         }
     }
@@ -135,6 +138,15 @@ impl Link {
     /// Whether the connection's task has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// Tells the worker's account what is held back here.
+    pub(crate) fn account(&self, memory: &Account) {
+        let held = {
+            let engine = self.engine();
+            engine.pending_bytes() + engine.output().len()
+        };
+        memory.change(self.held.replace(held), held);
     }
 
     fn wake_task(&self) {
@@ -206,6 +218,7 @@ pub(crate) async fn run<S: Side>(
     })
     .await;
     link.closed.set(true);
+    worker.memory.change(link.held.replace(0), 0);
     end
 }
 
@@ -284,6 +297,7 @@ fn turn<S: Side>(
             break;
         }
     }
+    link.account(&worker.memory);
     // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
     more |= paused && !link.engine().overfull();
     match side.after_turn(worker, now) {

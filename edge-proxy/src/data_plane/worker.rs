@@ -30,6 +30,7 @@ use super::{
     downstream::{self, ClientConnection},
     filters::Filters,
     listener::Accepted,
+    memory::{Account, Memory},
     rpc::{self, Key, Table},
     tls::Gate,
     upstream::{Pool, retry::Budget},
@@ -51,6 +52,8 @@ pub(crate) struct Worker {
     pub(crate) timers: Timers,
     /// One read of a socket: 64 KiB, since 16 KiB cost 11 % at 1 MiB messages.
     pub(crate) scratch: RefCell<Box<[u8]>>,
+    /// What is held back here.
+    pub(crate) memory: Account,
     /// Counters that only this thread writes.
     pub(crate) shard: Arc<Shard>,
     /// Where this worker's RPCs are logged.
@@ -96,6 +99,7 @@ pub(crate) struct Parts {
     pub(crate) hints: Arc<Hints>,
     pub(crate) heartbeats: Arc<Heartbeats>,
     pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) memory: Arc<Memory>,
 }
 
 /// A worker as the acceptor and the shutdown see it.
@@ -178,6 +182,7 @@ async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedRec
         parts.log,
         parts.hints,
         load,
+        Account::new(parts.memory, parts.index),
     );
     let timers = tokio::task::spawn_local(fire_timers(worker.clone()));
     let mut beat = tokio::time::interval(HEARTBEAT);
@@ -199,6 +204,7 @@ async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedRec
                 let snapshot = parts.reader.load();
                 worker.follow(snapshot);
             }
+            () = worker.memory.short() => rpc::relieve(&worker),
             _ = beat.tick() => {
                 parts.heartbeats.beat(parts.index);
                 worker.load.rpcs.store(worker.rpcs.borrow().len(), Ordering::Relaxed);
@@ -248,6 +254,7 @@ impl Worker {
         log: Writer,
         hints: Arc<Hints>,
         load: Arc<Load>,
+        memory: Account,
     ) -> Rc<Self> {
         let now = tokio::time::Instant::now().into_std();
         Rc::new(Self {
@@ -256,6 +263,7 @@ impl Worker {
             pool: Pool::default(),
             timers: Timers::default(),
             scratch: RefCell::new(vec![0; READ_AT_ONCE].into_boxed_slice()),
+            memory,
             shard,
             log,
             hints,

@@ -328,3 +328,58 @@ fn a_handshake_without_a_hello_is_given_up_for_a_newer_connection() {
         until(|| counts.open() == 1).await;
     });
 }
+
+#[test]
+fn above_a_quarter_of_the_memory_the_longest_stalled_stream_is_reset() {
+    running(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                let head =
+                    testing::headers(&[(":status", "200"), ("content-type", "application/grpc")]);
+                engine.send_headers(stream, &head, false);
+                engine.send_data(stream, &[0; 200 * 1024], false, testing::now());
+            }
+        })
+        .await;
+        let (policy, cluster) = (testing::policy(), testing::cluster_policy());
+        let bench = Bench::within(Some(4 * 300 * 1024), &[address], policy, cluster);
+        let mut client = Client::connect(&bench).await;
+        // Nothing of them is credited: all but a window stays with the proxy.
+        let first = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        until(|| bench.worker.memory.held() > 100 * 1024).await;
+        assert_eq!(bench.shard.limits(Limit::Memory).get(), 0);
+        for _ in 0..2 {
+            client.call("/api.Echo/Echo", b"", true);
+        }
+        client.flush().await;
+        until(|| bench.shard.limits(Limit::Memory).get() == 1).await;
+        until(|| !bench.worker.memory.is_short()).await;
+        assert_eq!(bench.worker.rpcs.borrow().len(), 2);
+        loop {
+            if let Got::Reset(stream, reason) = client.next().await {
+                assert_eq!((stream, reason), (first, Reason::ENHANCE_YOUR_CALM));
+                break;
+            }
+        }
+        drop(client);
+        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+        until(|| bench.worker.memory.held() == 0).await;
+        assert!(bench.logged().iter().any(|line| line.contains("OM")));
+    });
+}
+
+#[test]
+fn above_it_no_copies_are_kept() {
+    running(|| async {
+        let backends = [backend(refuse).await];
+        let (policy, cluster) = (testing::policy(), testing::cluster_policy());
+        let bench = Bench::within(Some(4), &backends, policy, cluster);
+        bench.worker.memory.change(0, 1);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"\0\0\0\0\x03abc", true);
+        assert_eq!(client.status(stream).await, "14");
+        let series = bench.shard.cluster(&"backends".into());
+        assert_eq!(series.retries.get(), 0);
+    });
+}

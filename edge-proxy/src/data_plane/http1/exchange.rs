@@ -109,6 +109,7 @@ impl Exchange {
                 self.connection.check_by(now + stall);
             }
             response.queued += bytes.len();
+            self.connection.worker.memory.change(0, bytes.len());
             response.chunks.push_back(Bytes::copy_from_slice(bytes));
         }
         0
@@ -132,6 +133,12 @@ impl Exchange {
     pub(crate) fn abort(&self) {
         let complete = self.has_all();
         self.aborted.set(!complete);
+        let dropped = {
+            let mut response = self.response.borrow_mut();
+            response.chunks.clear();
+            std::mem::take(&mut response.queued)
+        };
+        self.connection.worker.memory.change(dropped, 0);
         drop(self.request.borrow_mut().take());
         self.connection.wake();
     }
@@ -146,6 +153,11 @@ impl Exchange {
     pub(crate) fn blocked(&self) -> Option<Instant> {
         let response = self.response.borrow();
         (!response.chunks.is_empty()).then_some(response.moved)
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn queued(&self) -> usize {
+        self.response.borrow().queued
     }
 
     pub(crate) fn check_by(&self, at: Instant) {
@@ -296,6 +308,7 @@ impl hyper::body::Body for Body {
         let mut response = exchange.response.borrow_mut();
         if let Some(chunk) = response.chunks.pop_front() {
             response.queued -= chunk.len();
+            worker.memory.change(chunk.len(), 0);
             response.moved = worker.now();
             let all = response.ended && response.chunks.is_empty();
             drop(response);
@@ -318,6 +331,13 @@ impl hyper::body::Body for Body {
     }
 }
 
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let queued = self.response.get_mut().queued;
+        self.connection.worker.memory.change(queued, 0);
+    }
+}
+
 impl Drop for Body {
     fn drop(&mut self) {
         let exchange = &self.0;
@@ -328,6 +348,7 @@ impl Drop for Body {
             response.chunks.clear();
             (std::mem::take(&mut response.queued), response.ended)
         };
+        exchange.connection.worker.memory.change(dropped, 0);
         if let Some(key) = exchange.key.get()
             && !std::thread::panicking()
         {

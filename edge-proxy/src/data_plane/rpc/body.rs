@@ -83,6 +83,11 @@ impl Replay {
         self.whole
     }
 
+    /// Bytes kept.
+    pub(super) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }

@@ -9,6 +9,7 @@ use crate::data_plane::{
     downstream::Downstream,
     filters::{RequestContext, Version},
     http1::Exchange,
+    worker::Worker,
 };
 
 /// Who asked, and where the answer goes.
@@ -126,6 +127,21 @@ impl Client {
         match self {
             Self::Http2 { connection, stream } => connection.blocked(*stream),
             Self::Http1(exchange) => exchange.blocked(),
+        }
+    }
+
+    /// What a reset stream held counts no more.
+    pub(super) fn account(&self, worker: &Worker) {
+        if let Self::Http2 { connection, .. } = self {
+            connection.account(worker);
+        }
+    }
+
+    /// Bytes of the response that wait.
+    pub(super) fn queued(&self) -> usize {
+        match self {
+            Self::Http2 { connection, stream } => connection.queued(*stream),
+            Self::Http1(exchange) => exchange.queued(),
         }
     }
 

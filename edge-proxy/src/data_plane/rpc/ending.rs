@@ -16,6 +16,7 @@ use crate::{
     },
     error::{Failure, Flag, ResetCause},
     snapshot::Timeouts,
+    telemetry::metrics::Limit,
 };
 
 impl Rpc {
@@ -203,6 +204,49 @@ impl Rpc {
             return self.fail(worker, key, Failure::StreamIdle, now);
         }
         Step::On
+    }
+
+    /// Since when bytes of it wait, either way, and how many.
+    pub(super) fn stalled(&self) -> Option<(Instant, usize)> {
+        let down = self.client.blocked();
+        let down = down.map(|since| (since, self.client.queued()));
+        let up = match &self.state {
+            State::Open(attempt) | State::Relaying(attempt) => {
+                attempt.upstream.stalled(attempt.stream)
+            }
+            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
+        };
+        match (down, up) {
+            (Some((down, below)), Some((up, above))) => Some((down.min(up), below + above)),
+            (down, up) => down.or(up),
+        }
+    }
+
+    /// What it holds is needed elsewhere.
+    pub(super) fn shed(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+        worker.shard.limits(Limit::Memory).inc();
+        let upstream = match &self.state {
+            State::Open(attempt) | State::Relaying(attempt) => Some(attempt.upstream.clone()),
+            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
+        };
+        let step = self.end_for_memory(worker, key, now);
+        // At once: the next look at the account may come before the connections' turns.
+        self.client.account(worker);
+        if let Some(upstream) = upstream {
+            upstream.account(worker);
+        }
+        step
+    }
+
+    fn end_for_memory(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+        if let State::Relaying(_) | State::Flushing(_) = self.state {
+            self.record.failed_with(Failure::Overloaded);
+            // gRPC reads RESOURCE_EXHAUSTED from this code.
+            self.client.reset(Reason::ENHANCE_YOUR_CALM);
+            self.leave_upstream(worker, key, true);
+            return Step::Done;
+        }
+        self.fail(worker, key, Failure::Overloaded, now)
     }
 
     /// The last step: both legs are settled, the line is written.

@@ -352,17 +352,47 @@ pub(crate) fn of_upstream(worker: &Worker, connection: &Rc<Upstream>) -> Vec<Key
     })
 }
 
+/// More is held back than may be: copies for further attempts go, then the streams that have been stalled for longest.
+pub(crate) fn relieve(worker: &Rc<Worker>) {
+    let now = worker.now();
+    let has_copy = |rpc: &Rpc| matches!(rpc.state, State::Open(_)) && !rpc.replay.is_empty();
+    let copies = worker.rpcs.borrow().keys_where(has_copy);
+    for key in copies {
+        step(worker, key, |rpc| {
+            rpc.replay.release();
+            Step::On
+        });
+    }
+    let mut to_free = worker.memory.to_free();
+    if to_free == 0 {
+        return;
+    }
+    let mut stalled = Vec::new();
+    worker.rpcs.borrow().for_each(|key, rpc| {
+        stalled.extend(rpc.stalled().map(|(since, bytes)| (since, bytes, key)));
+    });
+    stalled.sort_unstable();
+    for (_, bytes, key) in stalled {
+        if to_free == 0 {
+            break;
+        }
+        to_free = to_free.saturating_sub(bytes);
+        step(worker, key, |rpc| rpc.shed(worker, key, now));
+    }
+}
+
 /// One step of one RPC. A panic in it ends this RPC and nothing else.
 fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     let done = {
         let mut rpcs = worker.rpcs.borrow_mut();
         let Some(rpc) = rpcs.get_mut(key) else { return };
+        let kept = rpc.replay.len();
         let work = || {
             #[cfg(test)]
             super::testing::trip("step");
             work(rpc)
         };
-        match catch_unwind(AssertUnwindSafe(work)) {
+        let done = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(step) => step == Step::Done,
             Err(_) => {
                 tracing::error!(request_id = %rpc.request_id(), "a panic ended an RPC");
@@ -377,7 +407,10 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
                 }
                 answered.map_or(true, |step| step == Step::Done)
             }
-        }
+        };
+        let keeps = if done { 0 } else { rpc.replay.len() };
+        worker.memory.change(kept, keeps);
+        done
     };
     if done {
         let rpc = worker.rpcs.borrow_mut().remove(key);

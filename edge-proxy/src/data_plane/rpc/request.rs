@@ -163,6 +163,9 @@ impl Rpc {
             let framed = upstream.send_data(stream, self.replay.bytes(), ended, now);
             self.request_forwarded(framed);
             self.replay.bound();
+            if worker.memory.is_short() {
+                self.replay.release();
+            }
         }
         if let Some(trailers) = &self.trailers {
             upstream.send_trailers(stream, trailers);
@@ -193,6 +196,9 @@ impl Rpc {
         match &self.state {
             State::Waiting(_) => self.replay.hold(bytes),
             State::Open(attempt) => {
+                if self.replay.is_whole() && worker.memory.is_short() {
+                    self.replay.release();
+                }
                 self.replay.keep(bytes);
                 let framed = attempt
                     .upstream

@@ -67,6 +67,13 @@ impl Table {
         self.keys_where(|_| true)
     }
 
+    /// Calls `look` with every RPC that runs.
+    pub(super) fn for_each(&self, mut look: impl FnMut(Key, &Rpc)) {
+        for (_, (key, rpc)) in &self.rpcs {
+            look(*key, rpc);
+        }
+    }
+
     /// The RPCs that run and are so.
     pub(super) fn keys_where(&self, mut is_so: impl FnMut(&Rpc) -> bool) -> Vec<Key> {
         let rpcs = self.rpcs.iter().map(|(_, entry)| entry);

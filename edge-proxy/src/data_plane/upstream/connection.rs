@@ -144,6 +144,17 @@ impl Upstream {
         self.link.wake();
     }
 
+    /// Streams were reset outside of its turn: what they held counts no more.
+    pub(crate) fn account(&self, worker: &Worker) {
+        self.link.account(&worker.memory);
+    }
+
+    /// Since when bytes of this stream wait, and how many.
+    pub(crate) fn stalled(&self, stream: u32) -> Option<(Instant, usize)> {
+        let engine = self.link.engine();
+        Some((engine.blocked(stream)?, engine.queued(stream)))
+    }
+
     /// Ends a stream that the proxy or its client doesn't want any more.
     pub(crate) fn reset(&self, stream: u32, reason: Reason) {
         self.link.engine().reset(stream, reason);

@@ -1,0 +1,154 @@
+//! How much may be held back: bytes that wait for a peer that doesn't take them, and copies of requests' bodies.
+//!
+//! A quarter of the memory that the container was granted, all workers together. Each worker keeps its own account and
+//! publishes it in one atomic that only it writes; who adds to his account looks at the sum of all. Above the limit no
+//! copies for further attempts are kept, and then the streams that have been stalled for longest are reset, each
+//! worker's share of what is too much.
+
+use std::{
+    cell::Cell,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+/// The process's bytes held back.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// What the container was granted.
+    granted: Option<usize>,
+    /// By worker.
+    held: Box<[AtomicUsize]>,
+}
+
+/// A worker's part of them.
+#[derive(Debug)]
+pub(crate) struct Account {
+    memory: Arc<Memory>,
+    worker: usize,
+    held: Cell<usize>,
+    short: Notify,
+}
+
+impl Memory {
+    /// For `workers` workers; `granted`: bytes, `None` if there is no limit.
+    pub(crate) fn new(granted: Option<u64>, workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            granted: granted.map(|granted| usize::try_from(granted).unwrap_or(usize::MAX)),
+            held: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+        })
+    }
+
+    /// How many connections of clients there is room for.
+    pub(crate) fn connections(&self) -> usize {
+        self.granted
+            .map_or(usize::MAX, |granted| granted / PER_CONNECTION)
+    }
+
+    fn excess(&self) -> usize {
+        let Some(granted) = self.granted else {
+            return 0;
+        };
+        self.total().saturating_sub(granted / SHARE)
+    }
+
+    fn total(&self) -> usize {
+        self.held
+            .iter()
+            .map(|held| held.load(Ordering::Relaxed))
+            .sum()
+    }
+}
+
+impl Account {
+    /// The account of worker `worker`.
+    pub(crate) fn new(memory: Arc<Memory>, worker: usize) -> Self {
+        Self {
+            memory,
+            worker,
+            held: Cell::new(0),
+            short: Notify::new(),
+        }
+    }
+
+    /// Something that held `before` bytes holds `after` now.
+    pub(crate) fn change(&self, before: usize, after: usize) {
+        if before == after {
+            return;
+        }
+        self.held
+            .set((self.held.get() + after).saturating_sub(before));
+        if let Some(published) = self.memory.held.get(self.worker) {
+            published.store(self.held.get(), Ordering::Relaxed);
+        }
+        if after > before && self.is_short() {
+            self.short.notify_one();
+        }
+    }
+
+    /// Whether more is held than may be.
+    pub(crate) fn is_short(&self) -> bool {
+        self.memory.excess() > 0
+    }
+
+    /// This worker's share of what is too much.
+    pub(crate) fn to_free(&self) -> usize {
+        let (excess, total) = (self.memory.excess(), self.memory.total());
+        if total == 0 {
+            return 0;
+        }
+        let share = excess as u128 * self.held.get() as u128;
+        // At most `excess`: the account is part of the total.
+        usize::try_from(share.div_ceil(total as u128)).unwrap_or(excess)
+    }
+
+    /// What this worker holds.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.held.get()
+    }
+
+    /// Waits until something was added above the limit.
+    pub(crate) async fn short(&self) {
+        self.short.notified().await;
+    }
+}
+
+/// A quarter may be held back.
+const SHARE: usize = 4;
+
+/// What a connection costs at most while it is quiet.
+const PER_CONNECTION: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_of_what_was_granted_may_be_held_by_all_together() {
+        let memory = Memory::new(Some(4000), 2);
+        let accounts = [0, 1].map(|worker| Account::new(memory.clone(), worker));
+        accounts[0].change(0, 600);
+        accounts[1].change(0, 400);
+        assert!(!accounts[0].is_short());
+        accounts[1].change(100, 300);
+        assert!(accounts[0].is_short() && accounts[1].is_short());
+        assert_eq!((accounts[0].to_free(), accounts[1].to_free()), (100, 100));
+        accounts[0].change(600, 0);
+        assert!(!accounts[1].is_short());
+        assert_eq!(accounts[0].to_free(), 0);
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_too_much() {
+        let memory = Memory::new(None, 1);
+        let account = Account::new(memory.clone(), 0);
+        account.change(0, usize::MAX / 2);
+        assert!(!account.is_short());
+        assert_eq!(memory.connections(), usize::MAX);
+        assert_eq!(Memory::new(Some(1 << 20), 1).connections(), 32);
+    }
+}
