@@ -33,7 +33,7 @@ async fn a_deadline_is_enforced_and_the_backend_told() {
     // Not a tonic server, which has the same deadline and may be first.
     let backend = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
     let proxy = Proxy::to([&backend]).start().await;
-    let headers = [("x-test-id", "late"), ("grpc-timeout", "100m")];
+    let headers = [("x-test-id", "late"), ("grpc-timeout", "2S")];
     let start = Instant::now();
     let reply = proxy
         .http2()
@@ -42,7 +42,7 @@ async fn a_deadline_is_enforced_and_the_backend_told() {
         .await
         .unwrap();
     assert_eq!(reply.grpc_status(), Some(4));
-    assert!(start.elapsed() >= Duration::from_millis(100));
+    assert!(start.elapsed() >= Duration::from_secs(2));
     backend.journal.cancelled("late").await;
 }
 
@@ -172,7 +172,7 @@ async fn a_deadline_counts_while_the_client_is_still_sending() {
     let client = proxy.http2().await;
     let asked = grpc_request(
         "/e2e.Test/Upload",
-        &[("grpc-timeout", "100m"), ("x-test-id", "up")],
+        &[("grpc-timeout", "2S"), ("x-test-id", "up")],
     );
     let (response, mut upload) = client.open(asked, false).await.unwrap();
     upload.send_data(Bytes::from(framed(b"")), false).unwrap();

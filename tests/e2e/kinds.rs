@@ -240,11 +240,11 @@ async fn a_slow_backend_holds_back_the_client_and_not_the_memory() {
     let (program, _files, mut client) = alone(&backend).await;
     let before = program.resident_memory();
 
-    // 400 MiB are to be uploaded to ten handlers that don't read.
+    // 150 MiB are to be uploaded to ten handlers that don't read.
     let data = Bytes::from(vec![b'u'; 1 << 20]);
     let mut uploads = Vec::new();
     for number in 0..10 {
-        let messages = tokio_stream::iter(vec![payload(data.clone()); 40]);
+        let messages = tokio_stream::iter(vec![payload(data.clone()); 15]);
         let id = format!("upload-{number}");
         let asked = request(messages, &[("x-test-id", &id), ("x-test-gate", "read")]);
         let mut client = client.clone();
@@ -260,6 +260,6 @@ async fn a_slow_backend_holds_back_the_client_and_not_the_memory() {
     backend.open("read");
     for upload in uploads {
         let reply = within("an upload", upload).await.unwrap().unwrap();
-        assert_eq!(reply.into_inner().data.len(), 40 << 20);
+        assert_eq!(reply.into_inner().data.len(), 15 << 20);
     }
 }
