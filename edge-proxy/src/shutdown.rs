@@ -123,20 +123,28 @@ pub fn install(running: &Running) -> io::Result<()> {
         .name("signals".into())
         .spawn(move || {
             runtime.block_on(async move {
+                let mut told: Option<Instant> = None;
                 loop {
                     let name = tokio::select! {
                         _ = terminate.recv() => "SIGTERM",
                         _ = interrupt.recv() => "SIGINT",
-                        _ = hangup.recv() => {
-                            tracing::info!("SIGHUP: rereading the configuration");
+                        _ = hangup.recv() => "SIGHUP",
+                    };
+                    if name == "SIGHUP" {
+                        tracing::info!("SIGHUP: rereading the configuration");
                         access_log.reopen();
                         let control = control.clone();
-                        // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it. What
-                        // is wrong with the file is logged where it is found.
+                        // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it.
+                        // What is wrong with the file is logged where it is found.
                         tokio::spawn(async move { control.reload().await });
                         continue;
-                        }
-                    };
+                    }
+                    let now = Instant::now();
+                    if told.is_some_and(|told| now < told + SAME_SIGNAL) {
+                        // `timeout` and some init processes signal a process and then its whole group.
+                        continue;
+                    }
+                    told = Some(now);
                     if handle.is_draining() {
                         tracing::warn!("{name} again: ending at once");
                         handle.kill();
@@ -226,6 +234,8 @@ async fn killed(orders: &mut watch::Receiver<Order>) {
     }
 }
 
+/// Signals that come this close together are one order.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
 /// How often the counts are looked at.
 const TICK: Duration = Duration::from_millis(20);
 /// The listener closes early when nothing has been open and nothing has arrived for this long.
