@@ -18,7 +18,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http2::Headers;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::LocalSet,
@@ -60,8 +59,6 @@ pub(crate) struct Worker {
     pub(crate) log: Writer,
     /// The way back to the control plane.
     pub(crate) hints: Arc<Hints>,
-    /// Header arenas between two uses.
-    pub(crate) arenas: RefCell<Vec<Headers>>,
     /// The rules for header fields, with their random numbers.
     pub(crate) filters: RefCell<Filters>,
     /// What this worker knows of the clusters met so far.
@@ -267,7 +264,6 @@ impl Worker {
             shard,
             log,
             hints,
-            arenas: RefCell::default(),
             filters: RefCell::new(Filters::new()),
             clusters: RefCell::default(),
             gate: Gate::default(),

@@ -324,6 +324,11 @@ impl Connection {
         }
     }
 
+    /// An empty block, on a recycled arena if there is one: for heads that the owner copies.
+    pub fn arena(&mut self) -> Headers {
+        self.arenas.pop().unwrap_or_default()
+    }
+
     /// The output's own buffer, when it is empty: owners with many connections pool them.
     pub fn take_buffer(&mut self) -> Option<Vec<u8>> {
         self.out.take_buffer()

@@ -81,7 +81,7 @@ pub struct Field<'a> {
 ///
 /// Up to 4 GiB of names and values; a field that would pass that is not taken (blocks from the network are far below,
 /// by the limits of the connection).
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Headers {
     /// Names and values, with gaps where fields were taken out.
     bytes: Vec<u8>,
@@ -91,6 +91,22 @@ pub struct Headers {
     live: usize,
     /// One bit for each [`Known`] that has been put in since the last clear; a zero answers "none" without a scan.
     seen: u32,
+}
+
+impl Clone for Headers {
+    fn clone(&self) -> Self {
+        let mut copy = Self::default();
+        copy.clone_from(self);
+        copy
+    }
+
+    /// Into the buffers that are there.
+    fn clone_from(&mut self, other: &Self) {
+        self.bytes.clone_from(&other.bytes);
+        self.entries.clone_from(&other.entries);
+        self.live = other.live;
+        self.seen = other.seen;
+    }
 }
 
 /// One field: where its bytes are, and what is known of it.

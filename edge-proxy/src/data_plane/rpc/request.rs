@@ -143,7 +143,7 @@ impl Rpc {
         endpoint: Arc<EndpointShared>,
         now: Instant,
     ) -> Step {
-        let mut head = worker.arenas.borrow_mut().pop().unwrap_or_default();
+        let mut head = upstream.arena();
         head.clone_from(&self.head);
         if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
             timeout::rewrite(&mut head, deadline.saturating_duration_since(now));
@@ -152,7 +152,7 @@ impl Rpc {
         let stream = match upstream.open_stream(head, ended && self.replay.is_empty(), key) {
             Ok(stream) => stream,
             Err((_, head)) => {
-                worker.arenas.borrow_mut().push(head);
+                upstream.recycle(head);
                 self.state = State::Waiting(endpoint);
                 let failure = Failure::ResetBeforeHeaders(ResetCause::Termination);
                 return self.again_or_fail(worker, key, Outcome::NeverSent, failure, now);

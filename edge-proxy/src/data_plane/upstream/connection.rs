@@ -162,6 +162,11 @@ impl Upstream {
         self.link.wake();
     }
 
+    /// An empty header block for [`open_stream`](Self::open_stream).
+    pub(crate) fn arena(&self) -> Headers {
+        self.link.engine().arena()
+    }
+
     /// Gives a header arena back to the engine.
     pub(crate) fn recycle(&self, headers: Headers) {
         self.link.engine().recycle(headers);
