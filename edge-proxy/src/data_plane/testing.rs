@@ -23,7 +23,7 @@ use super::{
     route::RouteTable,
     rpc,
     tls::Transport,
-    worker::{self, Load, Worker},
+    worker::{self, Worker},
 };
 use crate::{
     snapshot::{
@@ -71,8 +71,8 @@ impl Bench {
         let shard = Metrics::new().shard();
         let snapshot = Arc::new(snapshot(backends, listener, cluster));
         let memory = Account::new(Memory::new(granted, 1), 0);
-        let (hints, load) = (Arc::<Hints>::default(), Arc::<Load>::default());
-        let worker = Worker::new(snapshot, shard.clone(), log.writer(), hints, load, memory);
+        let hints = Arc::<Hints>::default();
+        let worker = Worker::new(snapshot, shard.clone(), log.writer(), hints, memory);
         tokio::task::spawn_local({
             let worker = worker.clone();
             async move {

@@ -10,10 +10,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::AtomicUsize},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -71,7 +68,6 @@ pub(crate) struct Worker {
     pub(crate) clients: RefCell<HashMap<u64, ClientConnection, foldhash::fast::FixedState>>,
     /// What the process wants.
     pub(crate) phase: Cell<Phase>,
-    load: Arc<Load>,
     now: Cell<Instant>,
     next_client: Cell<u64>,
     /// Pairs of a wall clock and a monotonic moment, so that log lines don't ask the kernel.
@@ -110,13 +106,11 @@ pub(crate) struct Handle {
     pub(crate) thread: thread::JoinHandle<()>,
 }
 
-/// What a worker carries now; written by it (and by the acceptor, at the hand-over), read by others.
+/// What a worker carries now: the acceptor counts up at the hand-over, a connection's ticket down when it ends.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     /// Connections from clients.
     pub(crate) connections: AtomicUsize,
-    /// RPCs that haven't ended.
-    pub(crate) rpcs: AtomicUsize,
 }
 
 /// What the process wants of its workers, in the order of a shutdown.
@@ -158,12 +152,11 @@ pub(crate) fn spawn(parts: Parts) -> std::io::Result<Handle> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let worker_load = load.clone();
     let thread = thread::Builder::new()
         .name(format!("worker-{}", parts.index))
         .spawn(move || {
             let local = LocalSet::new();
-            local.block_on(&runtime, run(parts, worker_load, accepted));
+            local.block_on(&runtime, run(parts, accepted));
         })?;
     Ok(Handle {
         accepted: sender,
@@ -172,13 +165,12 @@ pub(crate) fn spawn(parts: Parts) -> std::io::Result<Handle> {
     })
 }
 
-async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
+async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
     let worker = Worker::new(
         parts.reader.load(),
         parts.shard,
         parts.log,
         parts.hints,
-        load,
         Account::new(parts.memory, parts.index),
     );
     let timers = tokio::task::spawn_local(fire_timers(worker.clone()));
@@ -202,10 +194,7 @@ async fn run(mut parts: Parts, load: Arc<Load>, mut accepted: mpsc::UnboundedRec
                 worker.follow(snapshot);
             }
             () = worker.memory.short() => rpc::relieve(&worker),
-            _ = beat.tick() => {
-                parts.heartbeats.beat(parts.index);
-                worker.load.rpcs.store(worker.rpcs.borrow().len(), Ordering::Relaxed);
-            }
+            _ = beat.tick() => parts.heartbeats.beat(parts.index),
             Some(accepted) = accepted.recv() => {
                 tokio::task::spawn_local(downstream::serve(worker.clone(), accepted));
             }
@@ -250,7 +239,6 @@ impl Worker {
         shard: Arc<Shard>,
         log: Writer,
         hints: Arc<Hints>,
-        load: Arc<Load>,
         memory: Account,
     ) -> Rc<Self> {
         let now = tokio::time::Instant::now().into_std();
@@ -270,7 +258,6 @@ impl Worker {
             date: RefCell::new(DateCache::new(SystemTime::now())),
             clients: RefCell::default(),
             phase: Cell::new(Phase::Running),
-            load,
             now: Cell::new(now),
             next_client: Cell::new(0),
             epoch: (SystemTime::now(), now),

@@ -82,7 +82,8 @@ impl Table {
             .collect()
     }
 
-    /// How many run.
+    /// How many run: what tests wait for.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.rpcs.len()
     }
