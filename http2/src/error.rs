@@ -47,6 +47,19 @@ impl std::fmt::Debug for Reason {
 pub struct ConnectionError {
     /// The code that the GOAWAY carries.
     pub reason: Reason,
-    /// The rule that the peer broke, with its RFC section, for logs and counters (a fixed set of texts).
+    /// The rule that the peer broke, with its RFC section, for logs (a fixed set of texts).
     pub rule: &'static str,
+    /// The limit that acted, if it was one of ours and not a rule of the protocol; for counters.
+    pub limit: Option<Limit>,
+}
+
+/// What ENHANCE_YOUR_CALM can end a connection for (RFC 9113 §10.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `max_header_block` or `max_header_frames`.
+    HeaderBlock,
+    /// Most of many new streams were reset before they were answered.
+    RapidReset,
+    /// Frames that cost and bring nothing.
+    Flood,
 }

@@ -78,6 +78,6 @@ mod output;
 mod queue;
 
 pub use connection::{Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Role, Sent};
-pub use error::{ConnectionError, Reason};
+pub use error::{ConnectionError, Limit, Reason};
 pub use headers::{Field, Headers, Known};
 pub use settings::Config;

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::{ConnectionError, Reason};
+use crate::error::{ConnectionError, Limit, Reason};
 
 /// What a connection's peer may still cost.
 #[derive(Debug)]
@@ -131,6 +131,7 @@ impl Limits {
         let r = &self.resets;
         if r.opened >= RAPID_STREAMS && r.early > r.opened / 2 {
             return Err(calm(
+                Limit::RapidReset,
                 "rapid reset: most new streams were reset (RFC 9113 §10.5)",
             ));
         }
@@ -141,10 +142,11 @@ impl Limits {
 /// `Err`: the connection ends.
 pub(crate) type Verdict = Result<(), ConnectionError>;
 
-pub(crate) fn calm(rule: &'static str) -> ConnectionError {
+pub(crate) fn calm(limit: Limit, rule: &'static str) -> ConnectionError {
     ConnectionError {
         reason: Reason::ENHANCE_YOUR_CALM,
         rule,
+        limit: Some(limit),
     }
 }
 
@@ -174,7 +176,7 @@ impl Bucket {
             // Time is looked at only when it matters: the hot path is one comparison.
             self.refill(now);
             if self.tokens < cost {
-                return Err(calm(rule));
+                return Err(calm(Limit::Flood, rule));
             }
         }
         self.tokens -= cost;

@@ -151,7 +151,11 @@ impl Peer {
 }
 
 fn broken(reason: Reason, rule: &'static str) -> ConnectionError {
-    ConnectionError { reason, rule }
+    ConnectionError {
+        reason,
+        rule,
+        limit: None,
+    }
 }
 
 /// Setting identifiers, RFC 9113 §6.5.2.

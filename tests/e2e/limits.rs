@@ -93,6 +93,12 @@ async fn an_endless_header_block_ends_the_connection() {
             .await
             .is_err()
         {
+            eventually("the limit to be counted", || async {
+                let limit = [("limit", "header_block")];
+                let counted = proxy.metric("edge_limits_total", &limit).await;
+                (counted == 1.0).then_some(())
+            })
+            .await;
             return;
         }
         tokio::task::yield_now().await;

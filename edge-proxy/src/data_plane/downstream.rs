@@ -377,11 +377,18 @@ impl Downstream {
         match end {
             End::Protocol(error) => {
                 tracing::debug!(peer = %self.peer, %error, "client connection ended");
-                let cause = match error.reason {
-                    Reason::ENHANCE_YOUR_CALM => ResetCause::Flood,
-                    _ => ResetCause::Malformed,
+                let cause = match error.limit {
+                    Some(_) => ResetCause::Flood,
+                    None => ResetCause::Malformed,
                 };
                 worker.shard.resets(cause).inc();
+                match error.limit {
+                    Some(http2::Limit::HeaderBlock) => {
+                        worker.shard.limits(Limit::HeaderBlock).inc()
+                    }
+                    Some(http2::Limit::RapidReset) => worker.shard.limits(Limit::ResetFlood).inc(),
+                    Some(http2::Limit::Flood) | None => {}
+                }
             }
             End::Panic => {
                 tracing::error!(peer = %self.peer, "a panic ended a client's connection");

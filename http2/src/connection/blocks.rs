@@ -10,7 +10,7 @@ use super::{
     receive::{error, protocol},
 };
 use crate::{
-    error::{ConnectionError, Reason},
+    error::{ConnectionError, Limit, Reason},
     frame::{self, Head, MAX_ID, flag, kind, u32_at},
     headers::{Headers, Kind},
     limits::calm,
@@ -45,11 +45,17 @@ impl Connection {
             _ => 1,
         };
         if frames > self.config.max_header_frames {
-            return Err(calm("a header block of too many frames (RFC 9113 §10.5.1)"));
+            return Err(calm(
+                Limit::HeaderBlock,
+                "a header block of too many frames (RFC 9113 §10.5.1)",
+            ));
         }
         // Padding and priority fields count as well: no honest block comes near.
         if self.block.len() + head.len > self.config.max_header_block as usize {
-            return Err(calm("a header block of too many bytes (RFC 9113 §10.5.1)"));
+            return Err(calm(
+                Limit::HeaderBlock,
+                "a header block of too many bytes (RFC 9113 §10.5.1)",
+            ));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::{
     receive::{error, protocol},
 };
 use crate::{
-    error::{ConnectionError, Reason},
+    error::{ConnectionError, Limit, Reason},
     frame::{self, Head, MAX_ID, flag, kind, u32_at},
     limits::calm,
     stream::{Closed, Handle, State},
@@ -335,7 +335,10 @@ impl Connection {
         }
         self.answers += 1;
         if self.answers > UNREAD_ANSWERS {
-            return Err(calm("too many unread acknowledgements (RFC 9113 §10.5)"));
+            return Err(calm(
+                Limit::Flood,
+                "too many unread acknowledgements (RFC 9113 §10.5)",
+            ));
         }
         Ok(())
     }

@@ -259,6 +259,7 @@ impl Connection {
             self.die(ConnectionError {
                 reason,
                 rule: "closed by the owner",
+                limit: None,
             });
         }
     }

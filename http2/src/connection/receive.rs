@@ -215,7 +215,11 @@ impl Connection {
 }
 
 pub(super) fn error<T>(reason: Reason, rule: &'static str) -> Result<T, ConnectionError> {
-    Err(ConnectionError { reason, rule })
+    Err(ConnectionError {
+        reason,
+        rule,
+        limit: None,
+    })
 }
 
 pub(super) fn protocol<T>(rule: &'static str) -> Result<T, ConnectionError> {
