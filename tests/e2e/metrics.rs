@@ -341,3 +341,16 @@ async fn limits_that_acted() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn the_last_attempt_of_an_rpc_that_is_always_refused_is_refused_too() {
+    let refuses =
+        Scripted::start(async |exchange: Exchange| exchange.reset(Reason::REFUSED_STREAM)).await;
+    let proxy = Proxy::to([&refuses]).start().await;
+    let client = proxy.http2().await;
+    let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+    assert_eq!(reply.grpc_status(), Some(14));
+    let result = |result| [("cluster", "test"), ("result", result)];
+    is(&proxy, "edge_attempts_total", &result("refused"), 3.0).await;
+    is(&proxy, "edge_attempts_total", &result("reset"), 0.0).await;
+}

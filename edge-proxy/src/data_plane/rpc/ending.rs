@@ -66,6 +66,7 @@ impl Rpc {
             )
         };
         if retry == Retry::No || worker.phase.get() == Phase::Cutting {
+            self.record.given_up(outcome);
             return self.fail(worker, key, failure, now);
         }
         let name = cluster.name.clone();

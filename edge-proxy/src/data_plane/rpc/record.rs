@@ -32,6 +32,8 @@ pub(super) struct Record {
     /// The response's head came from a backend.
     answered: bool,
     failure: Option<Failure>,
+    /// The last attempt is proven unprocessed, and none follows.
+    refused: bool,
     flags: Flags,
     attempts: u32,
     series: Option<Arc<Series>>,
@@ -52,6 +54,7 @@ impl Record {
             grpc_status: None,
             answered: false,
             failure: None,
+            refused: false,
             flags: Flags::NONE,
             attempts: 0,
             series: None,
@@ -96,14 +99,20 @@ impl Record {
     pub(super) fn retried(&mut self, outcome: Outcome, failure: Failure) {
         if let Some((_, state)) = &self.cluster {
             state.series.retries.inc();
-            let result = match outcome {
-                Outcome::RefusedStream | Outcome::AboveGoaway => Some(AttemptResult::Refused),
-                _ => failed_attempt(failure),
+            let result = if refused(outcome) {
+                Some(AttemptResult::Refused)
+            } else {
+                failed_attempt(failure)
             };
             if let Some(result) = result {
                 state.series.attempts(result).inc();
             }
         }
+    }
+
+    /// An attempt ended so, and none follows.
+    pub(super) fn given_up(&mut self, outcome: Outcome) {
+        self.refused = refused(outcome);
     }
 
     /// The response's head went to the client.
@@ -216,6 +225,9 @@ impl Record {
 
     /// How the last attempt ended; `None`: there was none since the last one that was counted.
     fn attempt_result(&self, grpc: bool) -> Option<AttemptResult> {
+        if self.refused {
+            return Some(AttemptResult::Refused);
+        }
         Some(match self.failure {
             Some(failure) => return failed_attempt(failure),
             None if self.client_left => AttemptResult::Cancelled,
@@ -224,6 +236,11 @@ impl Record {
             None => AttemptResult::ErrorStatus,
         })
     }
+}
+
+/// The backend said that it hasn't processed the attempt.
+fn refused(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::RefusedStream | Outcome::AboveGoaway)
 }
 
 /// How an attempt ended that failed so; `None`: there can't have been one.
