@@ -557,3 +557,32 @@ async fn connect_is_refused() {
         .await;
     assert!(head.starts_with("http/1.1 405"), "{head}");
 }
+
+#[tokio::test]
+async fn after_a_failure_a_window_that_stays_shut_for_5_s_is_a_reset() {
+    let backend = Scripted::start(async |exchange: Exchange| {
+        let body = [framed(&[b'1'; 100]), framed(&[b'2'; 100])].concat();
+        exchange
+            .reset_after(head(200), &body, Reason::INTERNAL_ERROR)
+            .await
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    // Room for one of the two messages, and never for the other, which is whole and so isn't dropped.
+    let mut settings = h2::client::Builder::new();
+    settings.initial_window_size(105);
+    let client = proxy.http2_with(&settings).await;
+    let asked = grpc_request("/e2e.Test/Download", &[]);
+    let (response, _upload) = client.open(asked, true).await.unwrap();
+    let mut response = within("headers", response).await.unwrap();
+    let mut read = 0;
+    let end = loop {
+        match within("a reset", response.body_mut().data()).await {
+            Some(Ok(chunk)) => read += chunk.len(),
+            Some(Err(error)) => break error,
+            None => panic!("{read} bytes, then a good end"),
+        }
+    };
+    assert_eq!((read, end.is_reset()), (105, true), "{end}");
+    assert!(!client.ended(), "the stream's own end");
+}

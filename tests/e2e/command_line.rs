@@ -174,7 +174,12 @@ async fn a_port_in_use_is_one_clear_sentence_and_1() {
 
 #[tokio::test]
 async fn a_broken_pair_at_the_start_ends_with_2() {
-    for how in [Broken::Mismatched, Broken::Truncated, Broken::Garbage] {
+    for how in [
+        Broken::Mismatched,
+        Broken::Truncated,
+        Broken::Expired,
+        Broken::Garbage,
+    ] {
         let known = Known::write(Proxy::builder());
         known
             .files

@@ -309,3 +309,72 @@ async fn without_ipv6_records_auto_takes_the_others() {
         .await;
     proxy.test_client().await.unary(payload("")).await.unwrap();
 }
+
+/// A backend that listens on IPv6 alone, and its records: an IPv4 address too, where nobody listens.
+async fn by_ipv6() -> (DnsServer, Backend) {
+    let backend = Backend::start_at("[::1]:0".parse().unwrap()).await;
+    let dns = DnsServer::start().await.unwrap();
+    dns.set(
+        NAME,
+        Answer::Addresses(vec![loopback::address(), backend.address().ip()]),
+    );
+    (dns, backend)
+}
+
+#[tokio::test]
+async fn ipv6_records_are_taken_alone_by_auto_and_v6_only() {
+    for family in ["auto", "v6_only"] {
+        let (dns, backend) = by_ipv6().await;
+        let proxy = Proxy::builder()
+            .route(TEST, "test")
+            .dns_cluster("test", &dns, NAME, backend.address().port())
+            .with("dns_lookup_family", family)
+            .start()
+            .await;
+        let mut client = proxy.test_client().await;
+        for _ in 0..4 {
+            client.unary(payload("")).await.unwrap();
+        }
+        let all = endpoints(&proxy).await;
+        assert_eq!(all.len(), 1, "{family}: {all:?}");
+        assert_eq!(all[0]["address"], backend.address().to_string(), "{family}");
+    }
+}
+
+#[tokio::test]
+async fn v4_only_takes_no_ipv6() {
+    let system = System::start(1).await;
+    let both = vec![
+        system.addresses[0].ip(),
+        std::net::Ipv6Addr::LOCALHOST.into(),
+    ];
+    system.dns.set(NAME, Answer::Addresses(both));
+    let proxy = system
+        .proxy()
+        .with("dns_lookup_family", "v4_only")
+        .start()
+        .await;
+    let all = endpoints(&proxy).await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    proxy.test_client().await.unary(payload("")).await.unwrap();
+}
+
+#[tokio::test]
+async fn v6_only_without_ipv6_records_has_no_endpoint() {
+    let system = System::start(1).await;
+    let proxy = system
+        .proxy()
+        .with("dns_lookup_family", "v6_only")
+        .start()
+        .await;
+    let failure = proxy
+        .test_client()
+        .await
+        .unary(payload(""))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failure.code(), failure.message()),
+        (Code::Unavailable, "no healthy upstream")
+    );
+}

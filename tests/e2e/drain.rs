@@ -255,3 +255,38 @@ async fn killed_it_ends_at_once() {
     proxy.ended().await;
     assert!(within("the RPC", running).await.unwrap().is_err());
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_the_ping_is_told_its_last_stream_after_2_s() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Unary");
+    headers.extend([("x-test-gate", "end"), ("x-test-id", "running")]);
+    wire.send(&[
+        Frame::headers(1, &headers, false),
+        Frame::data(1, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    backend.journal.begun("running").await;
+    let start = std::time::Instant::now();
+    proxy.drain();
+    let mut last_streams = Vec::new();
+    while last_streams.len() < 2 {
+        // `next` answers nothing.
+        let frame = within("a GOAWAY", wire.next()).await.unwrap();
+        if frame.kind == kind::GOAWAY {
+            last_streams.push(frame.number(0));
+        }
+    }
+    assert_eq!(last_streams, [Some(0x7fff_ffff), Some(1)]);
+    assert!(start.elapsed() >= std::time::Duration::from_secs(2));
+    backend.open("end");
+    let end = wire
+        .until("the stream's end", Frame::ends_stream)
+        .await
+        .unwrap();
+    assert_eq!(end.stream, 1);
+    proxy.ended().await;
+}

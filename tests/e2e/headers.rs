@@ -2,9 +2,11 @@ use bytes::Bytes;
 use e2e::{
     backend::Backend,
     client::{get_request, request},
+    frames::{Frame, RawBackend, Wire, kind},
     payload,
     proxy::Proxy,
     scripted::{Exchange, Scripted, framed, head, trailers},
+    wait::within,
 };
 use http::Response;
 use tonic::metadata::MetadataValue;
@@ -328,5 +330,103 @@ async fn many_metadata_entries_pass_with_dynamic_tables() {
         for (name, value) in headers {
             assert_eq!(seen.header(name), Some(value));
         }
+    }
+}
+
+/// The fields of a header block, as RFC 7541 section 6 has them: the first byte's pattern, and the index of the name (0:
+/// the name is written out).
+fn fields(block: &[u8]) -> Vec<(u8, u32)> {
+    fn integer(bytes: &mut &[u8], bits: u32) -> u32 {
+        let (first, rest) = bytes.split_first().unwrap();
+        *bytes = rest;
+        let most = (1 << bits) - 1;
+        let mut value = u32::from(*first) & most;
+        let mut shift = 0;
+        while value >= most {
+            let (next, rest) = bytes.split_first().unwrap();
+            *bytes = rest;
+            value += u32::from(next & 127) << shift;
+            shift += 7;
+            if next & 128 == 0 {
+                break;
+            }
+        }
+        value
+    }
+    let mut rest = block;
+    let mut all = Vec::new();
+    while let Some(first) = rest.first() {
+        let (pattern, bits) = match first {
+            128.. => (INDEXED, 7),
+            64.. => (0x40, 6),
+            32.. => (0x20, 5),
+            16.. => (NEVER_INDEXED, 4),
+            _ => (WITHOUT_INDEXING, 4),
+        };
+        let index = integer(&mut rest, bits);
+        let texts = match pattern {
+            INDEXED | 0x20 => 0,
+            _ if index == 0 => 2,
+            _ => 1,
+        };
+        for _ in 0..texts {
+            let length = integer(&mut rest, 7);
+            rest = &rest[length as usize..];
+        }
+        all.push((pattern, index));
+    }
+    all
+}
+
+const INDEXED: u8 = 0x80;
+const NEVER_INDEXED: u8 = 0x10;
+const WITHOUT_INDEXING: u8 = 0;
+/// Their places in the static table (RFC 7541 appendix A).
+const AUTHORIZATION: u32 = 23;
+const COOKIE: u32 = 32;
+
+#[tokio::test]
+async fn secrets_never_enter_a_header_table_on_the_way_to_a_backend() {
+    let (seen, mut blocks) = tokio::sync::mpsc::unbounded_channel();
+    let backend = RawBackend::start(move |stream, _| {
+        let seen = seen.clone();
+        async move {
+            let Ok(mut wire) = Wire::server(stream, &[]).await else {
+                return;
+            };
+            let asked = |frame: &Frame| frame.kind == kind::HEADERS;
+            while let Some(request) = wire.until("a request", asked).await {
+                // Who doesn't listen any more has seen enough.
+                let _ = seen.send(request.payload);
+                let head = [
+                    (":status", "200"),
+                    ("content-type", "application/grpc"),
+                    ("grpc-status", "0"),
+                ];
+                // The proxy's end is noticed by the next read.
+                let _ = wire
+                    .send(&[Frame::headers(request.stream, &head, true)])
+                    .await;
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let client = proxy.http2().await;
+    for turn in 0..3 {
+        let secrets = [("authorization", "Bearer s3cret"), ("cookie", "a=s3cret")];
+        let reply = client.grpc("/e2e.Test/Unary", &secrets).await.unwrap();
+        assert_eq!(reply.grpc_status(), Some(0));
+        let block = within("a request", blocks.recv()).await.unwrap();
+        let fields = fields(&block);
+        for name in [AUTHORIZATION, COOKIE] {
+            // However often they come.
+            assert!(
+                fields.contains(&(NEVER_INDEXED, name)),
+                "{turn}: {fields:?}"
+            );
+        }
+        let others = fields.iter().filter(|(pattern, _)| *pattern == INDEXED);
+        assert!(turn == 0 || others.count() > 5, "the rest is in the table");
     }
 }

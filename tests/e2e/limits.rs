@@ -427,3 +427,35 @@ async fn connections_have_a_limit_in_all() {
     kept.pop();
     eventually("room for another", one_more).await;
 }
+
+#[tokio::test]
+async fn a_socket_that_takes_nothing_is_closed() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.timeouts.write_stall", "200ms")
+        .start()
+        .await;
+    // HTTP/2 lets everything through: only TCP holds it back, as nobody reads.
+    let mut wire = proxy.wire(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await;
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Download");
+    headers.extend([
+        ("x-test-replies", "200"),
+        ("x-test-reply-bytes", "1000000"),
+        ("x-test-id", "stuck"),
+    ]);
+    wire.send(&[
+        Frame::credit(0, 0x7fff_ffff - 65_535),
+        Frame::headers(1, &headers, false),
+        Frame::data(1, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    backend.journal.cancelled("stuck").await;
+    let limit = [("limit", "write_stall")];
+    eventually("the limit on the page of metrics", || async {
+        (proxy.metric("edge_limits_total", &limit).await > 0.0).then_some(())
+    })
+    .await;
+    let rest = wire.to_end("the connection's end").await;
+    assert!(!rest.iter().any(Frame::ends_stream));
+}
