@@ -1,10 +1,17 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use e2e::{
     backend::Backend,
     client::request,
+    frames::{Frame, RawBackend, Wire, code, kind},
     health::{Answer, NOT_SERVING, SERVING},
     payload,
     pb::test_client::TestClient,
     proxy::Proxy,
+    scripted::framed,
     wait::{eventually, within},
 };
 use serde_json::Value;
@@ -282,4 +289,66 @@ async fn a_failed_connection_of_an_rpc_triggers_a_check() {
     })
     .await;
     served(&mut client, 10).await;
+}
+
+/// A backend whose every connection passes its first check, and says GOAWAY in the middle of its second: instead of
+/// looking at it, or before it answers it.
+#[tokio::test]
+async fn a_goaway_in_the_middle_of_a_check_is_no_failure() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    let backend = RawBackend::start(move |stream, number| {
+        count.fetch_max(number + 1, Ordering::Relaxed);
+        async move {
+            let Ok(mut wire) = Wire::server(stream, &[]).await else {
+                return;
+            };
+            let asked = |frame: &Frame| frame.kind == kind::HEADERS;
+            let serving = |stream| {
+                let head = [(":status", "200"), ("content-type", "application/grpc")];
+                [
+                    Frame::headers(stream, &head, false),
+                    // HealthCheckResponse { status: SERVING }.
+                    Frame::data(stream, &framed(&[8, 1]), false),
+                    Frame::headers(stream, &[("grpc-status", "0")], true),
+                ]
+            };
+            let mut ids = Vec::new();
+            while ids.len() < 2 {
+                let Some(check) = wire.until("a check", asked).await else {
+                    return;
+                };
+                ids.push(check.stream);
+                if ids.len() == 1 {
+                    // The proxy's end is noticed by the next read.
+                    let _ = wire.send(&serving(check.stream)).await;
+                }
+            }
+            let last = if number % 2 == 0 { ids[0] } else { ids[1] };
+            // As above.
+            let _ = wire.send(&[Frame::goaway(last, code::NO_ERROR)]).await;
+            if last == ids[1] {
+                let _ = wire.send(&serving(last)).await;
+            }
+            wire.to_end("the proxy's end").await;
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend])
+        .checked()
+        .with("health_check.unhealthy_threshold", 1)
+        .with("health_check.timeout", "20s")
+        .start()
+        .await;
+    eventually("some connections of each kind", || async {
+        (connections.load(Ordering::Relaxed) >= 5).then_some(())
+    })
+    .await;
+    for result in ["connection", "status", "timeout"] {
+        let labels = [("cluster", "test"), ("result", result)];
+        let failures = proxy.metric("edge_health_checks_total", &labels).await;
+        assert_eq!(failures, 0.0, "{result}");
+    }
+    let labels = [("cluster", "test"), ("health", "healthy")];
+    assert_eq!(proxy.metric("edge_endpoints", &labels).await, 1.0);
 }
