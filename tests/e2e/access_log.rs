@@ -156,3 +156,15 @@ async fn text_and_no_log_at_all() {
     proxy.http2().await.grpc("/a.B/C", &[]).await.unwrap();
     assert!(read_records(&proxy.files.access_log()).is_empty());
 }
+
+#[tokio::test]
+async fn a_request_that_a_limit_refused_has_its_line_too() {
+    let proxy = Proxy::builder().start().await;
+    let client = proxy.http2().await;
+    let large = "x".repeat(9000);
+    let reply = client.grpc("/a.B/C", &[("x-large", &large)]).await.unwrap();
+    assert_eq!(reply.grpc_status(), Some(8));
+    let lines = proxy.access_log(1).await;
+    assert_eq!(lines[0]["grpc_status"], 8);
+    assert_eq!(lines[0]["path"], "/a.B/C");
+}

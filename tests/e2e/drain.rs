@@ -270,7 +270,7 @@ async fn a_client_that_does_not_answer_the_ping_is_told_its_last_stream_after_2_
     .await
     .unwrap();
     backend.journal.begun("running").await;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     proxy.drain();
     let mut last_streams = Vec::new();
     while last_streams.len() < 2 {
@@ -281,7 +281,7 @@ async fn a_client_that_does_not_answer_the_ping_is_told_its_last_stream_after_2_
         }
     }
     assert_eq!(last_streams, [Some(0x7fff_ffff), Some(1)]);
-    assert!(start.elapsed() >= std::time::Duration::from_secs(2));
+    assert!(start.elapsed() >= Duration::from_secs(2));
     backend.open("end");
     let end = wire
         .until("the stream's end", Frame::ends_stream)

@@ -174,7 +174,7 @@ async fn the_upstream_time_is_left_out_while_the_request_goes_on() {
     let client = proxy.http2().await;
     let asked = e2e::client::grpc_request("/e2e.Test/Chat", &[]);
     let (response, mut upload) = client.open(asked, false).await.unwrap();
-    let response = e2e::wait::within("headers", response).await.unwrap();
+    let response = within("headers", response).await.unwrap();
     assert!(
         response
             .headers()
@@ -265,7 +265,7 @@ async fn informational_responses_are_for_plain_http_only() {
         .open(get_request("/e2e.Test/Plain", &[]), true)
         .await
         .unwrap();
-    let early = e2e::wait::within(
+    let early = within(
         "103",
         std::future::poll_fn(|cx| response.poll_informational(cx)),
     )
@@ -275,7 +275,7 @@ async fn informational_responses_are_for_plain_http_only() {
 
     let asked = e2e::client::grpc_request("/e2e.Test/Unary", &[]);
     let (mut response, _) = client.open(asked, true).await.unwrap();
-    let early = e2e::wait::within(
+    let early = within(
         "an end",
         std::future::poll_fn(|cx| response.poll_informational(cx)),
     )

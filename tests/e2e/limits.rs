@@ -4,12 +4,13 @@ use bytes::Bytes;
 use e2e::{
     backend::Backend,
     client::{self, grpc_request},
-    frames::{Frame, block, code, flag, kind},
+    frames::{Frame, RawBackend, Wire, block, code, flag, kind},
     payload,
     proxy::Proxy,
-    scripted::framed,
+    scripted::{Exchange, Scripted, framed, head, trailers},
     wait::{eventually, within},
 };
+use http::{HeaderName, HeaderValue};
 use rustls::version::{TLS12, TLS13};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,6 +19,13 @@ use tokio::{
 
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 const INITIAL_WINDOW_SIZE: u16 = 4;
+
+/// What a SETTINGS frame says of `name`.
+fn setting(settings: &Frame, name: u16) -> Option<u32> {
+    let mut all = settings.payload.chunks_exact(6);
+    let setting = all.find(|setting| setting[..2] == name.to_be_bytes())?;
+    Some(u32::from_be_bytes(setting[2..].try_into().unwrap()))
+}
 
 #[tokio::test]
 async fn clients_are_told_the_limits() {
@@ -32,13 +40,7 @@ async fn clients_are_told_the_limits() {
         })
         .await
         .unwrap();
-    let value = |name: u16| {
-        settings
-            .payload
-            .chunks_exact(6)
-            .find(|setting| setting[..2] == name.to_be_bytes())
-            .map(|setting| u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]))
-    };
+    let value = |name| setting(&settings, name);
     assert_eq!(value(MAX_CONCURRENT_STREAMS), Some(7));
     // 64 KiB is 65535 unless the peer says so, or a little more.
     assert!(value(INITIAL_WINDOW_SIZE).is_none_or(|size| (65_535..=65_536).contains(&size)));
@@ -458,4 +460,68 @@ async fn a_socket_that_takes_nothing_is_closed() {
     .await;
     let rest = wire.to_end("the connection's end").await;
     assert!(!rest.iter().any(Frame::ends_stream));
+}
+
+#[tokio::test]
+async fn backends_are_told_larger_windows() {
+    let (seen, mut frames) = tokio::sync::mpsc::unbounded_channel();
+    let backend = RawBackend::start(move |stream, _| {
+        let seen = seen.clone();
+        async move {
+            let Ok(mut wire) = Wire::server(stream, &[]).await else {
+                return;
+            };
+            while let Some(frame) = wire.until("a frame", |_| true).await {
+                // Who doesn't listen any more has seen enough.
+                let _ = seen.send(frame);
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let asked = grpc_request("/e2e.Test/Unary", &[]);
+    let (_response, _upload) = client.open(asked, true).await.unwrap();
+    let (mut stream_window, mut connection_window) = (65_535, 65_535);
+    loop {
+        let frame = within("the request", frames.recv()).await.unwrap();
+        match frame.kind {
+            kind::SETTINGS if frame.flags & flag::ACK == 0 => {
+                stream_window = setting(&frame, INITIAL_WINDOW_SIZE).unwrap();
+            }
+            kind::WINDOW_UPDATE if frame.stream == 0 => {
+                connection_window += frame.number(0).unwrap();
+            }
+            kind::PING => panic!("a PING within the first five minutes"),
+            kind::HEADERS => break,
+            _ => {}
+        }
+    }
+    assert_eq!(stream_window, 256 * 1024);
+    assert_eq!(connection_window, 100 * stream_window);
+}
+
+#[tokio::test]
+async fn a_backends_headers_above_64_kib_are_a_failure_of_that_rpc_alone() {
+    let backend = Scripted::start(async |exchange: Exchange| {
+        if exchange.number == 0 {
+            let mut response = head(200);
+            for number in 0..70 {
+                let name = format!("x-large-{number}").parse::<HeaderName>().unwrap();
+                let value = HeaderValue::from_str(&"x".repeat(1000)).unwrap();
+                response.headers_mut().insert(name, value);
+            }
+            exchange.reply(response, b"", Some(trailers(0)));
+        } else {
+            exchange.ok(b"");
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let statuses = [Some(14), Some(0)];
+    for status in statuses {
+        let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+        assert_eq!(reply.grpc_status(), status);
+    }
 }
