@@ -4,7 +4,7 @@ use e2e::{
     payload,
     proxy::Proxy,
     scripted::framed,
-    wait::within,
+    wait::{eventually, within},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -32,6 +32,15 @@ async fn ends<S: AsyncRead + AsyncWrite + Unpin>(
     .await;
 }
 
+async fn acted(proxy: &Proxy, limit: &str) {
+    let labels = [("limit", limit)];
+    eventually("the limit is counted", || async {
+        let count = proxy.metric("edge_limits_total", &labels).await;
+        (count == 1.0).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn rapid_resets() {
     let backend = Backend::start().await;
@@ -50,6 +59,7 @@ async fn rapid_resets() {
         .await
         .unwrap();
     assert_eq!(backend.journal.read().connections_ended, 0);
+    acted(&proxy, "reset_flood").await;
 }
 
 #[tokio::test]

@@ -178,6 +178,11 @@ async fn attempts_retries_flags_and_resets() {
         1.0,
     )
     .await;
+    let resets = "edge_stream_resets_total";
+    is(&proxy, resets, &[("cause", "upstream_reset")], 1.0).await;
+    let slow = [("grpc-timeout", "100m"), ("x-test-gate", "never")];
+    client.grpc("/e2e.Test/Unary", &slow).await.unwrap();
+    is(&proxy, resets, &[("cause", "deadline")], 1.0).await;
     client.grpc("/dead.X/Y", &[]).await.unwrap();
     becomes(
         &proxy,
@@ -197,13 +202,7 @@ async fn attempts_retries_flags_and_resets() {
     let (_response, mut upload) = client.open(asked, false).await.unwrap();
     backend.journal.begun("c").await;
     upload.send_reset(Reason::CANCEL);
-    is(
-        &proxy,
-        "edge_stream_resets_total",
-        &[("cause", "client_cancel")],
-        1.0,
-    )
-    .await;
+    is(&proxy, resets, &[("cause", "client_cancel")], 1.0).await;
 }
 
 #[tokio::test]

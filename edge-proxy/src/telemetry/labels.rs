@@ -108,9 +108,7 @@ labels! {
         Streams = "streams",
         /// Bytes buffered.
         Memory = "memory",
-        /// RPCs that wait for an upstream connection.
-        PendingRequests = "pending_requests",
-        /// A client's budget of resets.
+        /// A client's budget of resets: its connection ended.
         ResetFlood = "reset_flood",
         /// `timeouts.preface`.
         PrefaceTimeout = "preface_timeout",
@@ -192,8 +190,6 @@ labels! {
         StreamIdle = "SI",
         /// `host` differs from `:authority`.
         InvalidHost = "IH",
-        /// A limit of clients.
-        RateLimited = "RL",
         /// The proxy is short of memory.
         Overload = "OM",
     }

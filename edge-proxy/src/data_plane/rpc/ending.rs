@@ -16,7 +16,7 @@ use crate::{
     },
     error::{Failure, Flag, ResetCause},
     snapshot::Timeouts,
-    telemetry::metrics::Limit,
+    telemetry::{labels, metrics::Limit},
 };
 
 impl Rpc {
@@ -29,6 +29,14 @@ impl Rpc {
         cause: ResetCause,
         now: Instant,
     ) -> Step {
+        if let State::Open(_) | State::Relaying(_) = self.state {
+            let counted = match cause {
+                ResetCause::RemoteReset => labels::ResetCause::UpstreamReset,
+                ResetCause::ProtocolError => labels::ResetCause::Malformed,
+                ResetCause::Termination => labels::ResetCause::ConnectionClosed,
+            };
+            worker.shard.resets(counted).inc();
+        }
         match self.state {
             State::Open(_) => self.again_or_fail(
                 worker,
@@ -93,6 +101,18 @@ impl Rpc {
     ) -> Step {
         self.record.failed_with(failure);
         let relayed = matches!(self.state, State::Relaying(_));
+        if relayed || matches!(self.state, State::Open(_)) {
+            // These leave a backend's stream by a reset; the other failures begin with its end.
+            let cause = match failure {
+                Failure::DeadlineExceeded => Some(labels::ResetCause::Deadline),
+                Failure::StreamIdle => Some(labels::ResetCause::IdleTimeout),
+                Failure::Internal => Some(labels::ResetCause::Internal),
+                _ => None,
+            };
+            if let Some(cause) = cause {
+                worker.shard.resets(cause).inc();
+            }
+        }
         self.leave_upstream(worker, key, false);
         if !relayed {
             let form = self.form;

@@ -52,7 +52,7 @@ use super::{
 use crate::{
     error::{Failure, Flag, ResetCause},
     snapshot::{Cluster, EndpointShared, Timeouts},
-    telemetry::metrics::Limit,
+    telemetry::{labels, metrics::Limit},
 };
 
 /// One RPC (or plain HTTP request), both of its legs.
@@ -277,6 +277,8 @@ pub(crate) fn client_reset(worker: &Rc<Worker>, key: Key, reason: Reason) {
 
 /// The client's connection ended.
 pub(crate) fn client_gone(worker: &Rc<Worker>, key: Key) {
+    let cause = labels::ResetCause::ConnectionClosed;
+    worker.shard.resets(cause).inc();
     step(worker, key, |rpc| {
         rpc.client_left(worker, key, Flag::DownstreamTermination)
     });

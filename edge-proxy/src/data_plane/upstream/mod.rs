@@ -29,6 +29,7 @@ use super::{
 use crate::{
     error::Failure,
     snapshot::{ClusterPolicy, EndpointShared, Snapshot},
+    telemetry::metrics::Limit,
 };
 
 /// All upstream connections of a worker.
@@ -194,6 +195,10 @@ impl EndpointPool {
             worker.timers.add(until, Timer::Waiting(self.shared.id));
         }
         self.open_more(worker);
+        if self.opening.get() == 0 {
+            // Someone waits and nothing is being opened: every connection that is allowed is there, and full.
+            worker.shard.limits(Limit::UpstreamConnections).inc();
+        }
     }
 
     /// Opens as many connections as those that wait would fill, within `max_connections`.
