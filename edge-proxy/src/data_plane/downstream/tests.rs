@@ -262,7 +262,9 @@ fn a_refused_rpc_is_attempted_again_while_its_body_is_kept() {
         assert_eq!(statuses[2..], ["0", "14"]);
         let series = bench.shard.cluster(&"backends".into());
         assert_eq!(series.retries.get(), 1);
-        assert_eq!(series.attempts(AttemptResult::Refused).get(), 1);
+        // The one that was repeated, and the one whose body wasn't kept.
+        assert_eq!(series.attempts(AttemptResult::Refused).get(), 2);
+        assert_eq!(series.attempts(AttemptResult::Reset).get(), 0);
         assert_eq!(series.attempts(AttemptResult::Ok).get(), 3);
     });
 }
