@@ -49,6 +49,8 @@ async fn flags_say_why_the_proxy_answered_itself() {
         .collect();
     assert!(flags[0].contains("NR"), "{flags:?}");
     assert!(flags[1].contains("UF"), "{flags:?}");
+    let detail = records[1]["detail"].to_string();
+    assert!(detail.contains("remote connection failure"), "{detail}");
     assert_eq!(
         (&records[0]["grpc_status"], &records[1]["grpc_status"]),
         (&12.into(), &14.into())

@@ -1,6 +1,7 @@
 //! What is remembered of an RPC for its log line and its counters.
 
 use std::{
+    borrow::Cow,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -211,7 +212,7 @@ impl Record {
             status: self.status,
             grpc_status: counted,
             flags: self.flags,
-            detail: None,
+            detail: self.detail(),
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration,
@@ -221,6 +222,14 @@ impl Record {
             endpoint: self.endpoint.as_ref().map(|endpoint| &*endpoint.label),
             user_agent: head.known(Known::UserAgent).unwrap_or_default(),
         });
+    }
+
+    /// What the flags say, in the words that the client got.
+    fn detail(&self) -> Option<&'static str> {
+        match self.failure?.text() {
+            Cow::Borrowed("") | Cow::Owned(_) => None,
+            Cow::Borrowed(text) => Some(text),
+        }
     }
 
     /// How the last attempt ended; `None`: there was none since the last one that was counted.
