@@ -68,6 +68,9 @@ mod command_line;
 /// The whole system with one command.
 mod local_stack;
 
+/// Load at a fixed rate.
+mod load;
+
 /// Images and manifests.
 mod deploy;
 

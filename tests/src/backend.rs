@@ -11,6 +11,7 @@
 //! | `x-test-late-status: N` | (download, chat) fails with status `N` after the replies: in trailers |
 //! | `x-test-reply-bytes: N` | each reply has `N` bytes |
 //! | `x-test-replies: N` | (download) how many replies; 1 when missing |
+//! | `x-test-interval: N` | (download) waits `N` milliseconds before each reply |
 //! | `x-test-give`, `x-test-give-bin` | come back in the response's headers |
 //!
 //! Every response has the header `x-test-backend`, the backend's address: who served it.
@@ -22,7 +23,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -196,6 +197,7 @@ impl TestService {
             late_status: status("x-test-late-status"),
             reply_bytes: number("x-test-reply-bytes"),
             replies: number("x-test-replies").unwrap_or(1),
+            interval: number("x-test-interval").map(|millis| Duration::from_millis(millis as u64)),
             give,
             gates: self.gates.subscribe(),
             end: End {
@@ -215,6 +217,7 @@ struct Call {
     late_status: Option<Status>,
     reply_bytes: Option<usize>,
     replies: usize,
+    interval: Option<Duration>,
     give: MetadataMap,
     gates: watch::Receiver<HashSet<String>>,
     end: End,
@@ -319,9 +322,12 @@ impl Test for TestService {
         let (sender, receiver) = mpsc::channel(1);
         let (late_gate, late_status, replies) =
             (call.late_gate.take(), call.late_status.take(), call.replies);
-        let mut gates = call.gates.clone();
+        let (mut gates, interval) = (call.gates.clone(), call.interval);
         tokio::spawn(async move {
             for count in 0..replies {
+                if let Some(interval) = interval {
+                    tokio::time::sleep(interval).await;
+                }
                 if sender.send(Ok(reply.clone())).await.is_err() {
                     return;
                 }

@@ -59,6 +59,9 @@ pub mod process;
 /// Clients: tonic, HTTP/2 by hand, HTTP/1.1, the admin interface.
 pub mod client;
 
+/// Load at a fixed rate, and its account, as `edge-load` makes them.
+pub mod load;
+
 /// Types of `proto/test.proto`.
 #[allow(missing_docs, unused_qualifications, reason = "generated")]
 pub mod pb {

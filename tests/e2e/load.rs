@@ -1,0 +1,63 @@
+use std::{collections::HashSet, time::Duration};
+
+use e2e::{
+    backend::Backend,
+    load::{self, Options},
+    proxy::Proxy,
+    replicas::{Kind, Replica},
+    wait::within,
+};
+
+#[tokio::test]
+async fn two_seconds_of_load_lose_nothing() {
+    let echo = Replica::group(Kind::Echo, 2).await;
+    let reverse = Replica::group(Kind::Reverse, 1).await;
+    let backend = Backend::start().await;
+    let proxy = Proxy::builder()
+        .cluster("echo", echo.iter().map(Replica::address))
+        .cluster("reverse", reverse.iter().map(Replica::address))
+        .cluster("test", [backend.address()])
+        .route("/api.Echo/", "echo")
+        .route("/api.Reverse/", "reverse")
+        .route("/e2e.Test/", "test")
+        .start()
+        .await;
+    let options = Options {
+        target: proxy.address().to_string(),
+        authority: "grpc.example.com".to_owned(),
+        tls: proxy.tls_config(&["h2"]),
+        rate: 200,
+        connections: 3,
+        duration: Duration::from_secs(2),
+        reverse: true,
+        streams: 2,
+        stream_length: Duration::from_millis(500),
+        timeout: Duration::from_secs(60),
+        max_in_flight: 1000,
+        run: "story".to_owned(),
+    };
+    let mut seconds = Vec::new();
+    let loading = load::run(
+        options,
+        |_, second| seconds.push(*second),
+        std::future::pending(),
+    );
+    let tally = within("the load's end", loading).await.unwrap();
+
+    let account = tally.json();
+    assert!(tally.good(), "{account:#}");
+    assert_eq!((tally.sent, tally.ok, tally.failed()), (400, 400, 0));
+    assert_eq!(seconds.iter().map(|second| second.ok).sum::<u64>(), 400);
+    assert_eq!(tally.connections, 3);
+    assert_eq!(tally.streams_sent, tally.streams_ok);
+    assert!(tally.streams_ok >= 2);
+
+    // The backend has seen each stream under an id of its own.
+    let entries = backend.journal.read();
+    let ids: HashSet<_> = entries
+        .requests
+        .iter()
+        .filter_map(|request| request.header("x-test-id"))
+        .collect();
+    assert_eq!(ids.len() as u64, tally.streams_ok);
+}

@@ -1,0 +1,270 @@
+//! Load as real gRPC clients make it, and an account of every RPC: what `edge-load` runs.
+//!
+//! An open loop: RPCs are sent at their times ([`schedule`]), in turn on each connection, and latencies count from
+//! those times ([`tally`]). Beside it, each of a number of slots holds one server stream after the other. Memory is
+//! bounded by the limit of RPCs in flight: what it keeps from being sent is counted, and is a failure of the run.
+
+/// How long to wait between attempts to connect.
+pub mod backoff;
+
+/// When each RPC is to be sent.
+pub mod schedule;
+
+/// What has become of them.
+pub mod tally;
+
+/// One connection, and what comes after it.
+mod connection;
+
+/// One RPC.
+mod rpc;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::uri::Authority;
+use prost::Message as _;
+use proto::api::{EchoRequest, ReverseResponse};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
+};
+use tonic::Code;
+
+use connection::{Link, Target};
+use rpc::{Call, Ended};
+use schedule::{Due, Schedule};
+use tally::{Failure, Second, Tally};
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `host:port`.
+    pub target: String,
+    /// `:authority`, and whom the certificate is to name.
+    pub authority: String,
+    /// Whom to trust; with ALPN `h2`.
+    pub tls: Arc<ClientConfig>,
+    /// Unary RPCs per second, over all connections.
+    pub rate: u32,
+    /// Connections; at least one is made.
+    pub connections: usize,
+    /// How long RPCs are sent, and streams begun.
+    pub duration: Duration,
+    /// Every second RPC is `api.Reverse/Reverse` instead of `api.Echo/Echo`.
+    pub reverse: bool,
+    /// Server streams at a time, of `e2e.Test/Download`.
+    pub streams: usize,
+    /// How long each of them is.
+    pub stream_length: Duration,
+    /// Each RPC's deadline after its intended time, and each stream's after its length.
+    pub timeout: Duration,
+    /// Unary RPCs at a time.
+    pub max_in_flight: usize,
+    /// How ids (`x-test-id`) begin: `run-0`, `run-1`, …; streams' are `run-s0-0`, by slot and number.
+    pub run: String,
+}
+
+/// What all RPCs share.
+struct Load {
+    options: Options,
+    links: Vec<Link>,
+    tally: Arc<Mutex<Tally>>,
+    /// Streams that end are not followed by others.
+    closing: AtomicBool,
+}
+
+/// Sends what `options` ask for, until it has all ended; after `stop` nothing more is sent. `each_second` is told
+/// about every second: its number, and what happened in it.
+///
+/// # Errors
+/// When the authority is none.
+pub async fn run(
+    options: Options,
+    mut each_second: impl FnMut(u64, &Second),
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<Tally> {
+    let tally = Arc::new(Mutex::new(Tally::new()));
+    let target = Arc::new(target(&options)?);
+    let connections = 0..options.connections.max(1);
+    let load = Arc::new(Load {
+        links: connections
+            .map(|_| Link::start(target.clone(), tally.clone()))
+            .collect(),
+        options,
+        tally,
+        closing: AtomicBool::new(false),
+    });
+    let options = &load.options;
+    let start = Instant::now();
+    let end = start + options.duration;
+    let mut schedule = Schedule::new(start, options.rate, options.duration);
+    let mut ticks = interval_at(start + SECOND, SECOND);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut number = 0;
+    let mut tick = || {
+        number += 1;
+        let second = load.tally().end_second();
+        each_second(number, &second);
+    };
+
+    let mut streams = JoinSet::new();
+    for slot in 0..options.streams {
+        streams.spawn(load.clone().streams(slot));
+    }
+    let mut unary = JoinSet::new();
+    let mut more = true;
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            due = schedule.next(), if more => match due {
+                Some(_) if unary.len() >= options.max_in_flight => load.tally().not_sent += 1,
+                Some(due) => {
+                    load.tally().sent += 1;
+                    unary.spawn(load.clone().unary(due));
+                }
+                None => more = false,
+            },
+            Some(_) = unary.join_next() => {}
+            _ = ticks.tick() => tick(),
+            () = sleep_until(end), if !more => break,
+        }
+    }
+    load.closing.store(true, Ordering::Relaxed);
+    while !unary.is_empty() || !streams.is_empty() {
+        tokio::select! {
+            Some(_) = unary.join_next() => {}
+            Some(_) = streams.join_next() => {}
+            _ = ticks.tick() => tick(),
+        }
+    }
+    tick();
+    let tally = std::mem::take(&mut *load.tally());
+    Ok(tally)
+}
+
+impl Load {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        // Nothing panics while it is held; if it did, counts would still be counts.
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn unary(self: Arc<Self>, due: Due) {
+        let options = &self.options;
+        let id = format!("{}-{}", options.run, due.number);
+        let reverse = options.reverse && due.number % 2 == 1;
+        let (path, reply) = if reverse {
+            let content = id.chars().rev().collect();
+            let reply = ReverseResponse { content };
+            ("api.Reverse/Reverse", reply.encode_to_vec())
+        } else {
+            let reply = EchoRequest {
+                content: id.clone(),
+            };
+            ("api.Echo/Echo", reply.encode_to_vec())
+        };
+        // All four messages have the one field `content = 1`.
+        let request = EchoRequest {
+            content: id.clone(),
+        };
+        let call = Call {
+            uri: format!("https://{}/{path}", options.authority),
+            id,
+            metadata: Vec::new(),
+            request: request.encode_to_vec().into(),
+            reply: reply.into(),
+            replies: 1,
+            deadline: due.at + options.timeout,
+        };
+        // The remainder is below the number of links, which fits.
+        let link = &self.links[(due.number % self.links.len() as u64) as usize];
+        let ended = call.perform(link).await;
+        let latency = due.at.elapsed();
+        let mut tally = self.tally();
+        tally.transparent_retries += ended.retries;
+        if ended.status.code() == Code::Ok {
+            tally.ended_well(latency);
+        } else {
+            tally.ended_badly(Some(latency), failure(call.id, ended));
+        }
+    }
+
+    /// One stream after the other.
+    async fn streams(self: Arc<Self>, slot: usize) {
+        let options = &self.options;
+        let link = &self.links[slot % self.links.len()];
+        let replies = (options.stream_length.as_millis() / REPLY_INTERVAL.as_millis()).max(1);
+        let replies = u64::try_from(replies).unwrap_or(u64::MAX);
+        for number in 0_u64.. {
+            if self.closing.load(Ordering::Relaxed) {
+                return;
+            }
+            self.tally().streams_sent += 1;
+            let message = Bytes::from(crate::payload("stream").encode_to_vec());
+            let call = Call {
+                uri: format!("https://{}/e2e.Test/Download", options.authority),
+                id: format!("{}-s{slot}-{number}", options.run),
+                metadata: vec![
+                    ("x-test-replies", replies.to_string()),
+                    ("x-test-interval", REPLY_INTERVAL.as_millis().to_string()),
+                ],
+                request: message.clone(),
+                reply: message,
+                replies,
+                deadline: Instant::now() + options.stream_length + options.timeout,
+            };
+            let ended = call.perform(link).await;
+            let good = ended.status.code() == Code::Ok;
+            {
+                let mut tally = self.tally();
+                tally.transparent_retries += ended.retries;
+                if good {
+                    tally.streams_ok += 1;
+                } else {
+                    tally.ended_badly(None, failure(call.id, ended));
+                }
+            }
+            if !good {
+                // What fails at once is not asked for in a tight loop.
+                sleep(SECOND).await;
+            }
+        }
+    }
+}
+
+fn target(options: &Options) -> anyhow::Result<Target> {
+    let authority: Authority = options
+        .authority
+        .parse()
+        .with_context(|| format!("{:?} is no authority", options.authority))?;
+    let name = ServerName::try_from(authority.host().to_owned())
+        .with_context(|| format!("{:?} is no host name", authority.host()))?;
+    Ok(Target {
+        address: options.target.clone(),
+        name,
+        tls: options.tls.clone(),
+    })
+}
+
+fn failure(id: String, ended: Ended) -> Failure {
+    Failure {
+        id,
+        at: SystemTime::now(),
+        code: ended.status.code(),
+        message: ended.status.message().to_owned(),
+        hostname: ended.hostname,
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Between a stream's replies: often enough that one that hangs shows.
+const REPLY_INTERVAL: Duration = Duration::from_millis(100);
