@@ -1,7 +1,7 @@
 //! Load as real gRPC clients make it, and an account of every RPC: what `edge-load` runs.
 //!
-//! An open loop: RPCs are sent at their times ([`schedule`]), in turn on each connection, and latencies count from
-//! those times ([`tally`]). Beside it, each of a number of slots holds one server stream after the other. Memory is
+//! An open loop: RPCs are sent at their times (`schedule`), in turn on each connection, and latencies count from
+//! those times (`tally`). Beside it, each of a number of slots holds one server stream after the other. Memory is
 //! bounded by the limit of RPCs in flight: what it keeps from being sent is counted, and is a failure of the run.
 
 /// How long to wait between attempts to connect.
