@@ -9,7 +9,7 @@ use e2e::{
     loopback, payload,
     proxy::{Proxy, TEST},
     scripted::{Exchange, Scripted},
-    wait::eventually,
+    wait::{eventually, within},
 };
 use h2::Reason;
 
@@ -161,9 +161,13 @@ async fn attempts_retries_flags_and_resets() {
     let refuses =
         Scripted::start(async |exchange: Exchange| exchange.reset(Reason::REFUSED_STREAM)).await;
     let backend = Backend::start().await;
+    // Not a tonic server, which has the same deadline and may be first: then nothing is left to reset.
+    let silent = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
     let proxy = Proxy::to(&[refuses.address(), backend.address()])
         .route("/dead.", "dead")
         .cluster("dead", [loopback::refused().unwrap()])
+        .route("/silent.", "silent")
+        .cluster("silent", [silent.address()])
         .start()
         .await;
     let client = proxy.http2().await;
@@ -180,8 +184,12 @@ async fn attempts_retries_flags_and_resets() {
     .await;
     let resets = "edge_stream_resets_total";
     is(&proxy, resets, &[("cause", "upstream_reset")], 1.0).await;
-    let slow = [("grpc-timeout", "100m"), ("x-test-gate", "never")];
-    client.grpc("/e2e.Test/Unary", &slow).await.unwrap();
+    // Long enough to reach the backend on a busy machine: an RPC that didn't has nothing to reset.
+    let asked =
+        e2e::client::grpc_request("/silent.X/Y", &[("grpc-timeout", "5S"), ("x-test-id", "s")]);
+    let (response, _upload) = client.open(asked, false).await.unwrap();
+    silent.journal.begun("s").await;
+    within("an answer", response).await.unwrap();
     is(&proxy, resets, &[("cause", "deadline")], 1.0).await;
     client.grpc("/dead.X/Y", &[]).await.unwrap();
     becomes(
