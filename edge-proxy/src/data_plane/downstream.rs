@@ -179,6 +179,7 @@ pub(super) async fn http2(
     let connection = Rc::new(Downstream {
         link: Link::new(
             Connection::new(Role::Server, engine_config(&policy), now),
+            worker.wakes.clone(),
             now,
         ),
         peer,
@@ -445,6 +446,13 @@ impl Side for Rc<Downstream> {
                     stream,
                 };
                 rpc::refuse(worker, client, headers, Failure::HeadersTooLarge, now);
+            }
+            Event::Refused { stream, headers } => {
+                let client = rpc::Client::Http2 {
+                    connection: self.clone(),
+                    stream,
+                };
+                rpc::refused_stream(worker, &client, headers, now);
             }
             Event::Malformed { key, .. } => {
                 worker.shard.resets(ResetCause::Malformed).inc();

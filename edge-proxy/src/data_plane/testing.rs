@@ -258,15 +258,7 @@ impl Client {
 
     /// A gRPC request with this body, ended or not.
     pub(crate) fn call(&mut self, path: &str, body: &[u8], end: bool) -> u32 {
-        let fields = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":path", path),
-            (":authority", "a.test"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-        ];
-        let stream = self.engine.open(headers(&fields), false, 0).unwrap();
+        let stream = self.engine.open(grpc(path), false, 0).unwrap();
         self.engine.send_data(stream, body, end, now());
         stream
     }
@@ -440,6 +432,18 @@ pub(crate) fn headers(fields: &[(&str, &str)]) -> Headers {
         headers.push(name.as_bytes(), value.as_bytes());
     }
     headers
+}
+
+/// The head of a gRPC request.
+pub(crate) fn grpc(path: &str) -> Headers {
+    headers(&[
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":path", path),
+        (":authority", "a.test"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ])
 }
 
 /// The configuration's defaults.

@@ -30,6 +30,7 @@ use super::{
     rpc::{self, Key, Table},
     tls::Gate,
     upstream::{Pool, retry::Budget},
+    wire::Wakes,
 };
 use crate::{
     snapshot::{Heartbeats, Hints, Reader, Snapshot},
@@ -46,6 +47,8 @@ pub(crate) struct Worker {
     pub(crate) pool: Pool,
     /// Deadlines of RPCs and of queues.
     pub(crate) timers: Timers,
+    /// Connections that a turn left something to flush for.
+    pub(crate) wakes: Rc<Wakes>,
     /// One read of a socket: 64 KiB, since 16 KiB cost 11 % at 1 MiB messages.
     pub(crate) scratch: RefCell<Box<[u8]>>,
     /// What is held back here.
@@ -247,6 +250,7 @@ impl Worker {
             rpcs: RefCell::default(),
             pool: Pool::default(),
             timers: Timers::default(),
+            wakes: Rc::default(),
             scratch: RefCell::new(vec![0; READ_AT_ONCE].into_boxed_slice()),
             memory,
             shard,

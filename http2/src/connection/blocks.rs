@@ -184,13 +184,15 @@ impl Connection {
         let stream = block.stream;
         self.last_remote = stream;
         self.limits.stream_opened(self.now);
-        let refused = self.our_goaway.is_some_and(|last| stream > last)
-            || self.streams.len() >= self.config.max_concurrent_streams as usize;
-        if refused {
+        // Nothing was processed of what is refused: the client may try again (RFC 9113 §8.7).
+        if self.our_goaway.is_some_and(|last| stream > last) {
             self.recycle(headers);
-            // Nothing was processed: the client may try again (RFC 9113 §8.7).
             self.refuse(stream, Reason::REFUSED_STREAM)?;
             return Ok(None);
+        }
+        if self.streams.len() >= self.config.max_concurrent_streams as usize {
+            self.refuse(stream, Reason::REFUSED_STREAM)?;
+            return Ok(Some(Event::Refused { stream, headers }));
         }
         let body = headers.content_length();
         let large = list_size > self.config.max_header_list as usize;

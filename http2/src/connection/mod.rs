@@ -58,6 +58,8 @@ pub struct Connection {
 
     // Receiving.
     parse: Parse,
+    /// Frames that `receive` may still begin; see [`allow`](Self::allow).
+    allowed: usize,
     /// A frame's head that came in parts, and how much of it is there.
     head: [u8; HEAD],
     head_len: usize,
@@ -140,6 +142,7 @@ impl Connection {
                 Role::Server => Parse::Preface(0),
                 Role::Client => Parse::Head,
             },
+            allowed: usize::MAX,
             head: [0; HEAD],
             head_len: 0,
             partial: Vec::new(),
@@ -176,8 +179,9 @@ impl Connection {
         }
     }
 
-    /// Takes bytes from the front of `input` until there is an event or `input` is empty. Call it
-    /// until it returns `None`; one event may follow when `input` is already empty.
+    /// Takes bytes from the front of `input` until there is an event, or `input` is empty, or as
+    /// many frames have begun as [`allow`](Self::allow) said. Call it until it returns `None`; one
+    /// event may follow when `input` is already empty.
     ///
     /// # Errors
     /// The peer broke a rule of the whole connection, or spent a flood budget, or the owner
@@ -193,6 +197,13 @@ impl Connection {
         }
         self.now = now;
         self.step(input).inspect_err(|&e| self.die(e))
+    }
+
+    /// From now on `receive` begins at most so many frames, then leaves the rest of its input: an
+    /// owner with many connections bounds with this what one of them does at a time. Without a
+    /// call there is no bound.
+    pub fn allow(&mut self, frames: usize) {
+        self.allowed = frames;
     }
 
     /// Names a stream that the peer opened; later events carry `key`.

@@ -50,8 +50,12 @@ impl Connection {
                 }
                 _ if input.is_empty() => return Ok(None),
                 Parse::Data(frame) => self.data(frame, input),
+                Parse::Head if self.allowed == 0 => return Ok(None),
                 Parse::Head => match self.read_head(input) {
-                    Some(head) => self.begin(head, input)?,
+                    Some(head) => {
+                        self.allowed -= 1;
+                        self.begin(head, input)?
+                    }
                     None => return Ok(None),
                 },
                 Parse::Payload(head) => self.collect(head, input)?,

@@ -313,3 +313,35 @@ fn a_header_table_below_the_initial_size_is_not_announced() {
         [0, 1, 0, 0, 16, 0]
     );
 }
+
+#[test]
+fn an_owner_may_bound_the_frames_of_a_turn() {
+    let mut s = Script::server(Config::default());
+    let head = s.headers(1, &request(), false);
+    let bytes = [
+        &head[..],
+        &data(1, b"in two", false),
+        &ping(1),
+        &data(1, b"", true),
+        &ping(2),
+    ]
+    .concat();
+    let cut = head.len() + 9 + 3;
+    // In parts, so that the bound falls into a frame too: what has begun is finished, whatever the bound.
+    let mut turn = |bytes: &[u8]| {
+        s.engine.allow(2);
+        let mut input = bytes;
+        let mut events = 0;
+        while s.engine.receive(&mut input, s.now).unwrap().is_some() {
+            events += 1;
+        }
+        (events, input.len())
+    };
+    assert_eq!(turn(&bytes[..cut]), (2, 0));
+    let rest = &bytes[cut..];
+    // "wo", a PING, the empty end with its event.
+    assert_eq!(turn(rest), (2, 17));
+    assert_eq!(turn(&rest[rest.len() - 17..]), (0, 0));
+    assert_eq!(s.sent().iter().filter(|f| f.kind == PING).count(), 2);
+    assert!(s.engine.peer_closed(1));
+}

@@ -26,7 +26,8 @@ fn a_graceful_end_is_a_notice_a_ping_and_the_last_stream() {
     let sent = s.sent();
     assert_eq!((sent.len(), last_and_reason(&sent[0])), (1, (3, 0)));
     let late = s.headers(5, &request(), true);
-    s.breaks(&late, 5, Reason::REFUSED_STREAM);
+    // No limit acted: there is nothing to tell.
+    assert_eq!(s.breaks(&late, 5, Reason::REFUSED_STREAM), []);
     for stream in [1, 3] {
         s.engine.send_headers(stream, &response(), true);
     }

@@ -306,7 +306,8 @@ fn streams_above_the_limit_are_refused_and_their_blocks_decoded() {
     s.requested(1, true);
     s.requested(3, true);
     let third = s.headers(5, &sized("7"), true);
-    assert_eq!(s.breaks(&third, 5, Reason::REFUSED_STREAM), []);
+    let told = Got::Refused(5, fields(&sized("7")));
+    assert_eq!(s.breaks(&third, 5, Reason::REFUSED_STREAM), [told]);
     s.engine.send_headers(1, &response(), true);
     let mut again = sized("7");
     again.set(b"content-length", b"0");

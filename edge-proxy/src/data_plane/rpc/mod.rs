@@ -141,6 +141,16 @@ pub(crate) fn refuse(
     });
 }
 
+/// A client's request was answered with REFUSED_STREAM, above its streams or ours: all that comes of it is its line.
+pub(crate) fn refused_stream(worker: &Rc<Worker>, client: &Client, head: Headers, now: Instant) {
+    worker.shard.limits(Limit::Streams).inc();
+    let grpc = Form::of(&Facts::read(&head, None)) == Form::Grpc;
+    let mut record = Record::new(now);
+    record.failed_with(Failure::Overloaded);
+    record.write(worker, client, &head, grpc, now);
+    client.recycle(head);
+}
+
 /// The endpoint that the RPC waits for has a connection with room.
 pub(crate) fn connected(worker: &Rc<Worker>, key: Key, upstream: Rc<Upstream>) {
     let now = worker.now();
@@ -329,9 +339,9 @@ fn admit(worker: &Rc<Worker>, rpc: Rpc, now: Instant, first: impl FnOnce(&mut Rp
     match admitted {
         Ok(key) => step(worker, key, |rpc| first(rpc, key)),
         Err(rpc) => {
-            worker.shard.limits(Limit::Streams).inc();
             rpc.client.reset(Reason::REFUSED_STREAM);
             rpc.client.ended(now);
+            refused_stream(worker, &rpc.client, rpc.head, now);
         }
     }
 }

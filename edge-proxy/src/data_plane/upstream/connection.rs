@@ -75,6 +75,7 @@ pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc
     let connection = Rc::new(Upstream {
         link: Link::new(
             Connection::new(Role::Client, engine_config(&policy), now),
+            worker.wakes.clone(),
             now,
         ),
         pool: pool.clone(),
@@ -309,6 +310,8 @@ impl Side for Rc<Upstream> {
                 worker.hints.suspect(&self.pool.shared);
             }
             Event::Pong { .. } => self.ping.set(None),
+            // Of a server's engine.
+            Event::Refused { .. } => {}
         }
     }
 

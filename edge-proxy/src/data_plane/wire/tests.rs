@@ -1,0 +1,206 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Wake,
+};
+
+use super::*;
+use crate::data_plane::testing::{self, Bench, Client, backend, headers, running, until};
+
+#[test]
+fn an_engine_that_panicked_in_anothers_turn_is_not_asked_again() {
+    let now = Instant::now();
+    let engine = Connection::new(Role::Client, Config::default(), now);
+    let link = Link::new(engine, Rc::default(), now);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let _engine = link.engine();
+        panic!("as an engine would");
+    }));
+    assert!(panicked.is_err());
+    assert!(link.poisoned.get());
+    assert!(!link.engine().can_open());
+    assert!(link.engine().is_empty());
+}
+
+/// Something else on the worker that is always ready: looks once in each of its turns.
+struct Other<T> {
+    seen: Rc<RefCell<Vec<T>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl<T: Copy + 'static> Other<T> {
+    fn looks(at: impl Fn() -> T + 'static) -> Self {
+        let seen = Rc::new(RefCell::new(vec![at()]));
+        let task = tokio::task::spawn_local({
+            let seen = seen.clone();
+            poll_fn(move |cx| {
+                seen.borrow_mut().push(at());
+                // As a connection does that has more to do.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+        });
+        Self { seen, task }
+    }
+
+    /// What it saw, two after the other.
+    fn steps(self) -> Vec<(T, T)> {
+        self.task.abort();
+        let seen = self.seen.borrow();
+        seen.windows(2).map(|two| (two[0], two[1])).collect()
+    }
+}
+
+#[test]
+fn others_have_their_turn_after_100_frames_of_a_client() {
+    running(|| async {
+        let mut listener = testing::policy();
+        listener.http2.max_concurrent_streams = 1000;
+        let bench = Bench::with(&[], listener.clone(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, listener).await;
+        // All of it in one segment, and nothing after it: the socket stays silent.
+        for _ in 0..450 {
+            client
+                .engine
+                .open(testing::grpc("/direct/"), false, 0)
+                .unwrap();
+        }
+        let other = Other::looks({
+            let worker = bench.worker.clone();
+            move || worker.rpcs.borrow().len()
+        });
+        client.flush().await;
+        until(|| bench.worker.rpcs.borrow().len() == 450).await;
+        let most = other.steps().iter().map(|(a, b)| b - a).max();
+        assert_eq!(most, Some(100), "frames in one turn");
+    });
+}
+
+#[test]
+fn others_have_their_turn_after_100_frames_of_a_backend() {
+    running(|| async {
+        const STREAMS: usize = 90;
+        let streams = Rc::new(RefCell::new(Vec::new()));
+        let address = backend({
+            let streams = streams.clone();
+            move |engine, event| {
+                let Event::Headers { stream, .. } = event else {
+                    return;
+                };
+                let mut streams = streams.borrow_mut();
+                streams.push(stream);
+                if streams.len() == STREAMS {
+                    // All in one segment; three frames each.
+                    for stream in streams.iter() {
+                        let head = [(":status", "200"), ("content-type", "application/grpc")];
+                        engine.send_headers(*stream, &headers(&head), false);
+                        engine.send_data(*stream, b"\0\0\0\0\0", false, testing::now());
+                        engine.send_trailers(*stream, &headers(&[("grpc-status", "0")]));
+                    }
+                }
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut client = Client::connect(&bench).await;
+        for _ in 0..STREAMS {
+            client
+                .engine
+                .open(testing::grpc("/api.Echo/Echo"), true, 0)
+                .unwrap();
+        }
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        let active = move || endpoint.active.load(Ordering::Relaxed);
+        let other = Other::looks({
+            let active = active.clone();
+            move || active()
+        });
+        client.flush().await;
+        until(|| streams.borrow().len() == STREAMS && active() == 0).await;
+        let most = other
+            .steps()
+            .iter()
+            .map(|(a, b)| a.saturating_sub(*b))
+            .max();
+        // Each is three frames.
+        let most = most.unwrap() as usize;
+        assert!(
+            (2..=100 / 3 + 1).contains(&most),
+            "{most} RPCs ended in one turn"
+        );
+    });
+}
+
+#[test]
+fn others_have_their_turn_after_64_kib() {
+    running(|| async {
+        const BODY: usize = 256 * 1024;
+        let (mut listener, mut cluster) = (testing::policy(), testing::cluster_policy());
+        listener.http2.initial_stream_window_size = 1 << 20;
+        cluster.max_replay_bytes = 1 << 20;
+        cluster.connect_timeout = Duration::from_secs(3600);
+        // Accepts, and says nothing: what comes is kept.
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let bench = Bench::with(&[silent.local_addr().unwrap()], listener.clone(), cluster);
+        let mut client = Client::connect_with(&bench, listener).await;
+        let other = Other::looks({
+            let worker = bench.worker.clone();
+            move || worker.memory.held()
+        });
+        client.call("/api.Echo/Echo", &[0; BODY], true);
+        while client.engine.pending_bytes() > 0 {
+            client.flush().await;
+        }
+        client.flush().await;
+        until(|| bench.worker.memory.held() >= BODY).await;
+        let most = other
+            .steps()
+            .iter()
+            .map(|(a, b)| b.saturating_sub(*a))
+            .max();
+        assert!(most <= Some(64 * 1024), "{most:?} bytes in one turn");
+    });
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn who_is_woken_by_a_turn_that_broke_off_writes_once_for_all_of_it() {
+    let now = Instant::now();
+    let wakes = Rc::new(Wakes::default());
+    let woken = Arc::<Woken>::default();
+    let waker = Waker::from(woken.clone());
+    let link = |wakes: &Rc<Wakes>| {
+        let engine = Connection::new(Role::Client, Config::default(), now);
+        let link = Link::new(engine, wakes.clone(), now);
+        *link.waker.borrow_mut() = Some(waker.clone());
+        link.dirty.set(false);
+        link
+    };
+    let (reads, writes) = (link(&wakes), link(&wakes));
+    let turn = |broke_off| {
+        reads.begin_turn(&Context::from_waker(&waker));
+        writes.wake();
+        reads.in_turn.set(false);
+        wakes.end_turn(broke_off);
+        woken.0.load(Ordering::Relaxed)
+    };
+    assert_eq!([turn(true), turn(true), turn(false)], [0, 0, 1]);
+    // Outside of turns (a deadline) at once.
+    writes.dirty.set(false);
+    writes.wake();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+}
