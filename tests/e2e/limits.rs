@@ -68,6 +68,14 @@ async fn a_stream_too_many_is_refused_and_the_others_go_on() {
         (refused.stream, refused.number(0)),
         (5, Some(code::REFUSED_STREAM))
     );
+    let limit = [("limit", "streams")];
+    eventually("the limit on the page of metrics", || async {
+        (proxy.metric("edge_limits_total", &limit).await == 1.0).then_some(())
+    })
+    .await;
+    let line = &proxy.access_log(1).await[0];
+    assert_eq!(line["flags"], "OM");
+    assert_eq!(line["path"], "/e2e.Test/Chat");
     backend.open("end");
     let mut ended = Vec::new();
     while ended.len() < 2 {
