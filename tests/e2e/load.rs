@@ -2,11 +2,12 @@ use std::{collections::HashSet, time::Duration};
 
 use e2e::{
     backend::Backend,
-    load::{self, Options},
+    load::{self, Keepalive, Options, StreamMethod},
     proxy::Proxy,
     replicas::{Kind, Replica},
     wait::within,
 };
+use serde_json::Value;
 
 #[tokio::test]
 async fn two_seconds_of_load_lose_nothing() {
@@ -22,20 +23,7 @@ async fn two_seconds_of_load_lose_nothing() {
         .route("/e2e.Test/", "test")
         .start()
         .await;
-    let options = Options {
-        target: proxy.address().to_string(),
-        authority: "grpc.example.com".to_owned(),
-        tls: proxy.tls_config(&["h2"]),
-        rate: 200,
-        connections: 3,
-        duration: Duration::from_secs(2),
-        reverse: true,
-        streams: 2,
-        stream_length: Duration::from_millis(500),
-        timeout: Duration::from_secs(60),
-        max_in_flight: 1000,
-        run: "story".to_owned(),
-    };
+    let options = options(&proxy);
     let mut seconds = Vec::new();
     let loading = load::run(
         options,
@@ -60,4 +48,54 @@ async fn two_seconds_of_load_lose_nothing() {
         .filter_map(|request| request.header("x-test-id"))
         .collect();
     assert_eq!(ids.len() as u64, tally.streams_ok);
+}
+
+#[tokio::test]
+async fn streams_of_the_services_own_are_counted_by_who_serves_them() {
+    let echo = Replica::group(Kind::Echo, 2).await;
+    let proxy = Proxy::builder()
+        .cluster("echo", echo.iter().map(Replica::address))
+        .route("/api.Echo/", "echo")
+        .route("/grpc.reflection.v1.ServerReflection/", "echo")
+        .start()
+        .await;
+    let options = Options {
+        reverse: false,
+        stream_method: StreamMethod::Reflection,
+        keepalive: Some(Keepalive {
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_secs(60),
+        }),
+        ..options(&proxy)
+    };
+    let loading = load::run(options, |_, _| {}, std::future::pending());
+    let tally = within("the load's end", loading).await.unwrap();
+
+    let account = tally.json();
+    assert!(tally.good(), "{account:#}");
+    assert_eq!(tally.streams_sent, tally.streams_ok);
+    assert!(tally.streams_ok >= 2);
+    let by_hostname = account["hostnames"].as_object().unwrap();
+    let counts: Vec<_> = by_hostname.values().filter_map(Value::as_u64).collect();
+    assert_eq!(counts.len(), 2, "{account:#}");
+    assert_eq!(counts.iter().sum::<u64>(), tally.ok);
+}
+
+fn options(proxy: &Proxy) -> Options {
+    Options {
+        target: proxy.address().to_string(),
+        authority: "grpc.example.com".to_owned(),
+        tls: proxy.tls_config(&["h2"]),
+        rate: 200,
+        connections: 3,
+        duration: Duration::from_secs(2),
+        reverse: true,
+        streams: 2,
+        stream_method: StreamMethod::Download,
+        stream_length: Duration::from_millis(500),
+        timeout: Duration::from_secs(60),
+        max_in_flight: 1000,
+        keepalive: None,
+        run: "story".to_owned(),
+    }
 }

@@ -20,8 +20,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::Parser;
-use e2e::load::{self, Options, tally::Second};
+use clap::{Parser, ValueEnum};
+use e2e::load::{self, Keepalive, Options, StreamMethod, tally::Second};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
@@ -59,9 +59,13 @@ struct Cli {
     #[arg(long)]
     reverse: bool,
 
-    /// Server streams at a time, one after the other; the target needs the tests' own service, e2e.Test
+    /// Streams at a time, one after the other
     #[arg(long, value_name = "N", default_value_t = 0)]
     streams: u16,
+
+    /// Which method the streams are of; the target needs a route for it
+    #[arg(long, value_enum, default_value_t = Streams::Download)]
+    stream_method: Streams,
 
     /// How long each stream is
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time)]
@@ -75,9 +79,25 @@ struct Cli {
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     max_in_flight: usize,
 
+    /// Send a PING this often on each connection, and give it up when nothing is answered in time; off when missing
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    keepalive: Option<Duration>,
+
+    /// What "in time" is: for PINGs, and for data (TCP_USER_TIMEOUT)
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = time)]
+    keepalive_timeout: Duration,
+
     /// Write the account as JSON, latencies in microseconds; "-" is the standard output
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Streams {
+    /// e2e.Test/Download, a server stream of the tests' own service
+    Download,
+    /// grpc.reflection.v1.ServerReflection, which the deployed services have: an answer to each question
+    Reflection,
 }
 
 #[tokio::main]
@@ -107,9 +127,17 @@ async fn run(cli: Cli) -> anyhow::Result<bool> {
         duration: cli.duration,
         reverse: cli.reverse,
         streams: cli.streams.into(),
+        stream_method: match cli.stream_method {
+            Streams::Download => StreamMethod::Download,
+            Streams::Reflection => StreamMethod::Reflection,
+        },
         stream_length: cli.stream_length,
         timeout: cli.timeout,
         max_in_flight: cli.max_in_flight,
+        keepalive: cli.keepalive.map(|interval| Keepalive {
+            interval,
+            timeout: cli.keepalive_timeout,
+        }),
         run: format!("{:08x}", rand::random::<u32>()),
     };
     let terminal = std::io::stderr().is_terminal();

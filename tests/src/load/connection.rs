@@ -14,24 +14,27 @@
 //! open loop that is at once, so it is made at once.
 
 use std::{
+    future::pending,
     io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::{Ping, PingPong, client::SendRequest};
 use rustls::{ClientConfig, pki_types::ServerName};
+use socket2::SockRef;
 use tokio::{
     net::TcpStream,
-    sync::watch,
+    sync::{oneshot, watch},
     task::{JoinHandle, JoinSet},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 
 use super::{
+    Keepalive,
     backoff::{Backoff, MIN_CONNECT_TIMEOUT},
     tally::Tally,
 };
@@ -45,6 +48,8 @@ pub(super) struct Target {
     pub(super) name: ServerName<'static>,
     /// Whom to trust.
     pub(super) tls: Arc<ClientConfig>,
+    /// When a connection is given up that nothing comes from.
+    pub(super) keepalive: Option<Keepalive>,
 }
 
 /// The connection. It ends, abruptly, with this value.
@@ -151,6 +156,9 @@ async fn connect(
     // Tries the addresses of the name in turn.
     let stream = TcpStream::connect(&target.address).await?;
     stream.set_nodelay(true)?;
+    if let Some(keepalive) = target.keepalive {
+        SockRef::from(&stream).set_tcp_user_timeout(Some(keepalive.timeout))?;
+    }
     let connector = TlsConnector::from(target.tls.clone());
     let stream = connector.connect(target.name.clone(), stream).await?;
     let (send, mut connection) = h2::client::Builder::new()
@@ -162,18 +170,50 @@ async fn connect(
         .map_err(io::Error::other)?;
     let ping = connection.ping_pong();
     let state = state.clone();
+    let (settled, has_settled) = oneshot::channel();
+    let keepalive = target.keepalive;
     drivers.spawn(async move {
         // How it ends is seen by its RPCs, each for itself.
-        let _ = connection.await;
+        tokio::select! {
+            _ = connection => {}
+            () = ping_it(ping, settled, keepalive) => {}
+        }
         lose(&state, generation);
     });
     // A connection counts, and ends the back-off, when the peer's SETTINGS have come: those are before its first PONG.
-    if let Some(mut ping) = ping {
-        let pong = ping.ping(h2::Ping::opaque()).await;
-        pong.map_err(io::Error::other)?;
-    }
+    has_settled
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::ConnectionReset))?;
     let usable = send.ready().await.map_err(io::Error::other)?;
     Ok(usable)
+}
+
+/// The first PING's answer says that the connection is `settled`; one that isn't answered in time afterwards ends this
+/// function, and so the connection. Without keep-alive there is only the first.
+async fn ping_it(
+    ping: Option<PingPong>,
+    settled: oneshot::Sender<()>,
+    keepalive: Option<Keepalive>,
+) {
+    // There is one: nobody else has taken it.
+    let Some(mut ping) = ping else { return };
+    if ping.ping(Ping::opaque()).await.is_err() {
+        return pending().await;
+    }
+    // Nobody waits for it any more when the time to connect has passed.
+    let _ = settled.send(());
+    let Some(keepalive) = keepalive else {
+        return pending().await;
+    };
+    loop {
+        sleep(keepalive.interval).await;
+        match timeout(keepalive.timeout, ping.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection's own future says that it has ended.
+            Ok(Err(_)) => return pending().await,
+            Err(_) => return,
+        }
+    }
 }
 
 fn lose(state: &watch::Sender<State>, lost: u64) {

@@ -1,7 +1,7 @@
 //! Load as real gRPC clients make it, and an account of every RPC: what `edge-load` runs.
 //!
 //! An open loop: RPCs are sent at their times (`schedule`), in turn on each connection, and latencies count from
-//! those times (`tally`). Beside it, each of a number of slots holds one server stream after the other. Memory is
+//! those times (`tally`). Beside it, each of a number of slots holds one stream after the other. Memory is
 //! bounded by the limit of RPCs in flight: what it keeps from being sent is counted, and is a failure of the run.
 
 /// How long to wait between attempts to connect.
@@ -38,6 +38,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 use tonic::Code;
+use tonic_reflection::pb::v1::{
+    ExtensionNumberResponse, ServerReflectionRequest, ServerReflectionResponse,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 use connection::{Link, Target};
 use rpc::{Call, Ended};
@@ -61,16 +65,39 @@ pub struct Options {
     pub duration: Duration,
     /// Every second RPC is `api.Reverse/Reverse` instead of `api.Echo/Echo`.
     pub reverse: bool,
-    /// Server streams at a time, of `e2e.Test/Download`.
+    /// Streams at a time.
     pub streams: usize,
+    /// Whose they are.
+    pub stream_method: StreamMethod,
     /// How long each of them is.
     pub stream_length: Duration,
     /// Each RPC's deadline after its intended time, and each stream's after its length.
     pub timeout: Duration,
     /// Unary RPCs at a time.
     pub max_in_flight: usize,
+    /// PINGs to each connection's peer: gRPC's `doc/keepalive.md`. None unless it is set, as in gRPC's libraries.
+    pub keepalive: Option<Keepalive>,
     /// How ids (`x-test-id`) begin: `run-0`, `run-1`, …; streams' are `run-s0-0`, by slot and number.
     pub run: String,
+}
+
+/// A long RPC, with a reply every 100 ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamMethod {
+    /// `e2e.Test/Download`, a server stream, of the tests' own backend.
+    Download,
+    /// `grpc.reflection.v1.ServerReflection/ServerReflectionInfo`, which is every gRPC service's that has server
+    /// reflection: a question for each reply, and the stream ends when there are no more questions.
+    Reflection,
+}
+
+/// When a connection that seems dead is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// From one PING to the next.
+    pub interval: Duration,
+    /// How long a PING's answer, and the acknowledgement of any data (TCP_USER_TIMEOUT), may take.
+    pub timeout: Duration,
 }
 
 /// What all RPCs share.
@@ -159,6 +186,7 @@ impl Load {
     }
 
     async fn unary(self: Arc<Self>, due: Due) {
+        let begun = SystemTime::now() - due.at.elapsed();
         let options = &self.options;
         let id = format!("{}-{}", options.run, due.number);
         let reverse = options.reverse && due.number % 2 == 1;
@@ -181,6 +209,7 @@ impl Load {
             id,
             metadata: Vec::new(),
             request: request.encode_to_vec().into(),
+            pace: None,
             reply: reply.into(),
             replies: 1,
             deadline: due.at + options.timeout,
@@ -192,9 +221,9 @@ impl Load {
         let mut tally = self.tally();
         tally.transparent_retries += ended.retries;
         if ended.status.code() == Code::Ok {
-            tally.ended_well(latency);
+            tally.ended_well(latency, ended.hostname.as_deref());
         } else {
-            tally.ended_badly(Some(latency), failure(call.id, ended));
+            tally.ended_badly(Some(latency), failure(call.id, begun, ended));
         }
     }
 
@@ -209,18 +238,11 @@ impl Load {
                 return;
             }
             self.tally().streams_sent += 1;
-            let message = Bytes::from(crate::payload("stream").encode_to_vec());
-            let call = Call {
-                uri: format!("https://{}/e2e.Test/Download", options.authority),
-                id: format!("{}-s{slot}-{number}", options.run),
-                metadata: vec![
-                    ("x-test-replies", replies.to_string()),
-                    ("x-test-interval", REPLY_INTERVAL.as_millis().to_string()),
-                ],
-                request: message.clone(),
-                reply: message,
-                replies,
-                deadline: Instant::now() + options.stream_length + options.timeout,
+            let begun = SystemTime::now();
+            let id = format!("{}-s{slot}-{number}", options.run);
+            let call = match options.stream_method {
+                StreamMethod::Download => self.download(id, replies),
+                StreamMethod::Reflection => self.reflection(id, replies),
             };
             let ended = call.perform(link).await;
             let good = ended.status.code() == Code::Ok;
@@ -230,13 +252,63 @@ impl Load {
                 if good {
                     tally.streams_ok += 1;
                 } else {
-                    tally.ended_badly(None, failure(call.id, ended));
+                    tally.ended_badly(None, failure(call.id, begun, ended));
                 }
             }
             if !good {
                 // What fails at once is not asked for in a tight loop.
                 sleep(SECOND).await;
             }
+        }
+    }
+}
+
+impl Load {
+    fn download(&self, id: String, replies: u64) -> Call {
+        let message = Bytes::from(crate::payload("stream").encode_to_vec());
+        Call {
+            metadata: vec![
+                ("x-test-replies", replies.to_string()),
+                ("x-test-interval", REPLY_INTERVAL.as_millis().to_string()),
+            ],
+            pace: None,
+            ..self.stream("e2e.Test/Download", id, message.clone(), message, replies)
+        }
+    }
+
+    fn reflection(&self, id: String, replies: u64) -> Call {
+        // The shortest question and answer: the extensions of a type, of which there are none. The answer has the
+        // question in it, so it is known whose it is.
+        let question = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::AllExtensionNumbersOfType(id.clone())),
+        };
+        let reply = ServerReflectionResponse {
+            valid_host: String::new(),
+            original_request: Some(question.clone()),
+            message_response: Some(MessageResponse::AllExtensionNumbersResponse(
+                ExtensionNumberResponse::default(),
+            )),
+        };
+        let method = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        let (question, reply) = (question.encode_to_vec(), reply.encode_to_vec());
+        Call {
+            pace: Some(REPLY_INTERVAL),
+            ..self.stream(method, id, question.into(), reply.into(), replies)
+        }
+    }
+
+    fn stream(&self, method: &str, id: String, request: Bytes, reply: Bytes, replies: u64) -> Call {
+        let options = &self.options;
+        Call {
+            uri: format!("https://{}/{method}", options.authority),
+            id,
+            metadata: Vec::new(),
+            request,
+            pace: None,
+            reply,
+            replies,
+            deadline: Instant::now() + options.stream_length + options.timeout,
         }
     }
 }
@@ -252,13 +324,15 @@ fn target(options: &Options) -> anyhow::Result<Target> {
         address: options.target.clone(),
         name,
         tls: options.tls.clone(),
+        keepalive: options.keepalive,
     })
 }
 
-fn failure(id: String, ended: Ended) -> Failure {
+fn failure(id: String, begun: SystemTime, ended: Ended) -> Failure {
     Failure {
         id,
-        at: SystemTime::now(),
+        begun,
+        ended: SystemTime::now(),
         code: ended.status.code(),
         message: ended.status.message().to_owned(),
         hostname: ended.hostname,

@@ -4,10 +4,12 @@
 //! often as necessary; one that left it, but that the peer says it hasn't looked at (REFUSED_STREAM, or beyond
 //! GOAWAY's last stream), is sent once more. Everything else that fails has failed.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::Reason;
+use h2::{Reason, SendStream, client::ResponseFuture};
 use http::{HeaderMap, Request, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, interval, timeout_at};
 use tonic::{Code, Status};
 
 use super::connection::Link;
@@ -23,6 +25,8 @@ pub(super) struct Call {
     pub(super) metadata: Vec<(&'static str, String)>,
     /// The request's message.
     pub(super) request: Bytes,
+    /// `Some`: the message is sent as often as there are replies to be, this far apart. `None`: once.
+    pub(super) pace: Option<Duration>,
     /// Each reply's message.
     pub(super) reply: Bytes,
     /// How many replies there are to be.
@@ -83,7 +87,7 @@ impl Call {
             let request = self.head().map_err(|_| Reason::INTERNAL_ERROR)?;
             send.send_request(request, false)
         };
-        let (response, mut body) = match begin.await {
+        let (response, body) = match begin.await {
             Ok(streams) => streams,
             Err(error) if error.is_go_away() || error.is_io() => {
                 link.lost(&connection);
@@ -93,8 +97,35 @@ impl Call {
         };
         // Else it would keep the connection open after GOAWAY; the stream does that on its own.
         drop(connection);
-        // If the stream has ended already, its response says why.
-        let _ = body.send_data(framed(&self.request), true);
+        let mut receiving = std::pin::pin!(self.receive(response, hostname));
+        tokio::select! {
+            biased;
+            ended = &mut receiving => ended,
+            () = self.send(body) => receiving.await,
+        }
+    }
+
+    /// The request's messages. When the stream ends meanwhile, its response says why.
+    async fn send(&self, mut body: SendStream<Bytes>) {
+        let message = framed(&self.request);
+        if let Some(pace) = self.pace {
+            let mut ticks = interval(pace);
+            for _ in 1..self.replies {
+                ticks.tick().await;
+                if body.send_data(message.clone(), false).is_err() {
+                    return;
+                }
+            }
+            ticks.tick().await;
+        }
+        let _ = body.send_data(message, true);
+    }
+
+    async fn receive(
+        &self,
+        response: ResponseFuture,
+        hostname: &mut Option<String>,
+    ) -> Result<(), Again> {
         let (head, mut body) = match response.await {
             Ok(response) => response.into_parts(),
             Err(error) if not_processed(&error) => {

@@ -27,6 +27,8 @@ pub struct Tally {
     pub transparent_retries: u64,
     /// Connections that were made.
     pub connections: u64,
+    /// RPCs that ended well, by the peer's `hostname`.
+    hostnames: BTreeMap<String, u64>,
     failed: BTreeMap<&'static str, u64>,
     failures: Vec<Failure>,
     latencies: Histogram<u64>,
@@ -40,8 +42,10 @@ pub struct Tally {
 pub struct Failure {
     /// Its `x-test-id`.
     pub id: String,
+    /// When it was meant to be sent.
+    pub begun: SystemTime,
     /// When its end was seen.
-    pub at: SystemTime,
+    pub ended: SystemTime,
     /// Its status.
     pub code: Code,
     /// Why.
@@ -78,6 +82,7 @@ impl Tally {
             streams_ok: 0,
             transparent_retries: 0,
             connections: 0,
+            hostnames: BTreeMap::new(),
             failed: BTreeMap::new(),
             failures: Vec::new(),
             latencies: histogram(),
@@ -88,8 +93,14 @@ impl Tally {
     }
 
     /// An RPC ended well, `latency` after its intended time.
-    pub fn ended_well(&mut self, latency: Duration) {
+    pub fn ended_well(&mut self, latency: Duration, hostname: Option<&str>) {
         self.ok += 1;
+        let hostname = hostname.unwrap_or("");
+        if let Some(count) = self.hostnames.get_mut(hostname) {
+            *count += 1;
+        } else if self.hostnames.len() < MAX_HOSTNAMES {
+            self.hostnames.insert(hostname.to_owned(), 1);
+        }
         self.record(latency);
     }
 
@@ -146,6 +157,7 @@ impl Tally {
             "streams": { "sent": self.streams_sent, "ok": self.streams_ok },
             "transparent_retries": self.transparent_retries,
             "connections": self.connections,
+            "hostnames": self.hostnames,
             "latency_us": {
                 "p50": quantile(0.5), "p90": quantile(0.9), "p99": quantile(0.99), "p99.9": quantile(0.999),
                 "max": self.latencies.max(),
@@ -185,10 +197,14 @@ impl Second {
 
 impl Failure {
     fn json(&self) -> Value {
-        let since = self.at.duration_since(SystemTime::UNIX_EPOCH);
+        let unix = |time: SystemTime| {
+            let since = time.duration_since(SystemTime::UNIX_EPOCH);
+            since.unwrap_or_default().as_secs_f64()
+        };
         json!({
             "id": self.id,
-            "unix_time": since.unwrap_or_default().as_secs_f64(),
+            "begun": unix(self.begun),
+            "ended": unix(self.ended),
             "status": name(self.code),
             "message": self.message,
             "hostname": self.hostname,
@@ -226,8 +242,10 @@ fn histogram() -> Histogram<u64> {
 
 /// An hour, in microseconds.
 const LONGEST: u64 = 3_600_000_000;
-/// What fits on a few screens; all are counted.
-const MAX_FAILURES: usize = 100;
+/// A few megabytes; all are counted.
+const MAX_FAILURES: usize = 10_000;
+/// More pods than a test's cluster has.
+const MAX_HOSTNAMES: usize = 1000;
 /// Bytes. A message is the peer's, who may be chatty.
 const MAX_MESSAGE: usize = 256;
 /// A day.
@@ -240,7 +258,8 @@ mod tests {
     fn failure(code: Code) -> Failure {
         Failure {
             id: "a-1".to_owned(),
-            at: SystemTime::UNIX_EPOCH,
+            begun: SystemTime::UNIX_EPOCH,
+            ended: SystemTime::UNIX_EPOCH,
             code,
             message: "ä".repeat(1000),
             hostname: Some("echo-1".to_owned()),
@@ -250,12 +269,12 @@ mod tests {
     #[test]
     fn failures_are_counted_by_status_and_only_the_first_are_kept() {
         let mut tally = Tally::new();
-        for _ in 0..1000 {
+        for _ in 0..MAX_FAILURES {
             tally.ended_badly(None, failure(Code::Unavailable));
         }
         tally.ended_badly(None, failure(Code::DataLoss));
         let json = tally.json();
-        assert_eq!(json["failed"]["UNAVAILABLE"], 1000);
+        assert_eq!(json["failed"]["UNAVAILABLE"], MAX_FAILURES);
         assert_eq!(json["failed"]["DATA_LOSS"], 1);
         let kept = json["first_failures"].as_array().unwrap();
         assert_eq!(kept.len(), MAX_FAILURES);
@@ -268,7 +287,7 @@ mod tests {
         let mut tally = Tally::new();
         for millis in 1..=100 {
             tally.sent += 1;
-            tally.ended_well(Duration::from_millis(millis));
+            tally.ended_well(Duration::from_millis(millis), Some("echo-1"));
         }
         let near = |value: u64, millis: u64| value.abs_diff(millis * 1000) <= millis;
         let first = tally.end_second();
@@ -280,13 +299,14 @@ mod tests {
             tally.json()["latency_us"]["p90"].as_u64().unwrap(),
             90
         ));
+        assert_eq!(tally.json()["hostnames"], json!({ "echo-1": 100 }));
         assert!(tally.good());
     }
 
     #[test]
     fn longer_than_an_hour_counts_as_an_hour() {
         let mut tally = Tally::new();
-        tally.ended_well(Duration::MAX);
+        tally.ended_well(Duration::MAX, None);
         let max = tally.json()["latency_us"]["max"].as_u64().unwrap();
         assert!(max.abs_diff(LONGEST) < LONGEST / 1000);
     }
