@@ -43,6 +43,53 @@ copy() {
     ) | tar -C "$1" -xf -
 }
 
+# own_namespace NAME [LABEL…]: an empty namespace, which kubectl and skaffold use from here on. It goes when every check held.
+own_namespace() {
+    own=$1
+    cp "$KUBECONFIG" "$PROOF_OUT/kubeconfig"
+    export KUBECONFIG=$PROOF_OUT/kubeconfig
+    trap 'leave_namespace $?' EXIT
+    kubectl delete namespace "$own" --ignore-not-found
+    kubectl create namespace "$own"
+    kubectl config set-context --current --namespace="$own"
+    [ $# -eq 1 ] || kubectl label namespace "$@"
+}
+# shellcheck disable=SC2329  # called by the trap
+leave_namespace() { # EXIT-CODE
+    jobs -p | xargs -r kill 2>/dev/null || true
+    if [ "$1" -eq 0 ] && ! grep -q $'\tfailed$' "$PROOF_OUT/checks.tsv"; then
+        kubectl delete namespace "$own" --wait=false
+    fi
+    rm -f "$PROOF_OUT/kubeconfig"
+}
+
+# pair NAME: NAME.pem and NAME.key, self-signed for grpc.example.com.
+pair() {
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout "$1.key" -out "$1.pem" -subj /CN=grpc.example.com \
+        -addext subjectAltName=DNS:grpc.example.com -addext basicConstraints=critical,CA:FALSE 2>/dev/null
+}
+
+# pods APP: the names of those that run and aren't about to go, in order.
+pods() {
+    kubectl get pods --selector "app=$1" --output=json |
+        jq -r '.items[] | select(.status.phase == "Running" and .metadata.deletionTimestamp == null) | .metadata.name' | sort
+}
+pod_ip() { kubectl get pod "$1" --output=jsonpath='{.status.podIP}'; }
+
+# admin POD PATH: a page of its admin interface, by a port-forward, and then the HTTP status on a line of its own.
+admin() {
+    local port forward
+    kubectl port-forward "pod/$1" :8090 >"$PROOF_OUT/port-forward.log" 2>&1 &
+    forward=$!
+    within 20 grep -q '^Forwarding from 127' "$PROOF_OUT/port-forward.log" || true
+    port=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\) .*/\1/p' "$PROOF_OUT/port-forward.log")
+    curl --silent --max-time 5 --write-out '\n%{http_code}\n' "http://127.0.0.1:$port$2" || true
+    kill "$forward" 2>/dev/null || true
+    wait "$forward" 2>/dev/null || true
+}
+# metric POD SAMPLE: its value; SAMPLE is the name with its labels.
+metric() { outside curl --silent --max-time 5 "http://$(pod_ip "$1"):8091/metrics" | awk -v sample="$2" '$1 == sample {print $2}'; }
+
 external_ip() { kubectl get service edge-proxy --output=jsonpath='{.status.loadBalancer.ingress[0].ip}'; }
 has_external_ip() { [ -n "$(external_ip)" ]; }
 # The load balancer has found a node with a ready proxy.
