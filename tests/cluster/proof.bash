@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What proofs have in common. ./run sets the environment: KUBECONFIG, DOCKER_HOST, PATH, and PROOF_OUT, the folder of this
-# proof's files. A proof ends with 0 when it came to its end; whether its promises held is in what it gave to `check`.
+# What proofs have in common. ./run sets the environment: KUBECONFIG, DOCKER_HOST, PATH, CLUSTER_STATE, EDGE_LOAD, and
+# PROOF_OUT, the folder of this proof's files. A proof ends with 0 when it came to its end; whether its promises held is in what it gave to `check`.
 set -Eeuo pipefail
 : "${PROOF_OUT:?proofs are started by tests/cluster/run}"
 
@@ -95,33 +95,113 @@ has_external_ip() { [ -n "$(external_ip)" ]; }
 # The load balancer has found a node with a ready proxy.
 reachable() { outside curl --silent --insecure --max-time 1 --output /dev/null "https://$(external_ip)/"; }
 
-# deploy: the whole system in namespace default, current and ready, with cert.pem in the working folder.
+# deploy [SED-EXPRESSION…]: the whole system, current and ready, in a namespace that the proofs about faults share, so that
+# only the first of them builds and waits. It is as deploy/overlays/namespace has it, but for a route to echo-grpc's server
+# reflection, whose streams last as long as their clients like; further expressions edit the proxy's configuration. Sets
+# $NAMESPACE, which is kubectl's from here on, and $address; cert.pem is in the working folder.
 deploy() {
-    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout privkey.pem -out cert.pem -subj /CN=grpc.example.com \
-        -addext subjectAltName=DNS:grpc.example.com -addext basicConstraints=critical,CA:FALSE 2>/dev/null
-    kubectl create secret tls edge-certs --key privkey.pem --cert cert.pem --dry-run=client --output yaml | kubectl apply --filename -
-    (cd "$REPOSITORY" && skaffold run --default-repo="$REGISTRY/edge-grpc-images" --insecure-registry="$REGISTRY" --skip-tests)
+    NAMESPACE=faults
+    cp "$KUBECONFIG" kubeconfig
+    export KUBECONFIG=$PWD/kubeconfig
+    kubectl config set-context --current --namespace="$NAMESPACE"
+    kubectl get namespace "$NAMESPACE" >/dev/null 2>&1 || kubectl create namespace "$NAMESPACE"
+    if ! kubectl get secret edge-certs --output=jsonpath='{.data.tls\.crt}' 2>/dev/null | base64 -d >cert.pem || [ ! -s cert.pem ]; then
+        certificate
+        kubectl create secret tls edge-certs --key privkey.pem --cert cert.pem
+    fi
+    rm -rf checkout
+    copy checkout
+    local edit
+    for edit in "s/edge-grpc\.svc/$NAMESPACE.svc/; s|^routes:$|&\n  - { prefix: /grpc.reflection.v1.ServerReflection/, cluster: echo-grpc }|" "$@"; do
+        sed -i "$edit" checkout/deploy/overlays/namespace/edge-proxy/edge-proxy.yaml
+    done
+    sed -i "s/^namespace: .*/namespace: $NAMESPACE/" checkout/deploy/overlays/namespace/edge-proxy/kustomization.yaml
+    skaffold_run --module=echo-grpc,reverse-grpc
+    skaffold_run --module=edge-proxy --profile=namespace
     within 60 has_external_ip
     within 60 reachable
+    address=$(external_ip)
+}
+skaffold_run() {
+    (cd checkout && skaffold run --namespace="$NAMESPACE" --default-repo="$REGISTRY/edge-grpc-images" --insecure-registry="$REGISTRY" --skip-tests "$@")
+}
+certificate() {
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout privkey.pem -out cert.pem -subj /CN=grpc.example.com \
+        -addext subjectAltName=DNS:grpc.example.com -addext basicConstraints=critical,CA:FALSE 2>/dev/null
 }
 
-# call FILE.proto JSON METHOD: one RPC on a connection of its own, through the external IP; needs cert.pem and $address.
-call() {
-    outside grpcurl -v -max-time 10 -d "$2" -import-path "$REPOSITORY/proto/api" -proto "$1" -authority grpc.example.com -cacert cert.pem \
-        "${address:?}:443" "$3"
+# load NAME [OPTION…]: edge-load in the background, outside the cluster, from $address being served until `unload NAME`.
+# Clients send keep-alive PINGs as gRPC's documents advise for networks that lose peers silently; it is what ends a
+# connection to a node that is gone.
+load() {
+    local name=$1
+    shift
+    (exec nsenter --net=/run/netns/outside "$EDGE_LOAD" "${address:?}:443" --ca cert.pem --rate 500 --connections 20 --duration 2h \
+        --reverse --streams 20 --stream-method reflection --stream-length 20s --keepalive 10s --keepalive-timeout 5s \
+        --json "$name.json" "$@" 2>"$name.seconds") &
+    echo $! >"$name.pid"
+    within 30 grep -qE ' ok +[1-9]' "$name.seconds"
+}
+# Nothing more is sent, and what runs may finish (streams: 20 s).
+unload() {
+    kill -INT "$(cat "$1.pid")"
+    wait "$(cat "$1.pid")" || true
+    account "$1" '"\(.sent) RPCs and \(.streams.sent) streams over \(.connections) connections, latency p50 \(.latency_us.p50) us, p99 \(.latency_us.p99) us, max \(.latency_us.max) us"'
+    account "$1" '.first_failures[:20][]'
+}
+# account NAME FILTER: what jq's FILTER says about NAME.json.
+account() { jq -r "$2" "$1.json"; }
+failed() { account "$1" '[.failed[]] + [.not_sent] | add'; }
+# begun_after NAME UNIX-TIME, failed RPCs that were begun after it, of which there are all if there aren't too many to be kept
+begun_after() { account "$1" "if ([.failed[]] | add // 0) > (.first_failures | length) then \"too many failures\" else [.first_failures[] | select(.begun > $2)] | length end"; }
+sent() { account "$1" '.sent + .streams.sent'; }
+now() { date +%s.%N; }
+
+# nothing_lost NAME [WHILE]: one row.
+nothing_lost() {
+    local failed sent
+    failed=$(failed "$1") sent=$(sent "$1")
+    check "none of the RPCs fails${2:+ while }${2:-}" "$failed of $sent failed; $(account "$1" '.streams.sent') of them streams of 20 s, p99 $(account "$1" '.latency_us.p99 / 1000 * 10 | round / 10') ms" \
+        [ "$failed" -eq 0 ]
 }
 
-# calls NAME: one RPC after another to echo-grpc until the file NAME.stop exists; NAME.ok and NAME.failed have a line each.
-# A program that offers a rate and keeps connections open would take this function's place, with the same two files.
-calls() {
-    : >"$1.ok"
-    : >"$1.failed"
-    local answer
-    until [ -e "$1.stop" ]; do
-        if answer=$(call echo.proto '{"content": "echo"}' api.Echo/Echo 2>&1) && grep -q '"content": "echo"' <<<"$answer"; then
-            sed -n 's/^hostname: //p' <<<"$answer" >>"$1.ok"
-        else
-            printf '%s %s\n' "$(date +%T.%3N)" "$(tr '\n' ' ' <<<"$answer")" >>"$1.failed"
-        fi
+# pods APP: those that aren't about to go.
+pods() {
+    kubectl get pods --selector "app=$1" -o json |
+        jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name' | sort
+}
+# restart APP…: all of them rolled out at once, to the end: new pods available, old ones gone.
+restart() {
+    local app
+    for app in "$@"; do pods "$app" >"pods.$app.before"; done
+    kubectl rollout restart "${@/#/deployment/}"
+    for app in "$@"; do
+        kubectl rollout status "deployment/$app" --timeout=300s || return
+        within 150 gone "$app" || return
     done
 }
+# None of the pods before `restart` is left.
+gone() {
+    kubectl get pods --selector "app=$1" -o name >"pods.$1.now" && ! sed 's|pod/||' "pods.$1.now" | grep -qFxf "pods.$1.before"
+}
+
+# process POD: the process id of its container, of this machine's.
+process() {
+    local id node
+    read -r node id < <(kubectl get pod "$1" --output=jsonpath='{.spec.nodeName} {.status.containerStatuses[0].containerID}')
+    ctr --address "$CLUSTER_STATE/$node/containerd.sock" -n k8s.io tasks ls | awk -v id="${id#containerd://}" '$1 == id {print $2}'
+}
+# ended PROCESS: waits for its end, at most 30 s, and says when that was.
+ended() {
+    local state
+    for _ in $(seq 1500); do
+        state=$(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) || break
+        case $state in '' | Z | X) break ;; esac
+        sleep 0.02
+    done
+    now
+}
+after() { jq --null-input "$1 + $2"; } # UNIX-TIME SECONDS
+# The last failure of NAME, in seconds after UNIX-TIME, by when its RPC was begun; and the longest wait of a failure.
+last_begun() { account "$1" "[.first_failures[].begun] | (max // $2) - $2 | . * 10 | round / 10"; }
+longest() { account "$1" '[.first_failures[] | .ended - .begun] | (max // 0) * 10 | round / 10'; }
