@@ -100,7 +100,7 @@ reachable() { outside curl --silent --insecure --max-time 1 --output /dev/null "
 # reflection, whose streams last as long as their clients like; further expressions edit the proxy's configuration. Sets
 # $NAMESPACE, which is kubectl's from here on, and $address; cert.pem is in the working folder.
 deploy() {
-    NAMESPACE=faults
+    NAMESPACE=${PROOF_NAMESPACE:-faults}        # of two runs at a time, each needs its own
     cp "$KUBECONFIG" kubeconfig
     export KUBECONFIG=$PWD/kubeconfig
     kubectl config set-context --current --namespace="$NAMESPACE"
