@@ -130,17 +130,15 @@ certificate() {
         -addext subjectAltName=DNS:grpc.example.com -addext basicConstraints=critical,CA:FALSE 2>/dev/null
 }
 
-# load NAME [OPTION…]: edge-load in the background, outside the cluster, from $address being served until `unload NAME`.
-# Clients send keep-alive PINGs as gRPC's documents advise for networks that lose peers silently; it is what ends a
+# load NAME: edge-load in the background, outside the cluster, from $address being served until `unload NAME`. $STREAMS
+# (20) are its streams, $CA (cert.pem) is whom it trusts. Clients send keep-alive PINGs as gRPC's documents advise for networks that lose peers silently; it is what ends a
 # connection to a node that is gone.
 load() {
-    local name=$1
-    shift
-    (exec nsenter --net=/run/netns/outside "$EDGE_LOAD" "${address:?}:443" --ca cert.pem --rate 500 --connections 20 --duration 2h \
-        --reverse --streams 20 --stream-method reflection --stream-length 20s --keepalive 10s --keepalive-timeout 5s \
-        --json "$name.json" "$@" 2>"$name.seconds") &
-    echo $! >"$name.pid"
-    within 30 grep -qE ' ok +[1-9]' "$name.seconds"
+    (exec nsenter --net=/run/netns/outside "$EDGE_LOAD" "${address:?}:443" --ca "${CA:-cert.pem}" --rate 500 --connections 20 --duration 2h \
+        --reverse --streams "${STREAMS:-20}" --stream-method reflection --stream-length 20s --keepalive 10s --keepalive-timeout 5s \
+        --json "$1.json" 2>"$1.seconds") &
+    echo $! >"$1.pid"
+    within 30 grep -qE ' ok +[1-9]' "$1.seconds" || { cat "$1.seconds"; return 1; }
 }
 # Nothing more is sent, and what runs may finish (streams: 20 s).
 unload() {
