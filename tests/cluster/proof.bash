@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What proofs have in common. ./run sets the environment: KUBECONFIG, DOCKER_HOST, PATH, CLUSTER_STATE, EDGE_LOAD, and
-# PROOF_OUT, the folder of this proof's files. A proof ends with 0 when it came to its end; whether its promises held is in what it gave to `check`.
+# PROOF_OUT, the folder of this proof's files. A proof ends with 0 when it came to its end; whether its promises held is in
+# what it gave to `check`.
 set -Eeuo pipefail
 : "${PROOF_OUT:?proofs are started by tests/cluster/run}"
 
@@ -131,8 +132,8 @@ certificate() {
 }
 
 # load NAME: edge-load in the background, outside the cluster, from $address being served until `unload NAME`. $STREAMS
-# (20) are its streams, $CA (cert.pem) is whom it trusts. Clients send keep-alive PINGs as gRPC's documents advise for networks that lose peers silently; it is what ends a
-# connection to a node that is gone.
+# (20) are its streams, $CA (cert.pem) is whom it trusts. Clients send keep-alive PINGs, as gRPC's documents advise for
+# networks that lose peers silently: it is what ends a connection to a node that is gone.
 load() {
     (exec nsenter --net=/run/netns/outside "$EDGE_LOAD" "${address:?}:443" --ca "${CA:-cert.pem}" --rate 500 --connections 20 --duration 2h \
         --reverse --streams "${STREAMS:-20}" --stream-method reflection --stream-length 20s --keepalive 10s --keepalive-timeout 5s \
@@ -150,16 +151,18 @@ unload() {
 # account NAME FILTER: what jq's FILTER says about NAME.json.
 account() { jq -r "$2" "$1.json"; }
 failed() { account "$1" '[.failed[]] + [.not_sent] | add'; }
-# begun_after NAME UNIX-TIME, failed RPCs that were begun after it, of which there are all if there aren't too many to be kept
-begun_after() { account "$1" "if ([.failed[]] | add // 0) > (.first_failures | length) then \"too many failures\" else [.first_failures[] | select(.begun > $2)] | length end"; }
+# begun_after NAME UNIX-TIME: how many of the failed RPCs were begun later; known if not more failed than the account keeps.
+begun_after() {
+    account "$1" "if ([.failed[]] | add // 0) > (.first_failures | length) then \"unknown\" else [.first_failures[] | select(.begun > $2)] | length end"
+}
 sent() { account "$1" '.sent + .streams.sent'; }
 now() { date +%s.%N; }
 
-# nothing_lost NAME [WHILE]: one row.
+# nothing_lost NAME WHILE: one row.
 nothing_lost() {
     local failed sent
     failed=$(failed "$1") sent=$(sent "$1")
-    check "none of the RPCs fails${2:+ while }${2:-}" "$failed of $sent failed; $(account "$1" '.streams.sent') of them streams of 20 s, p99 $(account "$1" '.latency_us.p99 / 1000 * 10 | round / 10') ms" \
+    check "no RPC fails while ${2:?}" "$failed of $sent failed; $(account "$1" '.streams.sent') of them streams of 20 s, p99 $(account "$1" '.latency_us.p99 / 1000 * 10 | round / 10') ms" \
         [ "$failed" -eq 0 ]
 }
 
