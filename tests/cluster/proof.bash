@@ -171,18 +171,19 @@ pods() {
     kubectl get pods --selector "app=$1" -o json |
         jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name' | sort
 }
-# restart APP…: all of them rolled out at once, to the end: new pods available, old ones gone.
+# restart APP…: all of them rolled out at once, until the new pods are available.
 restart() {
     local app
     for app in "$@"; do pods "$app" >"pods.$app.before"; done
     kubectl rollout restart "${@/#/deployment/}"
-    for app in "$@"; do
-        kubectl rollout status "deployment/$app" --timeout=300s || return
-        within 150 gone "$app" || return
-    done
+    for app in "$@"; do kubectl rollout status "deployment/$app" --timeout=300s || return; done
 }
-# None of the pods before `restart` is left.
+# gone APP…: the old pods, too, have finished what they ran.
 gone() {
+    local app
+    for app in "$@"; do within 150 none_left "$app" || return; done
+}
+none_left() {
     kubectl get pods --selector "app=$1" -o name >"pods.$1.now" && ! sed 's|pod/||' "pods.$1.now" | grep -qFxf "pods.$1.before"
 }
 
