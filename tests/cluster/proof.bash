@@ -107,8 +107,8 @@ deploy() {
     kubectl config set-context --current --namespace="$NAMESPACE"
     kubectl get namespace "$NAMESPACE" >/dev/null 2>&1 || kubectl create namespace "$NAMESPACE"
     if ! kubectl get secret edge-certs --output=jsonpath='{.data.tls\.crt}' 2>/dev/null | base64 -d >cert.pem || [ ! -s cert.pem ]; then
-        certificate
-        kubectl create secret tls edge-certs --key privkey.pem --cert cert.pem
+        pair cert
+        kubectl create secret tls edge-certs --key cert.key --cert cert.pem
     fi
     rm -rf checkout
     copy checkout
@@ -125,10 +125,6 @@ deploy() {
 }
 skaffold_run() {
     (cd checkout && skaffold run --namespace="$NAMESPACE" --default-repo="$REGISTRY/edge-grpc-images" --insecure-registry="$REGISTRY" --skip-tests "$@")
-}
-certificate() {
-    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout privkey.pem -out cert.pem -subj /CN=grpc.example.com \
-        -addext subjectAltName=DNS:grpc.example.com -addext basicConstraints=critical,CA:FALSE 2>/dev/null
 }
 
 # load NAME: edge-load in the background, outside the cluster, from $address being served until `unload NAME`. $STREAMS
@@ -166,11 +162,6 @@ nothing_lost() {
         [ "$failed" -eq 0 ]
 }
 
-# pods APP: those that aren't about to go.
-pods() {
-    kubectl get pods --selector "app=$1" -o json |
-        jq -r '.items[] | select(.metadata.deletionTimestamp == null) | .metadata.name' | sort
-}
 # restart APP…: all of them rolled out at once, until the new pods are available.
 restart() {
     local app
