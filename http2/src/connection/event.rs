@@ -64,13 +64,16 @@ pub enum Event<'a> {
     },
     /// The stream is gone: the peer reset it (`by_peer`), or the engine did because the peer
     /// broke a stream rule. `unprocessed`: the peer has proven that it did nothing with it, by a
-    /// GOAWAY or by REFUSED_STREAM before any response head.
+    /// GOAWAY or by REFUSED_STREAM before any response head. `headers_left`: any byte of our
+    /// HEADERS had left through [`consume`](super::Connection::consume) by then; if not, the peer
+    /// had nothing to do with it.
     Reset {
         stream: u32,
         key: u32,
         reason: Reason,
         by_peer: bool,
         unprocessed: bool,
+        headers_left: bool,
     },
     /// The peer's SETTINGS were applied; `first` for the ones that open the connection.
     Settings { first: bool },
@@ -132,7 +135,7 @@ pub struct Blocked {
     pub by: BlockedBy,
 }
 
-/// A stream that was live when its connection ended.
+/// A stream that was live when its connection ended, or when a GOAWAY left it behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orphan {
     /// The stream's id.

@@ -2,7 +2,7 @@
 //! the ones that carry messages.
 
 use super::{
-    Connection, Event, Role,
+    Connection, Event, Orphan, Role,
     receive::{error, protocol},
 };
 use crate::{
@@ -44,12 +44,14 @@ impl Connection {
 
     /// The peer broke a rule of one stream: RST_STREAM, and the owner is told.
     pub(super) fn stream_error(&mut self, at: Handle, reason: Reason) -> Outcome {
+        let headers_left = self.headers_left(at.id);
         Ok(self.break_stream(at, reason)?.map(|key| Event::Reset {
             stream: at.id,
             key,
             reason,
             by_peer: false,
             unprocessed: false,
+            headers_left,
         }))
     }
 
@@ -129,6 +131,7 @@ impl Connection {
         // says the contrary.
         let unprocessed =
             reason == Reason::REFUSED_STREAM && self.role == Role::Client && !s.head_received;
+        let headers_left = s.headers_at < self.out.left();
         self.limits
             .reset(self.role == Role::Server && !s.head_sent, self.now)?;
         let told = self.remove(at, Some(Closed::ByPeer));
@@ -138,6 +141,7 @@ impl Connection {
             reason,
             by_peer: true,
             unprocessed,
+            headers_left,
         }))
     }
 
@@ -264,21 +268,27 @@ impl Connection {
     /// Takes out the streams that the peer won't process: above its last one, and those that
     /// have no HEADERS on the wire, since no new ones may be opened.
     fn leave_behind(&mut self, last_stream: u32, reason: Reason) {
-        let mut gone: Vec<(u32, bool)> = self
+        let left = self.out.left();
+        let mut gone: Vec<(u32, bool, bool)> = self
             .streams
             .iter()
-            .map(|s| (s.id, s.state == State::Opening))
-            .filter(|&(id, opening)| opening || id > last_stream)
+            .map(|s| (s.id, s.state == State::Opening, s.headers_at < left))
+            .filter(|&(id, opening, _)| opening || id > last_stream)
             .collect();
         gone.sort_unstable();
         self.opening.clear();
-        for (id, opening) in gone {
+        for (id, opening, headers_left) in gone {
             // Frames that the peer sent before it decided are dropped.
             let cause = (!opening).then_some(Closed::ByUs);
             if let Some(at) = self.streams.find(id)
                 && let Some(key) = self.remove(at, cause)
             {
-                self.left_behind.push_back((id, key, reason));
+                let stream = Orphan {
+                    stream: id,
+                    key,
+                    headers_left,
+                };
+                self.left_behind.push_back((stream, reason));
             }
         }
     }

@@ -75,7 +75,7 @@ pub struct Connection {
     /// Arenas given back by the owner.
     arenas: Vec<Headers>,
     /// Resets that a GOAWAY brought, still to be told.
-    left_behind: VecDeque<(u32, u32, Reason)>,
+    left_behind: VecDeque<(Orphan, Reason)>,
     limits: Limits,
 
     // Both.
@@ -321,10 +321,9 @@ impl Connection {
                 key: s.key,
                 headers_left: s.headers_at < left,
             })
-            .chain(untold.map(|(stream, key, _)| Orphan {
-                stream,
-                key,
+            .chain(untold.map(|(stream, _)| Orphan {
                 headers_left: false,
+                ..stream
             }))
     }
 

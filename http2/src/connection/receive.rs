@@ -35,13 +35,14 @@ impl Connection {
         input: &mut &'a [u8],
     ) -> Result<Option<Event<'a>>, ConnectionError> {
         loop {
-            if let Some((stream, key, reason)) = self.left_behind.pop_front() {
+            if let Some((left, reason)) = self.left_behind.pop_front() {
                 return Ok(Some(Event::Reset {
-                    stream,
-                    key,
+                    stream: left.stream,
+                    key: left.key,
                     reason,
                     by_peer: true,
                     unprocessed: true,
+                    headers_left: left.headers_left,
                 }));
             }
             let event = match self.parse {

@@ -56,16 +56,21 @@ fn a_peer_s_goaway_leaves_later_streams_unprocessed() {
     }
     s.engine.open(request(), false, 3).unwrap();
     let got = s.feed(&goaway(3, 0)).unwrap();
-    let left = |stream, key| Got::Reset {
+    let left = |stream, key, headers_left| Got::Reset {
         stream,
         key,
         reason: Reason::NO_ERROR,
         by_peer: true,
         unprocessed: true,
+        headers_left,
     };
     assert_eq!(
         got,
-        [Got::GoAway(3, Reason::NO_ERROR), left(5, 2), left(7, 3)]
+        [
+            Got::GoAway(3, Reason::NO_ERROR),
+            left(5, 2, true),
+            left(7, 3, false)
+        ]
     );
     assert!(s.engine.going_away() && s.engine.stream_count() == 2 && !s.engine.can_open());
     assert!(s.sent().is_empty(), "the unopened one isn't opened");
@@ -75,6 +80,31 @@ fn a_peer_s_goaway_leaves_later_streams_unprocessed() {
     // What was under way for the ones above is dropped.
     let head = s.headers(5, &response(), false);
     s.quiet(&head);
+}
+
+#[test]
+fn a_stream_left_behind_says_whether_the_socket_had_any_of_it() {
+    let mut s = Script::client(Config::default());
+    s.opened(0, true);
+    // Three heads wait for the socket, which takes all of the first and one byte of the second.
+    s.engine.open(request(), true, 1).unwrap();
+    s.engine.flush(s.now);
+    s.engine.consume(s.engine.output().len());
+    s.engine.open(request(), true, 2).unwrap();
+    s.engine.open(request(), true, 3).unwrap();
+    s.engine.flush(s.now);
+    s.engine.consume(1);
+    let got = s.feed(&goaway(1, 0)).unwrap();
+    let told: Vec<_> = got
+        .iter()
+        .filter_map(|event| match event {
+            Got::Reset {
+                key, headers_left, ..
+            } => Some((*key, *headers_left)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [(1, true), (2, true), (3, false)]);
 }
 
 #[test]

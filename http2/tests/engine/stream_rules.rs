@@ -370,6 +370,7 @@ fn a_peer_s_reset_is_told_with_its_reason() {
         reason: Reason::REFUSED_STREAM,
         by_peer: true,
         unprocessed: true,
+        headers_left: true,
     };
     assert_eq!(s.one(&rst(1, 7)), refused);
     s.opened(5, false);

@@ -161,6 +161,7 @@ pub(crate) enum Got {
         reason: Reason,
         by_peer: bool,
         unprocessed: bool,
+        headers_left: bool,
     },
     Settings(bool),
     GoAway(u32, Reason),
@@ -200,12 +201,14 @@ impl From<Event<'_>> for Got {
                 reason,
                 by_peer,
                 unprocessed,
+                headers_left,
             } => Self::Reset {
                 stream,
                 key,
                 reason,
                 by_peer,
                 unprocessed,
+                headers_left,
             },
             Event::Settings { first } => Self::Settings(first),
             Event::GoAway {

@@ -1,5 +1,7 @@
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    io::Write as _,
+    net::{Shutdown, SocketAddr},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -288,6 +290,92 @@ fn rpcs_earn_the_tokens_that_refused_attempts_cost() {
         assert!(again());
         assert!(!again());
     });
+}
+
+/// A backend that takes streams and windows of any size on its first connection and then reads nothing; the others are
+/// good. Gives the first connection's socket, to write to.
+async fn deaf_at_first() -> (SocketAddr, Rc<RefCell<Option<std::net::TcpStream>>>) {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    socket2::SockRef::from(&listener)
+        .set_recv_buffer_size(16 * 1024)
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let first = Rc::new(RefCell::new(None));
+    let slot = first.clone();
+    tokio::task::spawn_local(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut socket = socket.into_std().unwrap();
+        // SETTINGS_INITIAL_WINDOW_SIZE, and WINDOW_UPDATE for the connection.
+        let mut frames = vec![0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x7f, 0xff, 0xff, 0xff];
+        frames.extend([0, 0, 4, 8, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0]);
+        socket.write_all(&frames).unwrap();
+        *slot.borrow_mut() = Some(socket);
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::task::spawn_local(testing::serve(socket, echo()));
+        }
+    });
+    (address, first)
+}
+
+/// What an RPC came to whose backend went away, by this GOAWAY or by the end of the connection, while its request stood
+/// behind an upload that the socket doesn't take: its status, how often it was repeated, and how many attempts the
+/// backend refused.
+async fn behind_an_upload(goaway: Option<&[u8]>) -> (String, u64, u64) {
+    let (address, deaf) = deaf_at_first().await;
+    let bench = Bench::new(&[address]);
+    let mut client = Client::connect(&bench).await;
+    client.call("/api.Echo/Upload", &vec![0; 32 << 20], false);
+    // More waits than the output holds, so it is full; and it stays so for a while, so the socket is full, too.
+    let mut settled = (0, 0);
+    while settled.1 < 10 {
+        tokio::select! {
+            got = client.next() => panic!("{got:?}"),
+            () = tokio::time::sleep(Duration::from_millis(10)) => {}
+        }
+        let held = bench.worker.memory.held();
+        settled = match settled {
+            (before, times) if before == held && held > 288 * 1024 => (held, times + 1),
+            _ => (held, 0),
+        };
+    }
+    let stream = client.call("/api.Echo/Echo", b"", true);
+    client.flush().await;
+    let state = bench.worker.cluster(&"backends".into());
+    until(|| state.series.active.get() == 2).await;
+    // What one RPC earns is no token, and none comes with time.
+    let later = bench.worker.tick() + Duration::from_secs(3600);
+    *state.budget.borrow_mut() = retry::Budget::empty(later);
+    let mut socket = deaf.borrow_mut().take().unwrap();
+    match goaway {
+        Some(goaway) => socket.write_all(goaway).unwrap(),
+        None => socket.shutdown(Shutdown::Both).unwrap(),
+    }
+    let status = client.status(stream).await;
+    let series = bench.shard.cluster(&"backends".into());
+    let refused = series.attempts(AttemptResult::Refused).get();
+    (status, series.retries.get(), refused)
+}
+
+#[test]
+fn a_request_that_never_left_is_attempted_again_for_nothing() {
+    // NO_ERROR, and the upload is the last stream.
+    let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0; 4]].concat();
+    for goaway in [Some(&goaway[..]), None] {
+        running(|| async {
+            // The kernel may take more of the upload after all, and the request with it: then it may not be repeated.
+            let mut all = Vec::new();
+            for _ in 0..10 {
+                let came_to = behind_an_upload(goaway).await;
+                if came_to == ("0".to_owned(), 1, 0) {
+                    return;
+                }
+                all.push(came_to);
+            }
+            panic!("{all:?}");
+        });
+    }
 }
 
 #[test]

@@ -239,24 +239,8 @@ pub(crate) fn response_sent(worker: &Rc<Worker>, key: Key, bytes: usize, end_str
 }
 
 /// The backend's stream ended before its time.
-pub(crate) fn upstream_reset(
-    worker: &Rc<Worker>,
-    key: Key,
-    reason: Reason,
-    by_peer: bool,
-    unprocessed: bool,
-) {
+pub(crate) fn upstream_reset(worker: &Rc<Worker>, key: Key, outcome: Outcome, cause: ResetCause) {
     let now = worker.now();
-    let cause = if by_peer || unprocessed {
-        ResetCause::RemoteReset
-    } else {
-        ResetCause::ProtocolError
-    };
-    let outcome = match reason {
-        Reason::REFUSED_STREAM if unprocessed => Outcome::RefusedStream,
-        _ if unprocessed => Outcome::AboveGoaway,
-        _ => Outcome::Other,
-    };
     step(worker, key, |rpc| {
         rpc.attempt_ended(worker, key, outcome, cause, now)
     });

@@ -12,7 +12,7 @@ use http2::{Connection, Event, Headers, OpenError, Reason, Role, Sent};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::{EndpointPool, Pool};
+use super::{EndpointPool, Pool, retry::Outcome};
 use crate::{
     data_plane::{
         rpc::{self, Key},
@@ -271,18 +271,16 @@ impl Side for Rc<Upstream> {
                 rpc::upstream_reset(
                     worker,
                     Key::from_engine(key),
-                    Reason::PROTOCOL_ERROR,
-                    false,
-                    false,
+                    Outcome::Other,
+                    ResetCause::ProtocolError,
                 );
             }
             Event::Malformed { key, .. } => {
                 rpc::upstream_reset(
                     worker,
                     Key::from_engine(key),
-                    Reason::PROTOCOL_ERROR,
-                    false,
-                    false,
+                    Outcome::Other,
+                    ResetCause::ProtocolError,
                 );
             }
             Event::Reset {
@@ -290,10 +288,18 @@ impl Side for Rc<Upstream> {
                 reason,
                 by_peer,
                 unprocessed,
+                headers_left,
                 ..
             } => {
                 self.made_room.set(true);
-                rpc::upstream_reset(worker, Key::from_engine(key), reason, by_peer, unprocessed);
+                let outcome = Outcome::of_reset(reason, unprocessed, headers_left);
+                let cause = match outcome {
+                    // Not this stream was refused: its connection is going away.
+                    Outcome::NeverSent => ResetCause::Termination,
+                    _ if by_peer => ResetCause::RemoteReset,
+                    _ => ResetCause::ProtocolError,
+                };
+                rpc::upstream_reset(worker, Key::from_engine(key), outcome, cause);
             }
             Event::Settings { first } => {
                 if first && self.state.get() == State::Opening {

@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use http2::Reason;
+
 /// How an attempt ended before response headers came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -22,6 +24,19 @@ pub enum Outcome {
     AboveGoaway,
     /// Anything else after the headers left: it may have been processed.
     Other,
+}
+
+impl Outcome {
+    /// Of an attempt whose stream was reset, or left behind by a GOAWAY with this reason. `unprocessed` and
+    /// `headers_left` are the engine's: what the backend has proven, and whether it can have seen anything at all.
+    pub fn of_reset(reason: Reason, unprocessed: bool, headers_left: bool) -> Self {
+        match reason {
+            _ if !headers_left => Self::NeverSent,
+            Reason::REFUSED_STREAM if unprocessed => Self::RefusedStream,
+            _ if unprocessed => Self::AboveGoaway,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// The verdict.
@@ -50,6 +65,15 @@ impl Budget {
         Self {
             millitokens: CAP,
             since: now,
+        }
+    }
+
+    /// Without a token, and none comes with time before `since`.
+    #[cfg(test)]
+    pub(crate) fn empty(since: Instant) -> Self {
+        Self {
+            millitokens: 0,
+            since,
         }
     }
 
@@ -127,13 +151,6 @@ mod tests {
     ];
     const PAID: [Outcome; 2] = [Outcome::RefusedStream, Outcome::AboveGoaway];
 
-    fn empty(now: Instant) -> Budget {
-        Budget {
-            millitokens: 0,
-            since: now,
-        }
-    }
-
     #[test]
     fn only_what_no_backend_processed_is_attempted_again() {
         let now = Instant::now();
@@ -156,6 +173,42 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_proves_what_the_engine_knows() {
+        let of = Outcome::of_reset;
+        for reason in [Reason::NO_ERROR, Reason::REFUSED_STREAM, Reason::CANCEL] {
+            for unprocessed in [true, false] {
+                assert_eq!(of(reason, unprocessed, false), Outcome::NeverSent);
+            }
+            assert_eq!(of(reason, false, true), Outcome::Other);
+        }
+        assert_eq!(
+            of(Reason::REFUSED_STREAM, true, true),
+            Outcome::RefusedStream
+        );
+        assert_eq!(of(Reason::NO_ERROR, true, true), Outcome::AboveGoaway);
+        assert_eq!(
+            of(Reason::ENHANCE_YOUR_CALM, true, true),
+            Outcome::AboveGoaway
+        );
+    }
+
+    #[test]
+    fn what_cost_no_backend_anything_is_free() {
+        let now = Instant::now();
+        for outcome in FREE {
+            let mut budget = Budget::empty(now);
+            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::Free);
+            budget = Budget::new(now);
+            decide(outcome, 1, true, &mut budget, now);
+            assert_eq!(budget.millitokens, CAP, "{outcome:?} takes no token");
+        }
+        for outcome in PAID {
+            let mut budget = Budget::empty(now);
+            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::No);
+        }
+    }
+
+    #[test]
     fn at_most_twice_and_only_with_the_whole_body() {
         let now = Instant::now();
         for outcome in FREE.into_iter().chain(PAID).chain([Outcome::Other]) {
@@ -165,7 +218,10 @@ mod tests {
             assert_eq!(decide(outcome, 1, false, &mut budget, now), Retry::No);
             assert_eq!(budget.millitokens, full, "a refusal costs nothing");
         }
-        assert_eq!(decide(FREE[0], 2, true, &mut empty(now), now), Retry::Free);
+        assert_eq!(
+            decide(FREE[0], 2, true, &mut Budget::empty(now), now),
+            Retry::Free
+        );
         assert_eq!(
             decide(PAID[0], 2, true, &mut Budget::new(now), now),
             Retry::Paid
@@ -175,10 +231,10 @@ mod tests {
     #[test]
     fn five_rpcs_pay_for_one_attempt() {
         let now = Instant::now();
-        let mut budget = empty(now);
+        let mut budget = Budget::empty(now);
         let mut again = || decide(Outcome::RefusedStream, 1, true, &mut budget, now);
         assert_eq!(again(), Retry::No);
-        let mut budget = empty(now);
+        let mut budget = Budget::empty(now);
         for _ in 0..4 {
             budget.deposit();
         }
@@ -209,7 +265,7 @@ mod tests {
             Duration::from_millis(7),
             Duration::from_secs(1),
         ] {
-            let mut budget = empty(start);
+            let mut budget = Budget::empty(start);
             let mut paid = 0;
             let mut now = start;
             while now - start <= Duration::from_secs(1) {
