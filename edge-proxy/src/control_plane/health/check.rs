@@ -2,16 +2,20 @@
 //!
 //! The connection is opened by the first check and again by the next one after it ended, was refused or timed out: a
 //! connection that swallowed a check can't be trusted with another. A check whose connection ended under it without
-//! an error (GOAWAY, NO_ERROR; or before the request was written) is asked once more on a new one, within the same
-//! deadline: servers end old connections as they please, and that says nothing about their health.
+//! an error (GOAWAY with NO_ERROR, whether it covers the check's stream or not, see [`farewell`](super::farewell); or
+//! before the request was written) is asked once more on a new one, within the same deadline: servers end old
+//! connections as they please, and that says nothing about their health.
 
 use std::{
     error::Error,
     io,
-    sync::{Mutex, PoisonError},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
@@ -20,17 +24,29 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::Outcome;
+use super::{
+    Outcome,
+    farewell::{Farewell, Watched},
+};
 use crate::{control_plane::config::HealthCheckSpec, snapshot::EndpointShared};
 
 /// Checks one endpoint; at most one check at a time.
 #[derive(Debug)]
 pub(crate) struct Checker {
     endpoint: Endpoint,
+    address: SocketAddr,
     service: String,
     timeout: Duration,
     /// The lasting connection; `None`: the next check opens one.
-    channel: Mutex<Option<Channel>>,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// The lasting connection, or one that opens when it is used.
+#[derive(Clone, Debug)]
+struct Connection {
+    channel: Channel,
+    /// How it ended, if it has.
+    farewell: Arc<Farewell>,
 }
 
 /// What came of asking once.
@@ -50,15 +66,16 @@ impl Checker {
         endpoint: &EndpointShared,
         spec: &HealthCheckSpec,
     ) -> Result<Self, tonic::transport::Error> {
+        let address = endpoint.address;
         let endpoint = Endpoint::from_shared(format!("http://{}", endpoint.label))?
             .user_agent(USER_AGENT)?
-            .connect_timeout(spec.timeout)
-            .tcp_nodelay(true);
+            .connect_timeout(spec.timeout);
         Ok(Self {
             endpoint,
+            address,
             service: spec.service.clone(),
             timeout: spec.timeout,
-            channel: Mutex::new(None),
+            connection: Mutex::new(None),
         })
     }
 
@@ -88,12 +105,14 @@ impl Checker {
         });
         // tonic writes it as grpc-timeout and keeps to it, too.
         request.set_timeout(self.timeout);
-        let answer = match HealthClient::new(self.channel()).check(request).await {
+        let Connection { channel, farewell } = self.connection();
+        farewell.check_begins();
+        let answer = match HealthClient::new(channel).check(request).await {
             Ok(response) => Answer::from(match response.get_ref().status() {
                 ServingStatus::Serving => Outcome::Serving,
                 other => Outcome::NotServing(other.as_str_name().to_owned()),
             }),
-            Err(status) => self.judge(&status),
+            Err(status) => self.judge(&status, &farewell),
         };
         if answer.again {
             self.hang_up();
@@ -102,7 +121,7 @@ impl Checker {
     }
 
     /// tonic gives one type for what was received and for what went wrong on the way; only the latter has a source.
-    fn judge(&self, status: &Status) -> Answer {
+    fn judge(&self, status: &Status, farewell: &Farewell) -> Answer {
         let Some(source) = status.source() else {
             return Answer::from(match status.code() {
                 // Every check carries our deadline: a backend that says so ran into it.
@@ -116,7 +135,7 @@ impl Checker {
         if causes(source).any(is_time_out) {
             return Answer::from(Outcome::TimedOut(self.timeout));
         }
-        if causes(source).any(|cause| cause.to_string().starts_with(GOAWAY_NO_ERROR)) {
+        if farewell.is_graceful() {
             return Answer {
                 outcome: Outcome::GoAway,
                 again: true,
@@ -130,9 +149,20 @@ impl Checker {
     }
 
     /// The lasting connection, or one that opens when it is used.
-    fn channel(&self) -> Channel {
+    fn connection(&self) -> Connection {
         self.slot()
-            .get_or_insert_with(|| self.endpoint.connect_lazy())
+            .get_or_insert_with(|| {
+                let farewell = Arc::new(Farewell::default());
+                Connection {
+                    channel: self
+                        .endpoint
+                        .connect_with_connector_lazy(tower::service_fn({
+                            let (address, farewell) = (self.address, farewell.clone());
+                            move |_| connect(address, farewell.clone())
+                        })),
+                    farewell,
+                }
+            })
             .clone()
     }
 
@@ -140,9 +170,11 @@ impl Checker {
         *self.slot() = None;
     }
 
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
+    fn slot(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
         // The slot is whole whatever panicked: it is only ever replaced.
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -153,6 +185,16 @@ impl From<Outcome> for Answer {
             again: false,
         }
     }
+}
+
+async fn connect(
+    address: SocketAddr,
+    farewell: Arc<Farewell>,
+) -> io::Result<TokioIo<Watched<TcpStream>>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    farewell.connected();
+    Ok(TokioIo::new(Watched::new(stream, farewell)))
 }
 
 /// An error and what is behind it, outermost first.
@@ -191,14 +233,8 @@ fn cut(text: &str) -> String {
 /// tonic adds its own name after it.
 const USER_AGENT: &str = concat!("edge-proxy/HC/", env!("CARGO_PKG_VERSION"));
 
-/// How h2 words a received GOAWAY with NO_ERROR (RFC 9113 §7). Its type isn't ours to name (only tonic depends on h2),
-/// so the wording is what there is; a test below holds it against a real GOAWAY.
-const GOAWAY_NO_ERROR: &str = "connection error received: not a result of an error";
-
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use tokio::net::TcpListener;
 
     use super::{
@@ -239,6 +275,7 @@ mod tests {
         let [request] = &requests[..] else {
             panic!("{requests:?}")
         };
+        assert_eq!(request.method, "POST");
         assert_eq!(request.path, "/grpc.health.v1.Health/Check");
         assert!(
             request.user_agent.starts_with("edge-proxy/HC"),
@@ -370,6 +407,50 @@ mod tests {
         assert_eq!(backend.requests().len(), 3);
         // One that never does anything else says nothing about its health, and isn't asked for ever.
         assert_eq!(outcome(Reply::GoAway(0)).await, Outcome::GoAway);
+    }
+
+    #[tokio::test]
+    async fn a_graceful_goaway_that_covers_the_check_and_then_the_end_is_no_failure() {
+        let backend = Backend::start(|n| {
+            if n == 1 {
+                Reply::Leave(0)
+            } else {
+                Reply::Health(1)
+            }
+        })
+        .await;
+        let checker = checker(backend.address, LONG);
+        assert_eq!(checker.check().await, Outcome::Serving);
+        assert_eq!(
+            checker.check().await,
+            Outcome::Serving,
+            "asked again on a new connection"
+        );
+        assert_eq!((backend.connections(), backend.requests().len()), (2, 3));
+        // Nor does one say anything that does so every time.
+        assert_eq!(outcome(Reply::Leave(0)).await, Outcome::GoAway);
+    }
+
+    #[tokio::test]
+    async fn a_goaway_with_an_error_or_before_a_reset_of_the_check_is_a_failure() {
+        for reply in [Reply::Leave(2), Reply::GoAway(11), Reply::LeaveAndReset(8)] {
+            let backend = Backend::start(move |_| reply).await;
+            let outcome = checker(backend.address, LONG).check().await;
+            assert!(
+                matches!(outcome, Outcome::Connection(_)),
+                "{reply:?}: {outcome:?}"
+            );
+            assert_eq!(backend.requests().len(), 1, "{reply:?}: not asked again");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_after_a_graceful_goaway_counts() {
+        assert_eq!(
+            outcome(Reply::LeaveAnswering(2)).await,
+            Outcome::NotServing("NOT_SERVING".into())
+        );
+        assert_eq!(outcome(Reply::LeaveAnswering(1)).await, Outcome::Serving);
     }
 
     #[tokio::test]

@@ -30,6 +30,12 @@ pub(in crate::control_plane) enum Reply {
     Reset(u8),
     /// GOAWAY that says that the request wasn't processed, with this error code; then the end.
     GoAway(u8),
+    /// GOAWAY that covers the request, with this error code; then the end, without an answer.
+    Leave(u8),
+    /// GOAWAY with NO_ERROR that covers the request, and RST_STREAM with this error code.
+    LeaveAndReset(u8),
+    /// GOAWAY with NO_ERROR that covers the request, and this serving status.
+    LeaveAnswering(u8),
     /// The connection's end.
     Close,
     /// Bytes that aren't HTTP/2, then the connection's end.
@@ -47,6 +53,7 @@ pub(in crate::control_plane) struct Backend {
 /// A request as the backend saw it.
 #[derive(Clone, Debug)]
 pub(in crate::control_plane) struct Request {
+    pub(in crate::control_plane) method: String,
     pub(in crate::control_plane) path: String,
     pub(in crate::control_plane) user_agent: String,
     pub(in crate::control_plane) grpc_timeout: String,
@@ -115,6 +122,7 @@ async fn serve(
                         String::from_utf8(value.to_vec()).unwrap()
                     };
                     let request = Request {
+                        method: text(b":method"),
                         path: text(b":path"),
                         user_agent: text(b"user-agent"),
                         grpc_timeout: text(b"grpc-timeout"),
@@ -143,8 +151,12 @@ async fn serve(
                 requests.push(request);
                 requests.len() - 1
             };
-            let frame = match reply(number) {
-                Reply::Health(status) => {
+            let reply = reply(number);
+            if let Reply::LeaveAndReset(_) | Reply::LeaveAnswering(_) = reply {
+                let _ = socket.write_all(&goaway(stream, 0)).await;
+            }
+            let frame = match reply {
+                Reply::Health(status) | Reply::LeaveAnswering(status) => {
                     connection.send_headers(stream, &head("application/grpc", &[]), false);
                     let message = [0, 0, 0, 0, 2, 8, status];
                     connection.send_data(stream, &message, false, Instant::now());
@@ -163,16 +175,15 @@ async fn serve(
                     continue;
                 }
                 Reply::Silence => continue,
-                Reply::Reset(code) => {
+                Reply::Reset(code) | Reply::LeaveAndReset(code) => {
                     let mut frame = vec![0, 0, 4, 3, 0];
                     frame.extend(stream.to_be_bytes());
                     frame.extend([0, 0, 0, code]);
                     let _ = socket.write_all(&frame).await;
                     continue;
                 }
-                Reply::GoAway(code) => {
-                    vec![0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code]
-                }
+                Reply::GoAway(code) => goaway(0, code),
+                Reply::Leave(code) => goaway(stream, code),
                 Reply::Close => Vec::new(),
                 Reply::Garbage => b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
             };
@@ -180,6 +191,13 @@ async fn serve(
             return;
         }
     }
+}
+
+fn goaway(last: u32, code: u8) -> Vec<u8> {
+    let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
+    frame.extend(last.to_be_bytes());
+    frame.extend([0, 0, 0, code]);
+    frame
 }
 
 fn head(content_type: &str, fields: &[(&str, &str)]) -> Headers {
