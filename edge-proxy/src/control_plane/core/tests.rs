@@ -19,6 +19,7 @@ use super::{Core, Wires};
 use crate::{
     control_plane::{
         ControlHandle,
+        captured::Log,
         certs::Served,
         config::{Config, HealthCheckSpec, LookupFamily, Target},
         discovery::Lookup,
@@ -45,6 +46,8 @@ struct Script {
 #[derive(Clone, Debug)]
 enum Answered {
     Lookup(Lookup),
+    /// After so long.
+    Later(Duration, Lookup),
     Panic,
 }
 
@@ -66,6 +69,10 @@ impl Network for Scripted {
         Box::pin(async move {
             match said {
                 Some(Answered::Lookup(lookup)) => lookup,
+                Some(Answered::Later(after, lookup)) => {
+                    sleep(after).await;
+                    lookup
+                }
                 Some(Answered::Panic) => panic!("on purpose"),
                 None => std::future::pending().await,
             }
@@ -315,6 +322,81 @@ async fn look_ups_come_at_the_refresh_rate() {
             .all(|pair| about(pair[1] - pair[0], 5 * SECOND)),
         "{looked_up:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_refresh_rate_counts_from_the_answer_and_look_ups_do_not_come_in_step() {
+    let network = Scripted::default();
+    let lookup = Lookup::found([ip(1).ip()], 8081);
+    network
+        .0
+        .lock()
+        .unwrap()
+        .names
+        .insert("echo.".into(), Answered::Later(4 * SECOND, lookup));
+    let _running = Running::start(network.clone());
+    sleep(200 * SECOND).await;
+    let looked_up = network.looked_up("echo.");
+    assert!(looked_up.len() >= 10);
+    let pauses: Vec<_> = looked_up
+        .windows(2)
+        .map(|pair| pair[1] - pair[0] - 4 * SECOND)
+        .collect();
+    assert!(
+        pauses.iter().all(|pause| about(*pause, 5 * SECOND)),
+        "{pauses:?}"
+    );
+    assert!(pauses.windows(2).any(|w| w[0] != w[1]), "{pauses:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stays_in_the_answer_keeps_its_health() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    network.check(2, Outcome::NotServing("on purpose".into()));
+    let mut running = Running::start(network.clone());
+    running.until_eligible(&[1]).await;
+    sleep(SECOND).await;
+    let before = running.reader.load().clusters[0].endpoints.clone();
+    network
+        .0
+        .lock()
+        .unwrap()
+        .checks
+        .insert(ip(3), Checked::Never);
+    network.name("echo.", &[1, 2, 3]);
+    let checks = [1, 2].map(|last| network.checked(last).len());
+    let snapshot = running.until(|cluster| cluster.endpoints.len() == 3).await;
+    for (before, after) in before.iter().zip(&snapshot.clusters[0].endpoints) {
+        assert_eq!(before.shared.id, after.shared.id);
+        assert_eq!(before.health, after.health);
+        assert_ne!(after.health, Health::Unknown);
+    }
+    assert_eq!(snapshot.clusters[0].endpoints[2].health, Health::Unknown);
+    // The answer alone has no one checked anew: only the interval does.
+    let again = [1, 2].map(|last| network.checked(last).len());
+    assert!(again.iter().zip(checks).all(|(now, then)| now - then <= 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_and_the_page_say_that_there_is_no_health_service() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let mut running = Running::start(network.clone());
+    running.until_eligible(&[1]).await;
+    let text = "Unimplemented: ".into();
+    network.check(1, Outcome::Status { code: 12, text });
+    let snapshot = running.until_eligible(&[]).await;
+    let endpoint = &snapshot.clusters[0].endpoints[0];
+    let Health::Unhealthy(reason) = &endpoint.health else {
+        panic!("{:?}", endpoint.health)
+    };
+    assert!(reason.contains("UNIMPLEMENTED"), "{reason}");
+    let lines = log.lines("has no health service");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains(&*endpoint.shared.label), "{lines:?}");
 }
 
 #[tokio::test(start_paused = true)]

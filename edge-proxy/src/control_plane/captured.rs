@@ -1,0 +1,50 @@
+//! What a test's own thread writes to the log.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, OnceLock},
+};
+
+use tracing::{Dispatch, subscriber::DefaultGuard};
+
+/// The lines so far. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// What this thread logs from now on is kept here, until the guard is dropped. A test's runtime has one thread, so
+    /// its tasks are heard, too; jobs that block aren't.
+    pub(super) fn capture(&self) -> DefaultGuard {
+        // As long as there is only one subscriber, `tracing` asks that of the thread which comes to a line first whether
+        // anybody wants it, and that may be another test's thread, with none. So there is always another one.
+        static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+        ANOTHER.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
+        let writer = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    /// Those that hold `text`.
+    pub(super) fn lines(&self, text: &str) -> Vec<String> {
+        let bytes = self.0.lock().unwrap().clone();
+        let all = String::from_utf8(bytes).unwrap();
+        all.lines()
+            .filter(|line| line.contains(text))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
