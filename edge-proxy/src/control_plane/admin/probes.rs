@@ -17,7 +17,7 @@ use super::{
     State,
     server::{self, Rules},
 };
-use crate::telemetry::exposition;
+use crate::{control_plane::status::Readiness, snapshot::Heartbeats, telemetry::exposition};
 
 /// Serves the probes until `shutdown`.
 pub async fn serve(listener: TcpListener, state: State, shutdown: impl Future<Output = ()>) {
@@ -30,12 +30,7 @@ pub async fn serve(listener: TcpListener, state: State, shutdown: impl Future<Ou
 }
 
 async fn livez(extract::State(state): extract::State<State>) -> Response {
-    let age = state.heartbeats.oldest();
-    if age > DEAD {
-        let text = format!("a worker hasn't run for {} s\n", age.as_secs());
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
-    }
-    "live\n".into_response()
+    answer("live\n", hanging(&state.heartbeats))
 }
 
 async fn readyz(extract::State(state): extract::State<State>) -> Response {
@@ -50,28 +45,40 @@ pub(super) async fn metrics(extract::State(state): extract::State<State>) -> Res
 
 /// `/readyz`, and the admin's `/ready`.
 pub(super) fn ready(state: &State) -> Response {
-    let readiness = state.status.report().readiness;
+    let listening = state.listening.load(Ordering::Relaxed);
+    let missing = missing(state.status.report().readiness, listening);
+    answer("ready\n", (!missing.is_empty()).then_some(missing))
+}
+
+fn answer(well: &'static str, trouble: Option<String>) -> Response {
+    match trouble {
+        None => well.into_response(),
+        Some(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
+    }
+}
+
+/// Says so if a worker hangs.
+fn hanging(heartbeats: &Heartbeats) -> Option<String> {
+    let age = heartbeats.oldest();
+    (age > DEAD).then(|| format!("a worker hasn't run for {} s\n", age.as_secs()))
+}
+
+/// What readiness still waits for, a line each.
+fn missing(readiness: Readiness, listening: bool) -> String {
     let waits_for = [
         (readiness.serving, "told to fail by /healthcheck/fail\n"),
         (readiness.certificate, "no certificate is loaded yet\n"),
-        (
-            state.listening.load(Ordering::Relaxed),
-            "the listener isn't open yet\n",
-        ),
+        (listening, "the listener isn't open yet\n"),
         (
             readiness.warmed_up,
             "the first health checks haven't ended yet\n",
         ),
     ];
-    let missing: String = waits_for
+    waits_for
         .iter()
         .filter(|(there, _)| !there)
         .map(|(_, text)| *text)
-        .collect();
-    if missing.is_empty() {
-        return "ready\n".into_response();
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, missing).into_response()
+        .collect()
 }
 
 /// A worker beats every second; one that hasn't for so long hangs.
@@ -84,3 +91,75 @@ const RULES: Rules = Rules {
     age: Duration::from_secs(10),
     keep_alive: false,
 };
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_has_not_run_for_10_s_is_death() {
+        let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
+        // Both ran when the clock began, and not since.
+        assert_eq!(hanging(&Heartbeats::since(ago(5), 2)), None);
+        let heartbeats = Heartbeats::since(ago(11), 2);
+        let told = hanging(&heartbeats).expect("dead");
+        assert!(told.contains("11 s"), "{told}");
+        heartbeats.beat(0);
+        assert!(hanging(&heartbeats).is_some(), "one is enough");
+        heartbeats.beat(1);
+        assert_eq!(hanging(&heartbeats), None);
+    }
+
+    #[test]
+    fn ready_is_all_of_it_and_what_is_missing_is_told() {
+        let all = Readiness {
+            serving: true,
+            certificate: true,
+            warmed_up: true,
+        };
+        assert_eq!(missing(all, true), "");
+        for (readiness, listening, told) in [
+            (all, false, "listener"),
+            (
+                Readiness {
+                    serving: false,
+                    ..all
+                },
+                true,
+                "/healthcheck/fail",
+            ),
+            (
+                Readiness {
+                    certificate: false,
+                    ..all
+                },
+                true,
+                "certificate",
+            ),
+            (
+                Readiness {
+                    warmed_up: false,
+                    ..all
+                },
+                true,
+                "first health checks",
+            ),
+        ] {
+            let missing = missing(readiness, listening);
+            assert!(missing.contains(told), "{missing}");
+            assert_eq!(missing.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn trouble_is_503() {
+        assert_eq!(answer("live\n", None).status(), StatusCode::OK);
+        let trouble = Some("trouble\n".to_owned());
+        assert_eq!(
+            answer("live\n", trouble).status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+    }
+}
