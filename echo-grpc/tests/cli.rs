@@ -8,6 +8,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use proto::api::EchoRequest;
 use proto::api::echo_client::EchoClient;
@@ -69,9 +70,14 @@ async fn it_serves_and_drains_with_exit_code_0() {
     );
 
     // The client's connection lives on in another thread, and answers the server's last PING.
+    let told = Instant::now();
     running.signal("TERM");
     let (code, log) = running.end();
     assert_eq!(code, Some(0));
+    assert!(
+        told.elapsed() >= Duration::from_secs(5),
+        "it accepts for so long"
+    );
     let methods: Vec<_> = log.iter().filter(|line| line["message"] == "rpc").collect();
     assert_eq!(methods.len(), 2, "{log:?}");
     assert_eq!(methods[0]["method"], "/api.Echo/Echo");

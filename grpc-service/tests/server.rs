@@ -238,6 +238,14 @@ async fn a_drain_lets_running_rpcs_finish_and_then_ends() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
+/// The two that behaviour is promised with: a service's own `main` sets no others.
+#[test]
+fn it_accepts_for_5_s_more_and_cuts_off_after_30() {
+    let drain = Drain::default();
+    assert_eq!(drain.accept, Duration::from_secs(5));
+    assert_eq!(drain.finish, Duration::from_secs(30));
+}
+
 #[tokio::test]
 async fn what_never_ends_is_cut_off_with_a_status() {
     let drain = Drain {
@@ -248,6 +256,9 @@ async fn what_never_ends_is_cut_off_with_a_status() {
     let mut health = server.health().await;
     let mut watch = health.watch(ask("")).await.unwrap().into_inner();
     let mut client = server.client().await;
+    let path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let (reflection, _questions) = client.start(path, None).await;
+    let reflection = within(reflection).await.unwrap();
     let (stalled, _upload) = client.start("/test.Probe/Stall", None).await;
     // The stalled RPC is at its handler when a later one on its connection has been answered.
     assert_eq!(
@@ -268,6 +279,7 @@ async fn what_never_ends_is_cut_off_with_a_status() {
     assert_eq!(end.code(), Code::Unavailable);
     let stalled = within(stalled).await.unwrap();
     assert_eq!(Answer::read(stalled).await.status(), Code::Unavailable);
+    assert_eq!(Answer::read(reflection).await.status(), Code::Unavailable);
     within(&mut server.serving).await.unwrap();
 }
 

@@ -6,6 +6,7 @@ use e2e::{
     loopback, payload,
     proxy::{Proxy, TEST},
     replicas::{Kind, Replica},
+    scripted::{Exchange, Scripted},
     wait::{eventually, within},
 };
 use grpc_service::Drain;
@@ -121,6 +122,65 @@ async fn a_full_connection_gets_a_sibling() {
     backend.open("all");
     for call in calls {
         call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_carries_100_streams_unless_told_otherwise() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    // A client may have 100 itself.
+    let clients = [proxy.test_client().await, proxy.test_client().await];
+    let calls = |range: std::ops::Range<usize>| {
+        range
+            .map(|number| {
+                let mut client = clients[number % 2].clone();
+                let asked = e2e::client::request(payload(""), &[("x-test-gate", "all")]);
+                tokio::spawn(async move { client.unary(asked).await })
+            })
+            .collect::<Vec<_>>()
+    };
+    let begun = async |count: usize| {
+        backend
+            .journal
+            .wait("RPCs at once", |all| {
+                (all.requests.len() == count).then_some(all.connections)
+            })
+            .await
+    };
+    let hundred = calls(0..100);
+    assert_eq!(begun(100).await, 1);
+    let one_more = calls(100..101);
+    assert_eq!(begun(101).await, 2);
+    backend.open("all");
+    for call in hundred.into_iter().chain(one_more) {
+        call.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_carries_what_the_backend_allows_and_then_there_is_another() {
+    let mut settings = h2::server::Builder::new();
+    settings.max_concurrent_streams(2);
+    let backend =
+        Scripted::start_with(settings, async |exchange: Exchange| exchange.hang().await).await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let client = proxy.http2().await;
+    let calls: Vec<_> = (0..6)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.grpc("/e2e.Test/Unary", &[]).await })
+        })
+        .collect();
+    let connections = backend
+        .journal
+        .wait("six RPCs at once", |all| {
+            (all.requests.len() == 6).then_some(all.connections)
+        })
+        .await;
+    assert_eq!(connections, 3);
+    for call in calls {
+        call.abort();
     }
 }
 

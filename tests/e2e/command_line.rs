@@ -135,7 +135,12 @@ async fn a_second_signal_ends_it_at_once_with_1() {
 async fn sighup_rereads_the_configuration() {
     let backend = Backend::start().await;
     let mut known = Known::write(Proxy::to([&backend]));
-    let program = Process::start(PROGRAM, run(&known.files));
+    // A link from a directory where nothing happens: without the signal the change would be found a minute later.
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join("edge-proxy.yaml");
+    std::os::unix::fs::symlink(known.files.config(), &link).unwrap();
+    let arguments = ["run".into(), "--config".into(), link.into_os_string()];
+    let program = Process::start(PROGRAM, arguments);
     known.probed("/readyz", 200).await;
     known
         .files

@@ -1,4 +1,7 @@
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use e2e::{
     backend::Backend,
@@ -155,6 +158,43 @@ async fn a_name_that_never_resolves_is_a_cluster_without_endpoints() {
         (failure.code(), failure.message()),
         (Code::Unavailable, "no healthy upstream")
     );
+}
+
+#[tokio::test]
+async fn the_listener_opens_after_5_s_when_no_name_server_answers() {
+    let dns = DnsServer::start().await.unwrap();
+    dns.set(NAME, Answer::Silence);
+    let start = Instant::now();
+    let proxy = Proxy::builder()
+        .route(TEST, "test")
+        .dns_cluster("test", &dns, NAME, 80)
+        .start_unready()
+        .await;
+    eventually("the listener to open", || async {
+        tokio::net::TcpStream::connect(proxy.address()).await.ok()
+    })
+    .await;
+    assert!(
+        start.elapsed() >= Duration::from_secs(5),
+        "open after {:?}, without an answer",
+        start.elapsed()
+    );
+    assert!(dns.queries(NAME) > 0);
+}
+
+#[tokio::test]
+async fn rpcs_ask_no_name_server() {
+    let system = System::start(2).await;
+    let proxy = system.proxy().with("dns_refresh_rate", "1h").start().await;
+    let mut client = proxy.test_client().await;
+    let asked = system.dns.queries(NAME);
+    for _ in 0..50 {
+        client.unary(payload("")).await.unwrap();
+    }
+    // Nor does a new connection.
+    let mut client = proxy.test_client().await;
+    client.unary(payload("")).await.unwrap();
+    assert_eq!(system.dns.queries(NAME), asked);
 }
 
 #[tokio::test]
