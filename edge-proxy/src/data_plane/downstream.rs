@@ -447,12 +447,22 @@ impl Side for Rc<Downstream> {
                 };
                 rpc::refuse(worker, client, headers, Failure::HeadersTooLarge, now);
             }
-            Event::Refused { stream, headers } => {
+            Event::Refused {
+                stream,
+                headers,
+                large,
+            } => {
                 let client = rpc::Client::Http2 {
                     connection: self.clone(),
                     stream,
                 };
-                rpc::refused_stream(worker, &client, headers, now);
+                let (limit, failure) = if large {
+                    (Limit::HeaderBytes, Failure::HeadersTooLarge)
+                } else {
+                    (Limit::Streams, Failure::Overloaded)
+                };
+                worker.shard.limits(limit).inc();
+                rpc::refused_stream(worker, &client, headers, failure, now);
             }
             Event::Malformed { key, .. } => {
                 worker.shard.resets(ResetCause::Malformed).inc();

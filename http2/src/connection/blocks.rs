@@ -192,29 +192,36 @@ impl Connection {
         }
         if self.streams.len() >= self.config.max_concurrent_streams as usize {
             self.refuse(stream, Reason::REFUSED_STREAM)?;
-            return Ok(Some(Event::Refused { stream, headers }));
+            return Ok(Some(Event::Refused {
+                stream,
+                headers,
+                large: false,
+            }));
         }
         let body = headers.content_length();
         let large = list_size > self.config.max_header_list as usize;
-        let fault = if list_size > self.config.max_header_list_hard as usize {
-            Some((
-                Reason::ENHANCE_YOUR_CALM,
-                "a header list above the hard limit",
-            ))
-        } else if block.self_dependent {
-            Some((Reason::PROTOCOL_ERROR, SELF_DEPENDENT))
+        if list_size > self.config.max_header_list_hard as usize {
+            self.refuse(stream, Reason::ENHANCE_YOUR_CALM)?;
+            return Ok(Some(Event::Refused {
+                stream,
+                headers,
+                large: true,
+            }));
+        }
+        let fault = if block.self_dependent {
+            Some(SELF_DEPENDENT)
         } else if large {
             None
         } else if let Err(rule) = headers.validate(Kind::Request) {
-            Some((Reason::PROTOCOL_ERROR, rule))
+            Some(rule)
         } else if block.end_stream && body.is_some_and(|n| n > 0) {
-            Some((Reason::PROTOCOL_ERROR, CONTENT_LENGTH))
+            Some(CONTENT_LENGTH)
         } else {
             None
         };
-        if let Some((reason, rule)) = fault {
+        if let Some(rule) = fault {
             self.recycle(headers);
-            self.refuse(stream, reason)?;
+            self.refuse(stream, Reason::PROTOCOL_ERROR)?;
             return Ok(Some(Event::Malformed {
                 stream,
                 key: u32::MAX,

@@ -38,9 +38,14 @@ pub enum Event<'a> {
         key: u32,
         end_stream: bool,
     },
-    /// Server role: a request above `max_concurrent_streams`. The engine has answered it with
-    /// REFUSED_STREAM; told for counters and the access log.
-    Refused { stream: u32, headers: Headers },
+    /// Server role: a request above a limit, for counters and the access log. The engine has
+    /// answered it with REFUSED_STREAM, above `max_concurrent_streams`, or (`large`: the list is
+    /// above `max_header_list_hard`, and `headers` not all of it) with ENHANCE_YOUR_CALM.
+    Refused {
+        stream: u32,
+        headers: Headers,
+        large: bool,
+    },
     /// A message that RFC 9113 §8 calls malformed, or that a strict server would end the
     /// connection for, breaking `rule`: the engine has already reset the stream; told for
     /// counters and the access log. `key` is `u32::MAX` for a request that was never told.

@@ -151,7 +151,7 @@ pub(crate) fn trailers() -> Headers {
 pub(crate) enum Got {
     Headers(u32, u32, Vec<(String, String)>, bool),
     TooLarge(u32, u32, bool),
-    Refused(u32, Vec<(String, String)>),
+    Refused(u32, Vec<(String, String)>, bool),
     Malformed(u32, u32, &'static str),
     Trailers(u32, u32, Vec<(String, String)>),
     Data(u32, u32, Vec<u8>, bool),
@@ -182,7 +182,11 @@ impl From<Event<'_>> for Got {
                 key,
                 end_stream,
             } => Self::TooLarge(stream, key, end_stream),
-            Event::Refused { stream, headers } => Self::Refused(stream, fields(&headers)),
+            Event::Refused {
+                stream,
+                headers,
+                large,
+            } => Self::Refused(stream, fields(&headers), large),
             Event::Malformed { stream, key, rule } => Self::Malformed(stream, key, rule),
             Event::Trailers {
                 stream,

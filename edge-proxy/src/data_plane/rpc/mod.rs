@@ -141,12 +141,18 @@ pub(crate) fn refuse(
     });
 }
 
-/// A client's request was answered with REFUSED_STREAM, above its streams or ours: all that comes of it is its line.
-pub(crate) fn refused_stream(worker: &Rc<Worker>, client: &Client, head: Headers, now: Instant) {
-    worker.shard.limits(Limit::Streams).inc();
+/// A client's request was answered with a reset, above a limit of its connection or ours: all that comes of it is its
+/// line.
+pub(crate) fn refused_stream(
+    worker: &Rc<Worker>,
+    client: &Client,
+    head: Headers,
+    failure: Failure,
+    now: Instant,
+) {
     let grpc = Form::of(&Facts::read(&head, None)) == Form::Grpc;
     let mut record = Record::new(now);
-    record.failed_with(Failure::Overloaded);
+    record.failed_with(failure);
     record.write(worker, client, &head, grpc, now);
     client.recycle(head);
 }
@@ -325,7 +331,8 @@ fn admit(worker: &Rc<Worker>, rpc: Rpc, now: Instant, first: impl FnOnce(&mut Rp
         Err(rpc) => {
             rpc.client.reset(Reason::REFUSED_STREAM);
             rpc.client.ended(now);
-            refused_stream(worker, &rpc.client, rpc.head, now);
+            worker.shard.limits(Limit::Streams).inc();
+            refused_stream(worker, &rpc.client, rpc.head, Failure::Overloaded, now);
         }
     }
 }
