@@ -191,12 +191,13 @@ impl Served {
         }
         self.waiting_told = Some(now);
         let file = error.path.display();
-        tracing::warn!(
-            "waiting for the certificate: {file} isn't there. Make the Secret: kubectl create secret \
-             tls edge-certs --key privkey.pem --cert cert.pem"
-        );
+        tracing::warn!("waiting for the certificate: {file} isn't there. {HOW_TO_MAKE_THE_SECRET}");
     }
 }
+
+/// What the log and `check` say of files that aren't there.
+pub(super) const HOW_TO_MAKE_THE_SECRET: &str =
+    "Make the Secret: kubectl create secret tls edge-certs --key privkey.pem --cert cert.pem";
 
 /// Between lines of the log while there is no certificate.
 const WAITING: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 
 use super::{ConfigErrors, Loaded, Place, Problem};
 use crate::control_plane::{
-    certs::{Identities, PairError, PairFault},
+    certs::{HOW_TO_MAKE_THE_SECRET, Identities, PairError, PairFault},
     status::now_ms,
 };
 
@@ -45,10 +45,12 @@ impl Loaded {
             ("private_key", self.pair.private_key)
         };
         let advice = match error.fault {
-            PairFault::Missing => " yet: the proxy waits for it, and isn't ready until then",
-            PairFault::Unreadable(_) => ": give a PEM file that this user may read",
-            PairFault::Mismatched { .. } => ": give the two that were made together",
-            _ => ": give another one, this one would never be served",
+            PairFault::Missing => format!(
+                " yet: the proxy waits for it, and isn't ready until then. {HOW_TO_MAKE_THE_SECRET}"
+            ),
+            PairFault::Unreadable(_) => ": give a PEM file that this user may read".into(),
+            PairFault::Mismatched { .. } => ": give the two that were made together".into(),
+            _ => ": give another one, this one would never be served".into(),
         };
         Problem {
             file: self.file.clone(),
