@@ -55,16 +55,18 @@ impl Form {
 
 /// The answer to a request that failed before a response's head was relayed.
 pub fn failure(failure: Failure, form: Form, context: &AnswerContext<'_>) -> Answer {
-    // Nobody reads `grpc-status` in HTTP/1.1: the refusal of gRPC over it is plain whatever the request says.
     let form = match failure {
+        // Nobody reads `grpc-status` in HTTP/1.1: the refusal of gRPC over it is plain whatever the request says.
         Failure::GrpcOverHttp1 => Form::Plain,
+        // The 200 of gRPC's form would tell the client that it has its tunnel (RFC 9110 §9.3.6).
+        Failure::ConnectMethod => Form::Plain,
         _ => form,
     };
     let mut answer = match form {
         Form::Grpc => grpc(failure.grpc_status(), &failure.text(), context),
         form => plain(failure.http_status(), failure.text(), form, context),
     };
-    if failure == Failure::ConnectMethod && form != Form::Grpc {
+    if failure == Failure::ConnectMethod {
         // A 405 has to list what is allowed (RFC 9110 §15.5.6). On a CONNECT's target, that is nothing.
         answer.headers.push(b"allow", b"");
     }
@@ -239,9 +241,12 @@ mod tests {
 
     #[test]
     fn connect_gets_405_with_allow() {
-        let answer = failure(Failure::ConnectMethod, Form::Plain, &CONTEXT);
-        assert_eq!(answer.headers.status(), Some(405));
-        assert_eq!(answer.headers.get(b"allow"), Some(&b""[..]));
+        for form in [Form::Plain, Form::Grpc] {
+            let answer = failure(Failure::ConnectMethod, form, &CONTEXT);
+            assert_eq!(answer.headers.status(), Some(405), "{form:?}");
+            assert_eq!(answer.headers.get(b"allow"), Some(&b""[..]));
+            assert_eq!(answer.grpc_status, None);
+        }
     }
 
     #[test]
