@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc::RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -113,6 +113,27 @@ pub(crate) fn paused<F: Future>(test: impl FnOnce() -> F) -> F::Output {
 pub(crate) fn running<F: Future>(test: impl FnOnce() -> F) -> F::Output {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     on(&mut runtime, Duration::from_secs(60), test)
+}
+
+/// Runs a test that has sockets while the clock stands still: what is seen to happen happens with no timer in between,
+/// however slow the machine is. Only the test moves time, by `tokio::time::advance`.
+pub(crate) fn stopped<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        // A paused clock jumps to the next timer when nothing can run, but not while a blocking task does.
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let clock = tokio::task::spawn_blocking(move || {
+            wait.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout)
+        });
+        let limited = tokio::time::timeout(Duration::from_secs(24 * 3600), test()).await;
+        drop(done);
+        assert!(!clock.await.unwrap(), "it went on only when a timer fired");
+        limited.unwrap()
+    })
 }
 
 /// `limit` is far beyond what any test takes, so that a lost wake-up is a failure and no hang.
@@ -258,7 +279,16 @@ impl Client {
 
     /// A gRPC request with this body, ended or not.
     pub(crate) fn call(&mut self, path: &str, body: &[u8], end: bool) -> u32 {
-        let stream = self.engine.open(grpc(path), false, 0).unwrap();
+        self.begin(grpc(path), body, end)
+    }
+
+    /// Any request with a body, ended or not.
+    pub(crate) fn request(&mut self, fields: &[(&str, &str)], body: &[u8], end: bool) -> u32 {
+        self.begin(headers(fields), body, end)
+    }
+
+    fn begin(&mut self, head: Headers, body: &[u8], end: bool) -> u32 {
+        let stream = self.engine.open(head, false, 0).unwrap();
         self.engine.send_data(stream, body, end, now());
         stream
     }
@@ -413,6 +443,13 @@ pub(crate) fn trip(place: &str) {
         _ => false,
     });
     assert!(!trips, "a test's panic at {place}");
+}
+
+/// Waits until `condition` holds, with no timer.
+pub(crate) async fn at_once(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Waits until `condition` holds, however long that takes.

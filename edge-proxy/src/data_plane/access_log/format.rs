@@ -68,7 +68,7 @@ impl Formatter {
         line.key(",\"path\":", " path=");
         line.text(record.path);
         line.key(",\"status\":", " status=");
-        line.number(record.status);
+        line.option((record.status != 0).then_some(record.status), Line::number);
         line.key(",\"grpc_status\":", " grpc_status=");
         line.option(record.grpc_status, Line::number);
         line.key(",\"flags\":", " flags=");
@@ -386,7 +386,7 @@ pub(super) mod tests {
     fn what_is_not_there_is_null() {
         let refused = Record {
             client: "2001:db8::1".parse().unwrap(),
-            status: 503,
+            status: 0,
             grpc_status: None,
             flags: Flags::from(Flag::UpstreamConnectFailure).with(Flag::UpstreamRetryLimit),
             detail: Some("connection timeout"),
@@ -396,8 +396,8 @@ pub(super) mod tests {
             user_agent: b"",
             ..record()
         };
-        insta::assert_snapshot!(line(AccessLogFormat::Json, &refused), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11","client":"2001:db8::1","protocol":"HTTP/2","method":"POST","authority":"grpc.example.com","path":"/api.Echo/Echo","status":503,"grpc_status":null,"flags":"UF,URX","detail":"connection timeout","bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":null,"attempts":1,"cluster":null,"endpoint":null,"user_agent":""}"#);
-        insta::assert_snapshot!(line(AccessLogFormat::Text, &refused), @r#"time=2026-11-22T23:39:24.042Z request_id=0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11 client=2001:db8::1 protocol=HTTP/2 method=POST authority=grpc.example.com path=/api.Echo/Echo status=503 grpc_status=- flags=UF,URX detail="connection timeout" bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=- attempts=1 cluster=- endpoint=- user_agent="""#);
+        insta::assert_snapshot!(line(AccessLogFormat::Json, &refused), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11","client":"2001:db8::1","protocol":"HTTP/2","method":"POST","authority":"grpc.example.com","path":"/api.Echo/Echo","status":null,"grpc_status":null,"flags":"UF,URX","detail":"connection timeout","bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":null,"attempts":1,"cluster":null,"endpoint":null,"user_agent":""}"#);
+        insta::assert_snapshot!(line(AccessLogFormat::Text, &refused), @r#"time=2026-11-22T23:39:24.042Z request_id=0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11 client=2001:db8::1 protocol=HTTP/2 method=POST authority=grpc.example.com path=/api.Echo/Echo status=- grpc_status=- flags=UF,URX detail="connection timeout" bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=- attempts=1 cluster=- endpoint=- user_agent="""#);
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Rpc {
             )
         };
         if retry == Retry::No || worker.phase.get() == Phase::Cutting {
-            self.record.given_up(outcome);
+            self.record.given_up(outcome, self.tried.len());
             return self.fail(worker, key, failure, now);
         }
         let name = cluster.name.clone();

@@ -27,6 +27,9 @@ mod client;
 mod record;
 mod table;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -397,8 +400,9 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
         };
         let done = match catch_unwind(AssertUnwindSafe(work)) {
             Ok(step) => step == Step::Done,
-            Err(_) => {
-                tracing::error!(request_id = %rpc.request_id(), "a panic ended an RPC");
+            Err(panic) => {
+                let panic = panic_text(panic.as_ref());
+                tracing::error!(request_id = %rpc.request_id(), panic, "a panic ended an RPC");
                 let answer = || {
                     // It may not have come so far as to know.
                     rpc.form = Form::of(&Facts::read(&rpc.head, None));
@@ -423,6 +427,13 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
             tracing::error!("a panic at the end of an RPC");
         }
     }
+}
+
+/// What a panic said, if it was words.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&'static str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
 }
 
 impl Rpc {

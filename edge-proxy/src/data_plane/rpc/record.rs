@@ -11,7 +11,11 @@ use http2::{Headers, Known};
 
 use super::{Client, Worker};
 use crate::{
-    data_plane::{access_log, upstream::retry::Outcome, worker::ClusterState},
+    data_plane::{
+        access_log,
+        upstream::retry::{self, Outcome},
+        worker::ClusterState,
+    },
     error::{Failure, Flag, ResetCause},
     snapshot::{Cluster, EndpointShared, Route},
     telemetry::{
@@ -24,7 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Record {
     started: Instant,
-    /// When the last attempt was sent.
+    /// When the first attempt began.
     attempted: Option<Instant>,
     /// From the first attempt's start to the response's head.
     upstream_time: Option<Duration>,
@@ -89,10 +93,10 @@ impl Record {
         }
     }
 
-    /// An attempt was sent to `endpoint`.
+    /// An attempt on `endpoint` begins, whether or not it can be connected to.
     pub(super) fn attempted(&mut self, endpoint: &Arc<EndpointShared>, now: Instant) {
         self.attempts += 1;
-        self.attempted = Some(now);
+        self.attempted.get_or_insert(now);
         self.endpoint = Some(endpoint.clone());
     }
 
@@ -111,9 +115,12 @@ impl Record {
         }
     }
 
-    /// An attempt ended so, and none follows.
-    pub(super) fn given_up(&mut self, outcome: Outcome) {
+    /// An attempt ended so, the `attempts`th, and none follows.
+    pub(super) fn given_up(&mut self, outcome: Outcome, attempts: usize) {
         self.refused = refused(outcome);
+        if outcome != Outcome::Other && attempts >= retry::MAX_ATTEMPTS as usize {
+            self.flags.insert(Flag::UpstreamRetryLimit);
+        }
     }
 
     /// The response's head went to the client.
@@ -234,6 +241,9 @@ impl Record {
 
     /// How the last attempt ended; `None`: there was none since the last one that was counted.
     fn attempt_result(&self, grpc: bool) -> Option<AttemptResult> {
+        if self.attempts == 0 {
+            return None;
+        }
         if self.refused {
             return Some(AttemptResult::Refused);
         }

@@ -122,6 +122,7 @@ impl Rpc {
         };
         let endpoint = endpoint.shared.clone();
         self.tried.push(endpoint.id);
+        self.record.attempted(&endpoint, now);
         match worker
             .pool
             .acquire(worker, &endpoint, &cluster.policy, key, now)
@@ -172,7 +173,6 @@ impl Rpc {
         }
         endpoint.attempts.fetch_add(1, Ordering::Relaxed);
         endpoint.active.fetch_add(1, Ordering::Relaxed);
-        self.record.attempted(&endpoint, now);
         self.state = State::Open(Attempt {
             upstream,
             stream,
