@@ -47,7 +47,9 @@ async fn every_response_names_the_replica() {
         ("/grpc.health.v1.Health/Check", Code::Ok),
         ("/grpc.health.v1.Health/Nothing", Code::Unimplemented),
     ] {
-        let answer = client.call(path, Some("100m")).await;
+        // Only what never answers needs one; the others may take their time.
+        let timeout = (status == Code::DeadlineExceeded).then_some("100m");
+        let answer = client.call(path, timeout).await;
         assert_eq!(answer.hostname(), "replica-1", "{path}");
         assert_eq!(answer.status(), status, "{path}");
     }
