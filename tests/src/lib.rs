@@ -53,6 +53,9 @@ pub mod proxy;
 /// The whole system on one machine, as `local-stack` shows it.
 pub mod stack;
 
+/// What `local-stack` shows: both services called, and who served how much.
+pub mod demonstration;
+
 /// Programs as processes of their own: signals, exit codes, output, memory.
 pub mod process;
 

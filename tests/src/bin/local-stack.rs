@@ -2,26 +2,21 @@
 //! certificate authority, and the edge proxy before them; then some RPCs through it, and a table of who served them.
 
 use std::{
-    collections::BTreeMap,
     fmt::Display,
     io::{IsTerminal, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use clap::Parser;
 use e2e::{
     certs::SERVER_NAME,
-    client,
+    demonstration::{Call, RPCS, Served, demonstrate},
     replicas::Kind,
     stack::{Ports, Stack, host},
 };
-use proto::api::{
-    EchoRequest, ReverseRequest, echo_client::EchoClient, reverse_client::ReverseClient,
-};
-use tonic::{Response, Status};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
 macro_rules! say {
@@ -109,7 +104,15 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     page.parts(&stack);
     page.configuration(&stack)?;
 
-    let good = match demonstrate(&stack, &page).await {
+    page.title(format_args!(
+        "{RPCS} RPCs to each service, all on one connection"
+    ));
+    let shown = |call: &Call<'_>| {
+        if call.number < SHOWN {
+            page.call(call);
+        }
+    };
+    let good = match demonstrate(&stack, shown).await {
         Ok(served) => page.table(&stack, &served),
         Err(error) => {
             eprintln!("\n  {} {error:#}", page.bad("failed:"));
@@ -125,19 +128,37 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ExitCode::FAILURE
         });
     }
+    // Before the words that invite one: a signal that nobody listens for ends the process.
+    let signals = Signals::listen()?;
     page.commands(&stack);
-    until_told(stack, &page).await
+    until_told(stack, signals, &page).await
+}
+
+/// Ctrl-C, and what a supervisor sends.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// Waits for Ctrl-C, drains; a second Ctrl-C cuts that short.
-async fn until_told(stack: Stack, page: &Page) -> anyhow::Result<ExitCode> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+async fn until_told(stack: Stack, mut signals: Signals, page: &Page) -> anyhow::Result<ExitCode> {
+    signals.next().await;
     say!("\n  {}", page.faint("Draining; Ctrl-C again ends at once."));
     stack.drain();
     let ended = stack.ended();
@@ -147,84 +168,8 @@ async fn until_told(stack: Stack, page: &Page) -> anyhow::Result<ExitCode> {
             say!("  {}", page.faint("Done."));
             Ok(ExitCode::SUCCESS)
         }
-        _ = interrupt.recv() => Ok(ExitCode::FAILURE),
-        _ = terminate.recv() => Ok(ExitCode::FAILURE),
+        () = signals.next() => Ok(ExitCode::FAILURE),
     }
-}
-
-/// How many RPCs each replica served.
-type Served = BTreeMap<String, usize>;
-
-/// Calls both services through the proxy, each on one connection.
-async fn demonstrate(stack: &Stack, page: &Page) -> anyhow::Result<Served> {
-    let channel = client::channel(stack.listener, stack.tls_config())
-        .await
-        .context("cannot connect")?;
-    let mut echo = EchoClient::new(channel.clone());
-    let mut reverse = ReverseClient::new(channel);
-    let mut served = Served::new();
-    page.title(format_args!(
-        "{RPCS} RPCs to each service, all on one connection"
-    ));
-    for number in 0..RPCS {
-        let start = Instant::now();
-        let request = EchoRequest {
-            content: "echo".into(),
-        };
-        let reply = echo
-            .echo(request)
-            .await
-            .map_err(|status| failure("api.Echo/Echo", &status))?;
-        let hostname = hostname(&reply)?;
-        if number < SHOWN {
-            page.call(
-                "api.Echo/Echo",
-                "echo",
-                &reply.get_ref().content,
-                &hostname,
-                start.elapsed(),
-            );
-        }
-        *served.entry(hostname).or_default() += 1;
-    }
-    for number in 0..RPCS {
-        let start = Instant::now();
-        let request = ReverseRequest {
-            content: "Grüße".into(),
-        };
-        let reply = reverse
-            .reverse(request)
-            .await
-            .map_err(|status| failure("api.Reverse/Reverse", &status))?;
-        let hostname = hostname(&reply)?;
-        if number < SHOWN {
-            page.call(
-                "api.Reverse/Reverse",
-                "Grüße",
-                &reply.get_ref().content,
-                &hostname,
-                start.elapsed(),
-            );
-        }
-        *served.entry(hostname).or_default() += 1;
-    }
-    Ok(served)
-}
-
-fn hostname<T>(reply: &Response<T>) -> anyhow::Result<String> {
-    let value = reply
-        .metadata()
-        .get("hostname")
-        .context("a response without the header hostname")?;
-    Ok(value.to_str()?.to_owned())
-}
-
-fn failure(method: &str, status: &Status) -> anyhow::Error {
-    anyhow::anyhow!(
-        "{method} ended with {:?}: {}",
-        status.code(),
-        status.message()
-    )
 }
 
 /// What is printed, and how: colour on a terminal only.
@@ -280,12 +225,14 @@ impl Page {
         Ok(())
     }
 
-    fn call(&self, method: &str, sent: &str, received: &str, hostname: &str, time: Duration) {
-        let time = format!("{:.1} ms", time.as_secs_f64() * 1e3);
+    fn call(&self, call: &Call<'_>) {
+        let time = format!("{:.1} ms", call.time.as_secs_f64() * 1e3);
         say!(
-            "  {method:<20} {:>8} → {:<8} {hostname:<15} {}",
-            format!("“{sent}”"),
-            format!("“{received}”"),
+            "  {:<20} {:>8} → {:<8} {:<15} {}",
+            call.method,
+            format!("“{}”", call.sent),
+            format!("“{}”", call.received),
+            call.hostname,
             self.faint(format_args!("{time:>8}")),
         );
     }
@@ -299,15 +246,11 @@ impl Page {
                 "served by", "RPCs", "share"
             ))
         );
-        let mut even = true;
-        for (kind, replica) in &stack.replicas {
-            let count = served.get(replica.hostname()).copied().unwrap_or(0);
-            let replicas = stack.replicas.iter().filter(|(of, _)| of == kind).count();
-            let as_it_should = count * replicas == RPCS;
-            even &= as_it_should;
+        for (_, replica) in &stack.replicas {
+            let count = served.by(replica.hostname());
             let percent = count * 100 / RPCS;
             let bar = "█".repeat(percent / 5);
-            let bar = if as_it_should {
+            let bar = if served.is_a_share(count) {
                 self.good(bar)
             } else {
                 self.bad(bar)
@@ -317,6 +260,7 @@ impl Page {
                 replica.hostname()
             );
         }
+        let even = served.is_even();
         let verdict = if even {
             self.good("even: every RPC is balanced, not every connection")
         } else {
@@ -392,7 +336,5 @@ fn proto_file(name: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/api")).join(name)
 }
 
-/// To each service: a multiple of the replicas' number, so that an even balance is exact.
-const RPCS: usize = 20;
 /// How many of them are printed.
 const SHOWN: usize = 4;
