@@ -293,7 +293,16 @@ async fn the_page_loads_nothing_from_elsewhere_and_its_links_are_relative() {
 
 #[tokio::test]
 async fn the_page_has_its_first_data_inside() {
-    let page = Server::admin(support::report(3)).await.get("/").await;
+    for endpoints in [2, 200] {
+        has_all_that_it_shows(endpoints).await;
+    }
+}
+
+/// With so many endpoints in each cluster, one of them out.
+async fn has_all_that_it_shows(endpoints: usize) {
+    let mut report = support::report(endpoints);
+    support::eject(&mut report.clusters[1].endpoints[0], "NOT_SERVING");
+    let page = Server::admin(report).await.get("/").await;
     let data = page
         .body
         .split("id=\"data\">")
@@ -303,9 +312,31 @@ async fn the_page_has_its_first_data_inside() {
         .next()
         .unwrap();
     let data: Value = serde_json::from_str(data).unwrap();
+    for cluster in 0..2 {
+        let listed = data["clusters"][cluster]["endpoints"].as_array().unwrap();
+        assert_eq!(listed.len(), endpoints);
+        for endpoint in listed {
+            assert!(endpoint["health"].is_string(), "{endpoint}");
+        }
+    }
+    let ejected = &data["clusters"][1]["endpoints"][0];
     assert_eq!(
-        data["clusters"][0]["endpoints"].as_array().unwrap().len(),
-        3
+        (&ejected["health"], &ejected["reason"]),
+        (&"unhealthy".into(), &"NOT_SERVING".into())
+    );
+    // A number, or `null` as long as there is nothing to count.
+    for traffic in [&data["traffic"], &data["clusters"][0]["traffic"]] {
+        let traffic = traffic.as_object().unwrap();
+        for key in ["rate", "error_share", "p50_ms", "p99_ms", "in_flight"] {
+            assert!(traffic.contains_key(key), "{key} in {traffic:?}");
+        }
+    }
+    for side in ["downstream", "upstream"] {
+        assert!(data["connections"][side].is_u64(), "{data}");
+    }
+    assert!(
+        data["certificate"]["current"]["not_after"].is_i64(),
+        "{data}"
     );
     assert_eq!(
         data["certificate"]["current"]["names"][0],

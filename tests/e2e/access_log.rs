@@ -1,10 +1,14 @@
 use e2e::{
     backend::Backend,
     client::{get_request, request},
-    loopback, payload,
+    frames::{self, Frame, kind},
+    health, loopback, payload,
     proxy::{Proxy, read_records},
+    scripted::{Exchange, Scripted, framed},
     wait::eventually,
 };
+use h2::Reason;
+use serde_json::json;
 
 #[tokio::test]
 async fn one_line_per_rpc_says_what_happened() {
@@ -28,33 +32,135 @@ async fn one_line_per_rpc_says_what_happened() {
     assert!(record["user_agent"].as_str().unwrap().contains("tonic"));
     assert!(record["duration_ms"].as_f64().unwrap() >= 0.0);
     assert!(record["upstream_ms"].as_f64().is_some());
-    assert!(
-        record["bytes_in"].as_u64().unwrap() >= 12,
-        "five of gRPC, seven of the message"
+    // Five bytes of gRPC, seven of the message; the same come back.
+    assert_eq!(
+        (&record["bytes_in"], &record["bytes_out"]),
+        (&json!(12), &json!(12))
     );
-    assert!(record["bytes_out"].as_u64().unwrap() >= 12);
     assert!(record["time"].as_str().unwrap().ends_with('Z'));
 }
 
 #[tokio::test]
-async fn flags_say_why_the_proxy_answered_itself() {
-    let proxy = Proxy::to(&[loopback::refused().unwrap()]).start().await;
+async fn flags_and_words_say_what_went_wrong() {
+    let backend = Scripted::start(
+        async |exchange: Exchange| match exchange.request.uri().path() {
+            "/e2e.Test/Reset" => exchange.reset(Reason::INTERNAL_ERROR),
+            "/e2e.Test/Drop" => exchange.drop_connection(),
+            "/e2e.Test/Hang" | "/slow.Test/Hang" => exchange.hang().await,
+            _ => exchange.ok(b""),
+        },
+    )
+    .await;
+    let ill = Backend::start().await;
+    ill.health.set(health::NOT_SERVING);
+    let refused = loopback::refused().unwrap();
+    let proxy = Proxy::to([&backend])
+        .route_of(json!({ "prefix": "/slow.Test/", "cluster": "test", "timeout": "50ms" }))
+        .route("/refused.Test/", "refused")
+        .cluster("refused", [refused])
+        .route("/ill.Test/", "ill")
+        .cluster("ill", [ill.address()])
+        .checked()
+        .set("listener.timeouts.stream_idle", "2s")
+        .start()
+        .await;
     let client = proxy.http2().await;
-    client.grpc("/nowhere.X/Y", &[]).await.unwrap();
-    client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
-    let records = proxy.access_log(2).await;
-    let flags: Vec<String> = records
-        .iter()
-        .map(|record| record["flags"].to_string())
-        .collect();
-    assert!(flags[0].contains("NR"), "{flags:?}");
-    assert!(flags[1].contains("UF"), "{flags:?}");
-    let detail = records[1]["detail"].to_string();
-    assert!(detail.contains("remote connection failure"), "{detail}");
-    assert_eq!(
-        (&records[0]["grpc_status"], &records[1]["grpc_status"]),
-        (&12.into(), &14.into())
-    );
+    let large = "x".repeat(9000);
+    let at_backend = backend.address().to_string();
+    let at_refused = refused.to_string();
+    let no = json!(null);
+    // Path, header, flags, grpc-status, what the detail ends in, attempts, endpoint.
+    let rows = [
+        ("/e2e.Test/Good", None, "-", 0, "", 1, json!(at_backend)),
+        ("/nowhere.X/Y", None, "NR", 12, "", 0, no.clone()),
+        (
+            "/ill.Test/X",
+            None,
+            "UH",
+            14,
+            "no healthy upstream",
+            0,
+            no.clone(),
+        ),
+        (
+            "/refused.Test/X",
+            None,
+            "UF,URX",
+            14,
+            "remote connection failure",
+            3,
+            json!(at_refused),
+        ),
+        (
+            "/e2e.Test/Reset",
+            None,
+            "UR",
+            14,
+            "remote reset",
+            1,
+            json!(at_backend),
+        ),
+        (
+            "/e2e.Test/Drop",
+            None,
+            "UC",
+            14,
+            "connection termination",
+            1,
+            json!(at_backend),
+        ),
+        (
+            "/slow.Test/Hang",
+            None,
+            "UT",
+            4,
+            "upstream request timeout",
+            1,
+            json!(at_backend),
+        ),
+        (
+            "/e2e.Test/Hang",
+            None,
+            "SI",
+            4,
+            "stream timeout",
+            1,
+            json!(at_backend),
+        ),
+        (
+            "/e2e.Test/X",
+            Some(("host", "other")),
+            "IH",
+            13,
+            "invalid authority",
+            0,
+            no.clone(),
+        ),
+        (
+            "/e2e.Test/X",
+            Some(("x-l", large.as_str())),
+            "DPE",
+            8,
+            "fields too large",
+            0,
+            no,
+        ),
+    ];
+    for (number, (path, header, flags, status, detail, attempts, endpoint)) in
+        rows.into_iter().enumerate()
+    {
+        let headers: Vec<_> = header.into_iter().collect();
+        let reply = client.grpc(path, &headers).await.unwrap();
+        assert_eq!(reply.grpc_status(), Some(status), "{path}");
+        let record = &proxy.access_log(number + 1).await[number];
+        assert_eq!(record["flags"], flags, "{record}");
+        assert_eq!(record["grpc_status"], status, "{record}");
+        let words = record["detail"].as_str().unwrap_or_default();
+        assert!(words.ends_with(detail), "{record}");
+        assert_eq!(words.is_empty(), detail.is_empty(), "{record}");
+        assert_eq!(record["attempts"], attempts, "{record}");
+        assert_eq!(record["endpoint"], endpoint, "{record}");
+    }
 }
 
 #[tokio::test]
@@ -76,7 +182,24 @@ async fn a_cancelled_rpc_has_its_line_too() {
     backend.journal.begun("c").await;
     call.abort();
     let record = &proxy.access_log(1).await[0];
-    assert!(record["flags"].to_string().contains("DR"), "{record}");
+    assert_eq!(record["flags"], "DR", "{record}");
+    assert_eq!(record["status"], json!(null), "it got none: {record}");
+    assert_eq!(record["grpc_status"], 1, "what it told itself: {record}");
+
+    // And when the whole connection goes, without a word about the stream.
+    let mut wire = proxy.wire(&[]).await;
+    let mut headers = frames::grpc_request("/e2e.Test/Unary");
+    headers.extend([("x-test-id", "gone"), ("x-test-gate", "never")]);
+    wire.send(&[
+        Frame::headers(1, &headers, false),
+        Frame::data(1, &framed(b""), true),
+    ])
+    .await
+    .unwrap();
+    backend.journal.begun("gone").await;
+    drop(wire);
+    let record = &proxy.access_log(2).await[1];
+    assert_eq!(record["flags"], "DC", "{record}");
 }
 
 #[tokio::test]
@@ -161,12 +284,53 @@ async fn text_and_no_log_at_all() {
 
 #[tokio::test]
 async fn a_request_that_a_limit_refused_has_its_line_too() {
-    let proxy = Proxy::builder().start().await;
-    let client = proxy.http2().await;
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.http2.max_concurrent_streams", 1)
+        .start()
+        .await;
+    let ordinary = frames::grpc_request("/e2e.Test/Unary");
+    let with = |more: &[(&'static str, &'static str)]| [&ordinary[..], more].concat();
     let large = "x".repeat(9000);
-    let reply = client.grpc("/a.B/C", &[("x-large", &large)]).await.unwrap();
-    assert_eq!(reply.grpc_status(), Some(8));
-    let lines = proxy.access_log(1).await;
-    assert_eq!(lines[0]["grpc_status"], 8);
-    assert_eq!(lines[0]["path"], "/a.B/C");
+    let mut above_8_kib = ordinary.clone();
+    above_8_kib.push(("x-large", &large));
+    // 34 bytes each, as RFC 9113 section 6.5.2 counts them.
+    let above_32_kib = with(&[("x", "y"); 1000]);
+    // Its request doesn't end, so the backend can't be done with it.
+    let mut gated = with(&[("x-test-id", "open"), ("x-test-gate", "never")]);
+    gated[2].1 = "/e2e.Test/Upload";
+    assert_eq!(gated[2].0, ":path");
+
+    // Answered; reset, since nobody needs so many headers; one stream too many.
+    let (answered, reset) = ((kind::HEADERS, json!(200)), (kind::RST_STREAM, json!(null)));
+    let cases = [
+        (vec![&above_8_kib], answered, "DPE"),
+        (vec![&above_32_kib], reset.clone(), "DPE"),
+        (vec![&gated, &ordinary], reset, "OM"),
+    ];
+    for (number, (requests, (told, status), flag)) in cases.into_iter().enumerate() {
+        let mut wire = proxy.wire(&[]).await;
+        let count = requests.len();
+        for (stream, headers) in requests.into_iter().enumerate() {
+            let (last, stream) = (stream + 1 == count, 2 * stream as u32 + 1);
+            wire.send(&[Frame::headers(stream, headers, last)])
+                .await
+                .unwrap();
+            if !last {
+                backend.journal.begun("open").await;
+            }
+        }
+        wire.until("a refusal", |frame| frame.kind == told)
+            .await
+            .unwrap();
+        let record = &proxy.access_log(number + 1).await[number];
+        assert_eq!(record["flags"], flag, "{record}");
+        assert_eq!(record["status"], status, "{record}");
+        assert_eq!(record["path"], "/e2e.Test/Unary", "{record}");
+        assert_eq!(record["method"], "POST", "{record}");
+        assert_eq!(record["attempts"], 0, "{record}");
+    }
+    let limit = |limit| proxy.metric("edge_limits_total", limit);
+    assert_eq!(limit(&[("limit", "header_bytes")]).await, 2.0);
+    assert_eq!(limit(&[("limit", "streams")]).await, 1.0);
 }

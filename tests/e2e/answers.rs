@@ -1,6 +1,6 @@
 //! Each row of the table of local answers, for gRPC and for plain HTTP.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use e2e::{
@@ -34,30 +34,61 @@ fn is_grpc(reply: &Reply, status: i32, message: Option<&str>) {
 fn is_plain(reply: &Reply, status: u16, text: &str) {
     assert_eq!(reply.status.as_u16(), status);
     assert_eq!(String::from_utf8_lossy(&reply.body), text);
-    if !text.is_empty() {
-        assert_eq!(reply.header("content-type"), "text/plain");
-    }
+    let kind = if text.is_empty() { "" } else { "text/plain" };
+    assert_eq!(reply.header("content-type"), kind);
     assert_eq!(reply.header("server"), "edge-proxy");
+    assert!(reply.header("date").ends_with(" GMT"));
     assert_eq!(reply.grpc_status(), None);
 }
 
-async fn both(client: &Http2, http: u16, grpc: i32, text: Option<&str>) {
+/// One row of the table: to gRPC, to plain HTTP/2 and to HTTP/1.1.
+async fn row(proxy: &Proxy, http: u16, grpc: i32, text: Option<&str>) {
+    let client = proxy.http2().await;
     is_grpc(
         &client.grpc("/e2e.Test/Unary", &[]).await.unwrap(),
         grpc,
         text,
     );
+    plain_row(proxy, http, text, &[]).await;
+}
+
+/// The plain halves of a row, asked for with `headers`.
+async fn plain_row(proxy: &Proxy, http: u16, text: Option<&str>, headers: &[(&str, &str)]) {
+    let text = text.unwrap_or_default();
+    let client = proxy.http2().await;
     let reply = client
-        .call(get_request("/e2e.Test/Plain", &[]), b"")
+        .call(get_request("/e2e.Test/Plain", headers), b"")
         .await
         .unwrap();
-    is_plain(&reply, http, text.unwrap_or_default());
+    is_plain(&reply, http, text);
+    let mut asked = "GET /e2e.Test/Plain HTTP/1.1".to_owned();
+    if headers.iter().all(|(name, _)| *name != "host") {
+        asked += "\nhost: grpc.example.com";
+    }
+    for (name, value) in headers {
+        asked += &format!("\n{name}: {value}");
+    }
+    let (head, body) = proxy.http1(&asked, b"").await;
+    is_http_1(&head, &body, http, text);
+}
+
+/// The same as [`is_plain`], in HTTP/1.1.
+fn is_http_1(head: &str, body: &[u8], status: u16, text: &str) {
+    assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+    assert_eq!(String::from_utf8_lossy(body), text);
+    let typed = head.contains("\r\ncontent-type: text/plain");
+    assert_eq!(typed, !text.is_empty(), "{head}");
+    let length = format!("\r\ncontent-length: {}", text.len());
+    for field in [length.as_str(), "\r\nserver: edge-proxy", "\r\ndate: "] {
+        assert_eq!(head.matches(field).count(), 1, "{field:?} in {head}");
+    }
+    assert!(!head.contains("grpc-status"), "{head}");
 }
 
 #[tokio::test]
 async fn no_route() {
     let proxy = Proxy::builder().start().await;
-    both(&proxy.http2().await, 404, 12, None).await;
+    row(&proxy, 404, 12, None).await;
 }
 
 #[tokio::test]
@@ -68,7 +99,7 @@ async fn no_endpoint() {
         .dns_cluster("test", &dns, "nobody.test", 80)
         .start()
         .await;
-    both(&proxy.http2().await, 503, 14, Some("no healthy upstream")).await;
+    row(&proxy, 503, 14, Some("no healthy upstream")).await;
 }
 
 #[tokio::test]
@@ -76,7 +107,7 @@ async fn no_healthy_endpoint() {
     let backend = Backend::start().await;
     backend.health.set(health::NOT_SERVING);
     let proxy = Proxy::to([&backend]).checked().start().await;
-    both(&proxy.http2().await, 503, 14, Some("no healthy upstream")).await;
+    row(&proxy, 503, 14, Some("no healthy upstream")).await;
     assert_eq!(backend.journal.count(), 0);
 }
 
@@ -86,7 +117,7 @@ async fn connection_refused() {
         .start()
         .await;
     let text = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure";
-    both(&proxy.http2().await, 503, 14, Some(text)).await;
+    row(&proxy, 503, 14, Some(text)).await;
 }
 
 #[tokio::test]
@@ -101,7 +132,7 @@ async fn connection_timeout_of_a_backend_that_says_nothing() {
         .start()
         .await;
     let text = "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
-    both(&proxy.http2().await, 503, 14, Some(text)).await;
+    row(&proxy, 503, 14, Some(text)).await;
 }
 
 #[tokio::test]
@@ -123,7 +154,7 @@ async fn connection_timeout_of_a_host_that_drops_packets() {
         .start()
         .await;
     let text = "upstream connect error or disconnect/reset before headers. reset reason: connection timeout";
-    both(&proxy.http2().await, 503, 14, Some(text)).await;
+    row(&proxy, 503, 14, Some(text)).await;
 }
 
 const BEFORE: &str = "upstream connect error or disconnect/reset before headers. reset reason:";
@@ -133,21 +164,15 @@ async fn reset_before_headers() {
     let backend =
         Scripted::start(async |exchange: Exchange| exchange.reset(Reason::INTERNAL_ERROR)).await;
     let proxy = Proxy::to([&backend]).start().await;
-    both(
-        &proxy.http2().await,
-        503,
-        14,
-        Some(&format!("{BEFORE} remote reset")),
-    )
-    .await;
+    row(&proxy, 503, 14, Some(&format!("{BEFORE} remote reset"))).await;
 }
 
 #[tokio::test]
 async fn closed_before_headers() {
     let backend = Scripted::start(async |exchange: Exchange| exchange.drop_connection()).await;
     let proxy = Proxy::to([&backend]).start().await;
-    both(
-        &proxy.http2().await,
+    row(
+        &proxy,
         503,
         14,
         Some(&format!("{BEFORE} connection termination")),
@@ -173,13 +198,7 @@ async fn a_broken_protocol_before_headers() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    both(
-        &proxy.http2().await,
-        503,
-        14,
-        Some(&format!("{BEFORE} protocol error")),
-    )
-    .await;
+    row(&proxy, 503, 14, Some(&format!("{BEFORE} protocol error"))).await;
 }
 
 #[tokio::test]
@@ -201,13 +220,7 @@ async fn deadline_passed() {
         .cluster("test", [hangs.address()])
         .start()
         .await;
-    let reply = proxy
-        .http2()
-        .await
-        .call(get_request("/e2e.Test/Plain", &[]), b"")
-        .await
-        .unwrap();
-    is_plain(&reply, 504, "upstream request timeout");
+    plain_row(&proxy, 504, Some("upstream request timeout"), &[]).await;
 }
 
 #[tokio::test]
@@ -288,6 +301,67 @@ async fn a_failure_that_can_not_be_told_is_a_reset() {
 }
 
 #[tokio::test]
+async fn the_rest_of_a_message_that_has_begun_goes_out_before_the_trailers() {
+    let fail = Arc::new(tokio::sync::Notify::new());
+    let told = fail.clone();
+    let backend = Scripted::start(move |exchange: Exchange| {
+        let mut body = [framed(&[b'1'; 100]), framed(&[b'2'; 100])].concat();
+        body.truncate(155);
+        let told = told.clone();
+        async move {
+            let mut stream = exchange.hold(head(200), &body).unwrap();
+            told.notified().await;
+            stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    // One message, and a little of the second: what has been framed of it can't be taken back.
+    let mut settings = h2::client::Builder::new();
+    settings.initial_window_size(120);
+    let client = proxy.http2_with(&settings).await;
+    let asked = grpc_request("/e2e.Test/Download", &[]);
+    let (response, _) = client.open(asked, true).await.unwrap();
+    let mut response = within("headers", response).await.unwrap();
+    let mut read = 0;
+    while read < 120 {
+        let chunk = within("a window's worth", response.body_mut().data()).await;
+        read += chunk.unwrap().unwrap().len();
+    }
+    fail.notify_one();
+    eventually("the backend's failure", || async {
+        let failed = [("cause", "upstream_reset")];
+        (proxy.metric("edge_stream_resets_total", &failed).await > 0.0).then_some(())
+    })
+    .await;
+    let flow = response.body_mut().flow_control();
+    flow.release_capacity(120).unwrap();
+    let rest = Reply::read(response).await.unwrap();
+    assert_eq!(rest.body, [b'2'; 35]);
+    assert_eq!(rest.trailers.unwrap()["grpc-status"], "14");
+}
+
+#[tokio::test]
+async fn a_plain_answer_that_can_not_be_completed_is_a_reset() {
+    let backend = Scripted::start(async |exchange: Exchange| {
+        let html = Response::new(());
+        exchange
+            .reset_after(html, b"half a page", Reason::INTERNAL_ERROR)
+            .await;
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let asked = get_request("/e2e.Test/Plain", &[]);
+    let (response, _) = client.open(asked, true).await.unwrap();
+    let reset = match within("a head", response).await {
+        Ok(response) => Reply::read(response).await.unwrap_err(),
+        Err(reset) => reset,
+    };
+    assert_eq!(reset.reason(), Some(Reason::INTERNAL_ERROR));
+}
+
+#[tokio::test]
 async fn a_backend_that_dies_after_its_headers_is_told_in_trailers() {
     let mut backend = Backend::start().await;
     let proxy = Proxy::to([&backend]).start().await;
@@ -340,6 +414,9 @@ async fn a_host_that_differs_from_the_authority() {
         .await
         .unwrap();
     is_plain(&reply, 400, "invalid authority");
+    let asked = "GET http://grpc.example.com/e2e.Test/Plain HTTP/1.1\nhost: other.example.com";
+    let (head, body) = proxy.http1(asked, b"").await;
+    is_http_1(&head, &body, 400, "invalid authority");
     assert_eq!(backend.journal.count(), 0);
     let reply = client
         .grpc("/e2e.Test/Unary", &[("host", "grpc.example.com")])
@@ -352,9 +429,11 @@ async fn a_host_that_differs_from_the_authority() {
 async fn a_stream_on_which_nothing_moves() {
     let backend = Backend::start().await;
     let hangs = Scripted::start(async |exchange: Exchange| exchange.hang().await).await;
-    let proxy = Proxy::to([&backend])
-        .route("/plain", "hangs")
+    let proxy = Proxy::builder()
+        .route("/e2e.Test/Plain", "hangs")
         .cluster("hangs", [hangs.address()])
+        .route(TEST, "test")
+        .cluster("test", [backend.address()])
         .set("listener.timeouts.stream_idle", "200ms")
         .start()
         .await;
@@ -364,8 +443,7 @@ async fn a_stream_on_which_nothing_moves() {
         .await
         .unwrap();
     is_grpc(&reply, 4, Some("stream timeout"));
-    let reply = client.call(get_request("/plain", &[]), b"").await.unwrap();
-    is_plain(&reply, 504, "stream timeout");
+    plain_row(&proxy, 504, Some("stream timeout"), &[]).await;
 }
 
 #[tokio::test]
@@ -379,12 +457,9 @@ async fn headers_above_the_limit() {
         .await
         .unwrap();
     is_grpc(&reply, 8, Some("request header fields too large"));
-    let reply = client
-        .call(get_request("/e2e.Test/Plain", &[("x-large", &large)]), b"")
-        .await
-        .unwrap();
-    is_plain(&reply, 431, "request header fields too large");
-    // The connection lives, and the answer is the same over HTTP/1.1.
+    let text = Some("request header fields too large");
+    plain_row(&proxy, 431, text, &[("x-large", &large)]).await;
+    // The connection lives.
     assert_eq!(
         client
             .grpc("/e2e.Test/Unary", &[])
@@ -420,9 +495,14 @@ async fn what_is_not_grpc_passes_unchanged_and_counts_as_a_failure() {
     );
     assert_eq!(reply.body, b"<h1>Bad gateway</h1>");
     assert_eq!(reply.grpc_status(), None);
+    assert_eq!(failures(&proxy).await, 1);
+}
+
+/// What the first endpoint is charged with.
+async fn failures(proxy: &Proxy) -> u64 {
     let clusters = proxy.admin_json("/clusters").await;
-    let list = clusters.get("clusters").unwrap_or(&clusters);
-    assert_eq!(list[0]["endpoints"][0]["failures"], 1, "{clusters}");
+    let count = clusters["clusters"][0]["endpoints"][0]["failures"].as_u64();
+    count.unwrap_or_else(|| panic!("{clusters}"))
 }
 
 #[tokio::test]
@@ -438,6 +518,7 @@ async fn an_end_without_a_grpc_status_passes_unchanged() {
         .await
         .unwrap();
     assert_eq!((reply.body, reply.trailers.is_none()), (framed(b"x"), true));
+    assert_eq!(failures(&proxy).await, 1);
 }
 
 #[tokio::test]
@@ -477,6 +558,7 @@ async fn a_reset_without_error_after_a_whole_response_is_success() {
         (reply.grpc_status(), reply.body),
         (Some(0), framed(b"whole"))
     );
+    assert_eq!(failures(&proxy).await, 0);
 }
 
 #[tokio::test]
@@ -512,6 +594,9 @@ async fn http_statuses_become_grpc_statuses() {
             .await
             .unwrap();
         is_plain(&reply, http, "");
+        let asked = format!("GET /status.{http}/page HTTP/1.1\nhost: grpc.example.com");
+        let (head, body) = proxy.http1(&asked, b"").await;
+        is_http_1(&head, &body, http, "");
     }
 }
 
@@ -547,8 +632,15 @@ async fn connect_is_refused() {
         .uri("grpc.example.com:443")
         .body(())
         .unwrap();
-    let reply = proxy.http2().await.call(request, b"").await.unwrap();
-    assert_eq!(reply.status, 405);
+    let client = proxy.http2().await;
+    let reply = client.call(request.clone(), b"").await.unwrap();
+    is_plain(&reply, 405, "CONNECT is not supported");
+    // A 200, whatever `grpc-status` said, would be a tunnel.
+    let mut grpc = request;
+    let kind = http::HeaderValue::from_static("application/grpc");
+    grpc.headers_mut().insert("content-type", kind);
+    let reply = client.call(grpc, b"").await.unwrap();
+    is_plain(&reply, 405, "CONNECT is not supported");
     let (head, _) = proxy
         .http1(
             "CONNECT grpc.example.com:443 HTTP/1.1\nhost: grpc.example.com:443",

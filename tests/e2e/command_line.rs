@@ -38,11 +38,8 @@ impl Known {
             ] {
                 set(config, key, address.to_string().into());
             }
-            set(
-                config,
-                "access_log",
-                serde_json::json!({ "format": "json" }),
-            );
+            // The defaults: JSON, on standard output.
+            set(config, "access_log", serde_json::json!({}));
         });
         Self {
             files,

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use e2e::{
     backend::Backend,
-    client::{grpc_request, request},
+    client::{Http2, grpc_request, request},
     payload,
     proxy::{Proxy, TEST},
     scripted::{Exchange, Scripted, framed},
@@ -181,32 +181,45 @@ async fn a_deadline_counts_while_the_client_is_still_sending() {
     backend.journal.cancelled("up").await;
 }
 
+/// How long a cancel takes to a backend, one RPC on `client`.
+async fn cancel(client: &Http2, backend: &Backend, id: &str) -> Duration {
+    let asked = grpc_request(
+        "/e2e.Test/Unary",
+        &[("x-test-id", id), ("x-test-gate", "never")],
+    );
+    let (_response, mut upload) = client.open(asked, false).await.unwrap();
+    upload.send_data(Bytes::from(framed(b"")), true).unwrap();
+    backend.journal.begun(id).await;
+    let start = Instant::now();
+    upload.send_reset(h2::Reason::CANCEL);
+    let noticed = backend.journal.cancelled(id).await;
+    noticed.duration_since(start)
+}
+
+/// That no timer stands between is proven on a stopped clock, in the proxy's own tests (`rpc/tests.rs`). Here is the
+/// figure, and since the machine may be busy with anything, next to that of cancels which take the same way without
+/// the proxy: in turn, so that both meet the same load.
 #[tokio::test]
-async fn a_cancel_reaches_the_backend_within_100_ms() {
+async fn a_cancel_reaches_the_backend_within_100_ms_of_one_without_the_proxy() {
     let backend = Backend::start().await;
     let proxy = Proxy::to([&backend]).start().await;
-    let client = proxy.http2().await;
-    let mut fastest = Duration::MAX;
-    // On a busy machine some take longer, for reasons of the machine's.
-    for number in 0..50 {
-        let id = number.to_string();
-        let asked = grpc_request(
-            "/e2e.Test/Unary",
-            &[("x-test-id", &id), ("x-test-gate", "never")],
-        );
-        let (_response, mut upload) = client.open(asked, false).await.unwrap();
-        upload.send_data(Bytes::from(framed(b"")), true).unwrap();
-        backend.journal.begun(&id).await;
-        let start = Instant::now();
-        upload.send_reset(h2::Reason::CANCEL);
-        let noticed = backend.journal.cancelled(&id).await;
-        fastest = fastest.min(noticed.duration_since(start));
-        if fastest < Duration::from_millis(100) {
-            break;
-        }
+    let (client, direct) = (
+        proxy.http2().await,
+        Http2::connect_plain(backend.address()).await.unwrap(),
+    );
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for number in 0..25 {
+        without.push(cancel(&direct, &backend, &format!("direct-{number}")).await);
+        with.push(cancel(&client, &backend, &format!("proxied-{number}")).await);
     }
-    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
-    assert_eq!(backend.journal.read().connections, 1);
+    with.sort_unstable();
+    without.sort_unstable();
+    // One more hop each way: where a hop is slow, two are.
+    let (with, without) = (with[12], without[12]);
+    let limit = Duration::from_millis(100) + 3 * without;
+    assert!(with < limit, "{with:?}, and {without:?} without the proxy");
+    // Ours, the proxy's, and no other: no cancel cost the shared one.
+    assert_eq!(backend.journal.read().connections, 2);
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ async fn hop_by_hop_headers_stay_on_their_hop() {
     .await;
     let proxy = Proxy::to([&backend]).start().await;
     let request = "POST /e2e.Test/Plain HTTP/1.1\nhost: grpc.example.com\nkeep-alive: timeout=5\n\
-                   proxy-connection: keep-alive\nx-hop: 1\ncontent-length: 2";
+                   proxy-connection: keep-alive\nconnection: x-hop\nx-hop: 1\nx-end: 1\ncontent-length: 2";
     let (head, _) = proxy.http1(request, b"ok").await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
     let seen = backend.journal.last();
@@ -139,10 +139,56 @@ async fn hop_by_hop_headers_stay_on_their_hop() {
         "proxy-connection",
         "transfer-encoding",
         "host",
+        "x-hop",
     ] {
         assert!(seen.headers.get(name).is_none(), "{name}");
     }
+    assert_eq!(seen.header("x-end"), Some("1"));
     assert_eq!(seen.authority, "grpc.example.com");
+}
+
+#[tokio::test]
+async fn what_speaks_of_a_backends_connection_never_reaches_a_client() {
+    let names = [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "transfer-encoding",
+    ];
+    let backend = RawBackend::start(move |stream, _| async move {
+        let Ok(mut wire) = Wire::server(stream, &[]).await else {
+            return;
+        };
+        let mut left = names.into_iter();
+        while let Some(asked) = wire
+            .until("a request", |frame| frame.kind == kind::HEADERS)
+            .await
+        {
+            let mut head = vec![
+                (":status", "200"),
+                ("content-type", "application/grpc"),
+                ("grpc-status", "0"),
+            ];
+            head.extend(left.next().map(|name| (name, "close")));
+            // The proxy's end is noticed by the next read.
+            let _ = wire
+                .send(&[Frame::headers(asked.stream, &head, true)])
+                .await;
+        }
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let client = proxy.http2().await;
+    // HTTP/2 has none of them, and what holds one may not be passed on (RFC 9113 section 8.2.2): one RPC's end.
+    for name in names {
+        let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+        assert!(reply.headers.get(name).is_none(), "{name}");
+        assert_eq!(reply.grpc_status(), Some(14), "{name}");
+        let message = reply.grpc_message().unwrap();
+        assert!(message.ends_with("protocol error"), "{name}: {message}");
+    }
+    let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+    assert_eq!(reply.grpc_status(), Some(0), "on the same connection");
 }
 
 #[tokio::test]
@@ -358,7 +404,7 @@ fn fields(block: &[u8]) -> Vec<(u8, u32)> {
     while let Some(first) = rest.first() {
         let (pattern, bits) = match first {
             128.. => (INDEXED, 7),
-            64.. => (0x40, 6),
+            64.. => (INDEXING, 6),
             32.. => (0x20, 5),
             16.. => (NEVER_INDEXED, 4),
             _ => (WITHOUT_INDEXING, 4),
@@ -379,6 +425,7 @@ fn fields(block: &[u8]) -> Vec<(u8, u32)> {
 }
 
 const INDEXED: u8 = 0x80;
+const INDEXING: u8 = 0x40;
 const NEVER_INDEXED: u8 = 0x10;
 const WITHOUT_INDEXING: u8 = 0;
 /// Their places in the static table (RFC 7541 appendix A).
@@ -386,7 +433,7 @@ const AUTHORIZATION: u32 = 23;
 const COOKIE: u32 = 32;
 
 #[tokio::test]
-async fn secrets_never_enter_a_header_table_on_the_way_to_a_backend() {
+async fn secrets_and_what_is_never_the_same_enter_no_header_table_on_the_way_to_a_backend() {
     let (seen, mut blocks) = tokio::sync::mpsc::unbounded_channel();
     let backend = RawBackend::start(move |stream, _| {
         let seen = seen.clone();
@@ -414,8 +461,14 @@ async fn secrets_never_enter_a_header_table_on_the_way_to_a_backend() {
     let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
     let client = proxy.http2().await;
     for turn in 0..3 {
-        let secrets = [("authorization", "Bearer s3cret"), ("cookie", "a=s3cret")];
-        let reply = client.grpc("/e2e.Test/Unary", &secrets).await.unwrap();
+        let (timeout, id) = (format!("{}S", 90 + turn), format!("id-{turn}"));
+        let headers = [
+            ("authorization", "Bearer s3cret"),
+            ("cookie", "a=s3cret"),
+            ("grpc-timeout", &timeout),
+            ("x-request-id", &id),
+        ];
+        let reply = client.grpc("/e2e.Test/Unary", &headers).await.unwrap();
         assert_eq!(reply.grpc_status(), Some(0));
         let block = within("a request", blocks.recv()).await.unwrap();
         let fields = fields(&block);
@@ -428,5 +481,8 @@ async fn secrets_never_enter_a_header_table_on_the_way_to_a_backend() {
         }
         let others = fields.iter().filter(|(pattern, _)| *pattern == INDEXED);
         assert!(turn == 0 || others.count() > 5, "the rest is in the table");
+        // What differs from RPC to RPC (`grpc-timeout`, `x-request-id`) would only push the rest out of it.
+        let added = fields.iter().filter(|(pattern, _)| *pattern == INDEXING);
+        assert!(turn == 0 || added.count() == 0, "{turn}: {fields:?}");
     }
 }

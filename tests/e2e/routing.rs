@@ -96,6 +96,10 @@ async fn a_path_is_compared_byte_for_byte() {
     let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
     assert_eq!(reply.grpc_status(), Some(0));
     assert_eq!(backend.journal.last().path, "/e2e.Test/Unary");
+    // What follows the prefix is the backend's to understand.
+    let odd = "/e2e.Test/%55nary//a/../b%2F?q=%31&&";
+    client.grpc(odd, &[]).await.unwrap();
+    assert_eq!(backend.journal.last().path, odd);
 }
 
 #[tokio::test]

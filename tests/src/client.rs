@@ -12,7 +12,11 @@ use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::JoinHandle,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
@@ -106,6 +110,23 @@ impl Http2 {
         settings: &h2::client::Builder,
     ) -> anyhow::Result<Self> {
         let stream = tls(address, config).await.context("TLS")?;
+        Self::over(stream, settings).await
+    }
+
+    /// A connection to a backend at `address`: no TLS, no proxy.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn connect_plain(address: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Self::over(stream, &h2::client::Builder::new()).await
+    }
+
+    async fn over<S>(stream: S, settings: &h2::client::Builder) -> anyhow::Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (send, connection) = settings.handshake(stream).await.context("HTTP/2")?;
         let driver = Arc::new(Driver {
             task: tokio::spawn(connection),

@@ -175,6 +175,44 @@ fn a_deadline_that_passes_after_the_head_is_told_in_trailers() {
 }
 
 #[test]
+fn bytes_of_either_side_keep_a_stream_from_being_idle() {
+    stopped(|| async {
+        let noted = Rc::<Noted>::default();
+        let bench = Bench::new(&[backend(noting(&noted)).await]);
+        let mut rules = policy();
+        rules.timeouts.stream_idle = Duration::from_secs(10);
+        let mut client = Browser::connect_with(&bench, rules.clone()).await;
+        let mut snapshot = crate::snapshot::Snapshot::clone(&bench.worker.snapshot());
+        snapshot.listener = Arc::new(rules);
+        bench.worker.follow(Arc::new(snapshot));
+        let stream = client.call("/api.Echo/begun", b"\0\0\0\0\0", false);
+        until_begun(&mut client, stream).await;
+        let active = || {
+            let mut at = None;
+            let rpcs = bench.worker.rpcs.borrow();
+            rpcs.for_each(|_, rpc| at = Some(rpc.active));
+            at
+        };
+        for _ in 0..5 {
+            advance(Duration::from_secs(9)).await;
+            client
+                .engine
+                .send_data(stream, b"\0\0\0\0\0", false, testing::now());
+            client.flush().await;
+            at_once(|| active().is_none_or(|at| at == testing::now())).await;
+            assert!(active().is_some(), "it has ended");
+        }
+        advance(Duration::from_secs(10)).await;
+        let (_, _, trailers) = client.answer(stream).await;
+        assert_eq!(trailers.known(Known::GrpcStatus), Some(&b"4"[..]));
+        assert_eq!(
+            trailers.known(Known::GrpcMessage),
+            Some(&b"stream timeout"[..])
+        );
+    });
+}
+
+#[test]
 fn no_eligible_endpoint_is_answered_at_once() {
     stopped(|| async {
         let noted = Rc::<Noted>::default();
