@@ -56,8 +56,10 @@ pub(crate) struct Downstream {
     ready: Cell<bool>,
     /// Streams whose RPC hasn't ended.
     rpcs: Cell<usize>,
-    /// Since when there has been none.
+    /// Since when there has been none; meaningless while there is one.
     idle_since: Cell<Instant>,
+    /// Since when there has been at least one; meaningless while there is none.
+    busy_since: Cell<Instant>,
     leaving: Cell<Leaving>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
@@ -79,8 +81,8 @@ enum Leaving {
 /// Keep-alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ping {
-    /// The next one goes out then.
-    Due(Instant),
+    /// The last one was answered then, or the connection began.
+    Answered(Instant),
     /// It went out then, and its answer is awaited.
     Sent(Instant),
 }
@@ -188,9 +190,10 @@ pub(super) async fn http2(
         ready: Cell::new(false),
         rpcs: Cell::new(0),
         idle_since: Cell::new(now),
+        busy_since: Cell::new(now),
         leaving: Cell::new(Leaving::No),
         leave_at: Cell::new(accepted + age),
-        ping: Cell::new(Ping::Due(now + policy.keepalive_interval)),
+        ping: Cell::new(Ping::Answered(now)),
         policy,
     });
     let id = worker.next_client();
@@ -353,12 +356,11 @@ impl Downstream {
         if self.is_late(worker.phase.get()) {
             self.leave(now);
         }
-        if self.rpcs.replace(self.rpcs.get() + 1) == 0
-            && let Ping::Due(at) = self.ping.get()
-        {
-            let at = at.min(now + self.policy.keepalive_interval);
-            self.ping.set(Ping::Due(at));
-            self.link.check_by(at);
+        if self.rpcs.replace(self.rpcs.get() + 1) == 0 {
+            self.busy_since.set(now);
+            if let Ping::Answered(since) = self.ping.get() {
+                self.link.check_by(self.ping_at(since));
+            }
         }
         rpc::start(
             worker,
@@ -496,8 +498,8 @@ impl Side for Rc<Downstream> {
                         self.fix_last_stream(now);
                     }
                 } else if let Ping::Sent(_) = self.ping.get() {
-                    self.ping.set(Ping::Due(now + self.keepalive()));
-                    self.link.check_by(now + self.keepalive());
+                    self.ping.set(Ping::Answered(now));
+                    self.link.check_by(self.ping_at(now));
                 }
             }
         }
@@ -540,13 +542,13 @@ impl Side for Rc<Downstream> {
             Ping::Sent(at) if due(at + self.policy.keepalive_timeout) => {
                 return limit(Limit::KeepaliveTimeout, "keepalive");
             }
-            Ping::Due(at) if due(at) => {
+            Ping::Answered(since) if due(self.ping_at(since)) => {
                 self.link.engine().ping(KEEPALIVE_PING);
                 self.link.wake();
                 self.ping.set(Ping::Sent(now));
                 due(now + self.policy.keepalive_timeout);
             }
-            Ping::Sent(_) | Ping::Due(_) => {}
+            Ping::Sent(_) | Ping::Answered(_) => {}
         }
         match self.leaving.get() {
             Leaving::No => {
@@ -607,13 +609,15 @@ impl Side for Rc<Downstream> {
 }
 
 impl Downstream {
-    /// More often while streams are open: a client that vanished holds backends' resources then.
-    fn keepalive(&self) -> Duration {
+    /// When the next PING is due, if the last was answered `since` then. More often while streams are open: a client
+    /// that vanished holds backends' resources then.
+    fn ping_at(&self, since: Instant) -> Instant {
         let interval = self.policy.keepalive_interval;
+        let at = since + interval * KEEPALIVE_IDLE_FACTOR;
         if self.rpcs.get() > 0 {
-            interval
+            at.min(since.max(self.busy_since.get()) + interval)
         } else {
-            interval * KEEPALIVE_IDLE_FACTOR
+            at
         }
     }
 

@@ -136,6 +136,38 @@ pub(crate) fn stopped<F: Future>(test: impl FnOnce() -> F) -> F::Output {
     })
 }
 
+/// Runs a test that has sockets, with a clock that only [`pass`] moves: the kernel may take its time with what is on its
+/// way, and no deadline passes meanwhile.
+pub(crate) fn frozen<F: Future>(test: impl FnOnce() -> F) -> F::Output {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let limit = Duration::from_secs(365 * 24 * 3600);
+    on(runtime.start_paused(true), limit, || async {
+        let started = Instant::now();
+        // The paused clock moves by itself only when nothing is ready to run.
+        let busy = async {
+            while started.elapsed() < Duration::from_secs(60) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            output = test() => output,
+            () = busy => panic!("what the test waits for doesn't come"),
+        }
+    })
+}
+
+/// Moves a [`frozen`] clock. What is due is seen by tasks that run after this.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::advance(time).await;
+}
+
+/// [`until`], under a clock that stands still.
+pub(crate) async fn until_frozen(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// `limit` is far beyond what any test takes, so that a lost wake-up is a failure and no hang.
 fn on<F: Future>(
     runtime: &mut tokio::runtime::Builder,
@@ -151,14 +183,24 @@ fn on<F: Future>(
 pub(crate) async fn backend(
     script: impl FnMut(&mut Connection, Event<'_>) + 'static,
 ) -> SocketAddr {
+    backend_behind(|_, _| true, script).await
+}
+
+/// [`backend`], which sees only the frames of whose kind and flags `pass` says so.
+pub(crate) async fn backend_behind(
+    pass: impl FnMut(u8, u8) -> bool + 'static,
+    script: impl FnMut(&mut Connection, Event<'_>) + 'static,
+) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let script = Rc::new(RefCell::new(script));
+    let pass = Rc::new(RefCell::new(pass));
     tokio::task::spawn_local(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            let script = script.clone();
-            tokio::task::spawn_local(serve(
+            let (script, pass) = (script.clone(), pass.clone());
+            tokio::task::spawn_local(serve_behind(
                 socket,
+                move |kind, flags| pass.borrow_mut()(kind, flags),
                 move |connection: &mut Connection, event: Event<'_>| {
                     script.borrow_mut()(connection, event);
                 },
@@ -168,12 +210,19 @@ pub(crate) async fn backend(
     address
 }
 
-pub(crate) async fn serve(
+pub(crate) async fn serve(socket: TcpStream, script: impl FnMut(&mut Connection, Event<'_>)) {
+    serve_behind(socket, |_, _| true, script).await;
+}
+
+async fn serve_behind(
     mut socket: TcpStream,
+    mut pass: impl FnMut(u8, u8) -> bool,
     mut script: impl FnMut(&mut Connection, Event<'_>),
 ) {
     let mut engine = Connection::new(Role::Server, Config::default(), now());
     let mut buffer = vec![0; 64 * 1024];
+    let mut unseen = Vec::new();
+    let mut preface = PREFACE;
     loop {
         loop {
             engine.flush(now());
@@ -190,7 +239,17 @@ pub(crate) async fn serve(
             Ok(0) | Err(_) => return,
             Ok(n) => n,
         };
-        let mut input = &buffer[..n];
+        unseen.extend_from_slice(&buffer[..n]);
+        let mut seen = Vec::new();
+        if unseen.len() >= preface {
+            seen.extend(unseen.drain(..std::mem::take(&mut preface)));
+            for frame in whole_frames(&mut unseen) {
+                if pass(frame[3], frame[4]) {
+                    seen.extend(frame);
+                }
+            }
+        }
+        let mut input = &seen[..];
         loop {
             match engine.receive(&mut input, now()) {
                 Ok(Some(event)) => script(&mut engine, event),
@@ -200,6 +259,22 @@ pub(crate) async fn serve(
         }
     }
 }
+
+/// Takes all whole frames from the front of `bytes`.
+pub(crate) fn whole_frames(bytes: &mut Vec<u8>) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while let Some(&[a, b, c]) = bytes.first_chunk() {
+        let len = 9 + u32::from_be_bytes([0, a, b, c]) as usize;
+        if bytes.len() < len {
+            break;
+        }
+        frames.push(bytes.drain(..len).collect());
+    }
+    frames
+}
+
+/// Of the client's preface (RFC 9113 §3.4).
+const PREFACE: usize = 24;
 
 /// A server's and a client's TLS configuration that trust each other, for `localhost`.
 pub(crate) fn tls() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {

@@ -453,7 +453,7 @@ const SEAL_AT_ONCE: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::{io::Write as _, rc::Rc};
 
     use super::*;
     use crate::data_plane::testing::{self, running};
@@ -484,6 +484,92 @@ mod tests {
             .await
             .unwrap()
             .0
+    }
+
+    #[test]
+    fn between_two_handshakes_everything_else_that_is_ready_runs() {
+        const CLIENTS: usize = 8;
+        running(|| async {
+            let (server, client) = testing::tls();
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let mut clients = Vec::new();
+            let mut accepted = Vec::new();
+            for _ in 0..CLIENTS {
+                let name = "localhost".try_into().unwrap();
+                let mut session = rustls::ClientConnection::new(client.clone(), name).unwrap();
+                let mut socket =
+                    std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                session.write_tls(&mut socket).unwrap();
+                clients.push(socket);
+                let (socket, _) = listener.accept().await.unwrap();
+                socket.readable().await.unwrap();
+                accepted.push(socket);
+            }
+            // Every ClientHello is there; each answer to one is a signature.
+            let (gate, computed) = (Rc::new(Gate::default()), Rc::new(Cell::new(0)));
+            for socket in accepted {
+                let (server, gate, computed) = (server.clone(), gate.clone(), computed.clone());
+                tokio::task::spawn_local(async move {
+                    let heard = || computed.set(computed.get() + 1);
+                    let _ = Tls::accept(socket, server, &gate, heard).await;
+                });
+            }
+            let mut before = 0;
+            while before < CLIENTS {
+                // An RPC's turn.
+                let mut yielded = false;
+                poll_fn(|cx| {
+                    if std::mem::replace(&mut yielded, true) {
+                        return Poll::Ready(());
+                    }
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                })
+                .await;
+                let now = computed.get();
+                assert!(now - before <= 1, "{} in a row", now - before);
+                before = now;
+            }
+        });
+    }
+
+    #[test]
+    fn half_a_client_hello_is_not_heard() {
+        running(|| async {
+            let (server, client) = testing::tls();
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let name = "localhost".try_into().unwrap();
+            let mut session = rustls::ClientConnection::new(client, name).unwrap();
+            let mut hello = Vec::new();
+            session.write_tls(&mut hello).unwrap();
+            let mut socket = TcpStream::connect(listener.local_addr().unwrap())
+                .await
+                .unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            let (gate, heard) = (Rc::new(Gate::default()), Rc::new(Cell::new(false)));
+            tokio::task::spawn_local({
+                let (gate, heard) = (gate.clone(), heard.clone());
+                async move {
+                    let _ = Tls::accept(accepted, server, &gate, || heard.set(true)).await;
+                }
+            });
+            let (first, last) = hello.split_at(hello.len() - 1);
+            tokio::io::AsyncWriteExt::write_all(&mut socket, first)
+                .await
+                .unwrap();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(!heard.get());
+            tokio::io::AsyncWriteExt::write_all(&mut socket, last)
+                .await
+                .unwrap();
+            testing::until(|| heard.get()).await;
+        });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     io,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -61,17 +62,14 @@ enum State {
 
 /// Connects, then runs the connection until it ends. Spawned by the pool, which counted it as opening.
 pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc<ClusterPolicy>) {
-    let started = Instant::now();
-    let connect = TcpStream::connect(pool.shared.address);
+    let started = worker.tick();
+    let connect = connect(pool.shared.address);
     let socket = match tokio::time::timeout(policy.connect_timeout, connect).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(_)) => return pool.open_failed(&worker, Failure::ConnectFailed),
         Err(_) => return pool.open_failed(&worker, Failure::ConnectTimeout),
     };
-    if prepare(&socket).is_err() {
-        return pool.open_failed(&worker, Failure::ConnectFailed);
-    }
-    let now = Instant::now();
+    let now = worker.tick();
     let connection = Rc::new(Upstream {
         link: Link::new(
             Connection::new(Role::Client, engine_config(&policy), now),
@@ -334,11 +332,13 @@ impl Side for Rc<Upstream> {
             next = next.min(self.ready_by);
         }
         if let Some(since) = self.link.write_blocked() {
-            if now >= since + WRITE_STALL {
+            // One key for both sides: what a socket is given doesn't depend on who is behind it.
+            let stalled = since + worker.with_snapshot(|now| now.listener.timeouts.write_stall);
+            if now >= stalled {
                 worker.shard.limits(Limit::WriteStall).inc();
                 return Check::Close(End::TimedOut("write_stall"));
             }
-            next = next.min(since + WRITE_STALL);
+            next = next.min(stalled);
         }
         match self.ping.get() {
             Some(sent) if now >= sent + PING_TIMEOUT => {
@@ -405,9 +405,11 @@ impl Upstream {
 
 /// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel while
 /// something is unacknowledged (keep-alive PINGs would be answered with `too_many_pings`).
-fn prepare(socket: &TcpStream) -> io::Result<()> {
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
-    SockRef::from(socket).set_tcp_user_timeout(Some(USER_TIMEOUT))
+    SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(socket)
 }
 
 fn engine_config(policy: &ClusterPolicy) -> http2::Config {
@@ -430,12 +432,12 @@ const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 /// A stream without credit for this long marks its connection congested.
 const CONGESTED_AFTER: Duration = Duration::from_secs(1);
 
-/// As towards clients: a backend that takes nothing for this long is gone.
-const WRITE_STALL: Duration = Duration::from_secs(30);
-
 /// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60 + 10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What was sent and isn't acknowledged for this long ends the connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;
