@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Config, Connection, Event, Headers, Reason, Role};
+use http2::{Config, Connection, Event, Headers, Reason, Role, hpack::Encoder};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -168,6 +168,13 @@ pub(crate) async fn until_frozen(condition: impl Fn() -> bool) {
     }
 }
 
+/// Gives everybody on a [`frozen`] clock's worker more turns than what was due can take: for what must not happen.
+pub(crate) async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// `limit` is far beyond what any test takes, so that a lost wake-up is a failure and no hang.
 fn on<F: Future>(
     runtime: &mut tokio::runtime::Builder,
@@ -183,12 +190,12 @@ fn on<F: Future>(
 pub(crate) async fn backend(
     script: impl FnMut(&mut Connection, Event<'_>) + 'static,
 ) -> SocketAddr {
-    backend_behind(|_, _| true, script).await
+    backend_behind(|_| true, script).await
 }
 
-/// [`backend`], which sees only the frames of whose kind and flags `pass` says so.
+/// [`backend`], which sees only the frames of which `pass` says so.
 pub(crate) async fn backend_behind(
-    pass: impl FnMut(u8, u8) -> bool + 'static,
+    pass: impl FnMut(&[u8]) -> bool + 'static,
     script: impl FnMut(&mut Connection, Event<'_>) + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -200,7 +207,7 @@ pub(crate) async fn backend_behind(
             let (script, pass) = (script.clone(), pass.clone());
             tokio::task::spawn_local(serve_behind(
                 socket,
-                move |kind, flags| pass.borrow_mut()(kind, flags),
+                move |frame| pass.borrow_mut()(frame),
                 move |connection: &mut Connection, event: Event<'_>| {
                     script.borrow_mut()(connection, event);
                 },
@@ -211,12 +218,12 @@ pub(crate) async fn backend_behind(
 }
 
 pub(crate) async fn serve(socket: TcpStream, script: impl FnMut(&mut Connection, Event<'_>)) {
-    serve_behind(socket, |_, _| true, script).await;
+    serve_behind(socket, |_| true, script).await;
 }
 
 async fn serve_behind(
     mut socket: TcpStream,
-    mut pass: impl FnMut(u8, u8) -> bool,
+    mut pass: impl FnMut(&[u8]) -> bool,
     mut script: impl FnMut(&mut Connection, Event<'_>),
 ) {
     let mut engine = Connection::new(Role::Server, Config::default(), now());
@@ -244,7 +251,7 @@ async fn serve_behind(
         if unseen.len() >= preface {
             seen.extend(unseen.drain(..std::mem::take(&mut preface)));
             for frame in whole_frames(&mut unseen) {
-                if pass(frame[3], frame[4]) {
+                if pass(&frame) {
                     seen.extend(frame);
                 }
             }
@@ -299,6 +306,120 @@ pub(crate) fn tls() -> (Arc<rustls::ServerConfig>, Arc<rustls::ClientConfig>) {
     (Arc::new(server), Arc::new(client))
 }
 
+/// The client's end of a connection on which HTTP/2 was chosen, without TLS.
+async fn http2(bench: &Bench, policy: ListenerPolicy) -> TcpStream {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (accepted, peer) = listener.accept().await.unwrap();
+    let worker = bench.worker.clone();
+    tokio::task::spawn_local(async move {
+        let now = worker.tick();
+        let transport = Transport::Plain(accepted);
+        downstream::http2(&worker, transport, &[], peer, Arc::new(policy), now).await;
+    });
+    socket
+}
+
+/// A client that says what it is told, frame by frame.
+pub(crate) struct Raw {
+    socket: TcpStream,
+    pub(crate) encoder: Encoder,
+    unread: Vec<u8>,
+}
+
+impl Raw {
+    /// It hasn't said anything yet.
+    pub(crate) async fn connect(bench: &Bench, policy: ListenerPolicy) -> Self {
+        Self {
+            socket: http2(bench, policy).await,
+            encoder: Encoder::new(4096),
+            unread: Vec::new(),
+        }
+    }
+
+    /// It has said its preface and SETTINGS, and acknowledged those that it got, which are returned with the window's
+    /// update behind them.
+    pub(crate) async fn open(bench: &Bench, policy: ListenerPolicy) -> (Self, Vec<Vec<u8>>) {
+        let mut raw = Self::connect(bench, policy).await;
+        let settings = frame(SETTINGS, 0, 0, &[]);
+        raw.send(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings].concat())
+            .await;
+        let mut got = Vec::new();
+        loop {
+            let next = raw.next().await.unwrap();
+            if next[3] == SETTINGS && next[4] == ACK {
+                raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                return (raw, got);
+            }
+            got.push(next);
+        }
+    }
+
+    /// One that has closed is noticed by who reads.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        let _ = self.socket.write_all(bytes).await;
+    }
+
+    /// The block of a header list.
+    pub(crate) fn block(&mut self, headers: &Headers) -> Vec<u8> {
+        let mut block = Vec::new();
+        self.encoder.encode(headers, &mut block);
+        block
+    }
+
+    /// The next frame; `None`: the connection has ended.
+    pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let whole = match self.unread.first_chunk() {
+                Some(&[a, b, c]) => 9 + u32::from_be_bytes([0, a, b, c]) as usize,
+                None => 9,
+            };
+            if self.unread.len() >= whole {
+                return Some(self.unread.drain(..whole).collect());
+            }
+            let mut buffer = [0; 4096];
+            match self.socket.read(&mut buffer).await {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => self.unread.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+
+    /// The next frame of this kind; those before it are dropped.
+    pub(crate) async fn next_of(&mut self, kind: u8) -> Vec<u8> {
+        loop {
+            let next = self.next().await.expect("the connection goes on");
+            if next[3] == kind {
+                return next;
+            }
+        }
+    }
+}
+
+/// A frame as it is on the wire.
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+// RFC 9113 §6.
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const ACK: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+
 /// A client on HTTP/2, without TLS.
 pub(crate) struct Client {
     socket: TcpStream,
@@ -325,19 +446,13 @@ impl Client {
     }
 
     pub(crate) async fn connect_with(bench: &Bench, policy: ListenerPolicy) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let socket = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (accepted, peer) = listener.accept().await.unwrap();
-        let worker = bench.worker.clone();
-        tokio::task::spawn_local(async move {
-            let now = worker.tick();
-            let transport = Transport::Plain(accepted);
-            downstream::http2(&worker, transport, &[], peer, Arc::new(policy), now).await;
-        });
+        let socket = http2(bench, policy).await;
         let config = Config {
             stream_window: 65_535,
+            max_header_list: 128 * 1024,
+            max_header_list_hard: 128 * 1024,
+            max_header_block: 128 * 1024,
+            max_header_frames: 100,
             ..Config::default()
         };
         let mut client = Self {

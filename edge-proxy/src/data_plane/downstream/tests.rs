@@ -1,3 +1,7 @@
+mod deadlines;
+
+mod limits;
+
 use std::{
     cell::{Cell, RefCell},
     io::Write as _,

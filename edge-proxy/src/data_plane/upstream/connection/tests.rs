@@ -2,12 +2,9 @@ use std::cell::RefCell;
 
 use super::*;
 use crate::data_plane::testing::{
-    self, Bench, Client, backend, backend_behind, echo, frozen, pass, running, until_frozen,
+    self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Raw, SETTINGS,
+    WINDOW_UPDATE, backend, backend_behind, echo, frozen, pass, running, settle, until_frozen,
 };
-
-/// PING is the only frame that is looked at (RFC 9113 §6.7).
-const PING: u8 = 6;
-const ACK: u8 = 1;
 
 /// The connections of the bench's only endpoint.
 fn connections(bench: &Bench) -> Vec<Rc<Upstream>> {
@@ -57,8 +54,9 @@ fn no_ping_to_a_backend_in_the_first_five_minutes_and_one_after() {
             let address = backend_behind(
                 {
                     let pings = pings.clone();
-                    move |kind, flags| {
-                        pings.set(pings.get() + u32::from(kind == PING && flags & ACK == 0));
+                    move |frame| {
+                        let asks = frame[3] == PING && frame[4] & ACK == 0;
+                        pings.set(pings.get() + u32::from(asks));
                         true
                     }
                 },
@@ -91,9 +89,9 @@ fn a_backend_that_does_not_answer_a_ping_in_20_s_loses_its_connection() {
         let address = backend_behind(
             {
                 let pings = pings.clone();
-                move |kind, _| {
-                    pings.set(pings.get() + u32::from(kind == PING));
-                    kind != PING
+                move |frame| {
+                    pings.set(pings.get() + u32::from(frame[3] == PING));
+                    frame[3] != PING
                 }
             },
             echo(),
@@ -163,9 +161,7 @@ fn a_backend_whose_socket_takes_nothing_loses_its_connection_after_write_stall()
                 before = now;
             }
             pass(Duration::from_secs(stall - 1)).await;
-            for _ in 0..100 {
-                tokio::task::yield_now().await;
-            }
+            settle().await;
             assert_eq!(connections(&bench).len(), 1);
             pass(Duration::from_secs(2)).await;
             assert_eq!(status.await.unwrap(), "14");
@@ -242,9 +238,7 @@ fn the_backends_settings_are_awaited_within_connect_timeout() {
         until_frozen(|| connections(&bench).len() == 1).await;
         let first = connections(&bench).remove(0);
         pass(Duration::from_millis(4900)).await;
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
+        settle().await;
         assert!(!first.link.is_closed());
         pass(Duration::from_millis(200)).await;
         until_frozen(|| first.link.is_closed()).await;
@@ -257,15 +251,157 @@ fn the_backends_settings_are_awaited_within_connect_timeout() {
             .iter()
             .map(|frame| frame[3])
             .collect();
-        assert_eq!(kinds, [4, 8], "SETTINGS and WINDOW_UPDATE, no HEADERS");
+        assert_eq!(kinds, [SETTINGS, WINDOW_UPDATE], "and no HEADERS");
         // Nor do its further attempts wait longer.
         let status = tokio::task::spawn_local(async move { client.status(stream).await });
         for _ in 0..2 {
             pass(Duration::from_millis(5100)).await;
-            for _ in 0..1000 {
-                tokio::task::yield_now().await;
-            }
+            settle().await;
         }
         assert_eq!(status.await.unwrap(), "14");
+    });
+}
+
+#[test]
+fn a_connection_that_is_full_gets_siblings_up_to_max_connections_then_rpcs_wait() {
+    frozen(|| async {
+        let streams = Rc::new(RefCell::new(Vec::new()));
+        let address = backend({
+            let streams = streams.clone();
+            move |_, event| {
+                if let Event::Headers { stream, .. } = event {
+                    streams.borrow_mut().push(stream);
+                }
+            }
+        })
+        .await;
+        let mut cluster = testing::cluster_policy();
+        (cluster.max_connections, cluster.per_connection_streams) = (2, 3);
+        let bench = Bench::with(&[address], patient(), cluster);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        for (calls, running, open) in [(3, 3, 1), (1, 4, 2), (2, 6, 2)] {
+            for _ in 0..calls {
+                client.call("/api.Echo/Echo", b"", true);
+            }
+            client.flush().await;
+            until_frozen(|| streams.borrow().len() == running).await;
+            assert_eq!(connections(&bench).len(), open);
+        }
+        let last = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        let limited = || bench.shard.limits(Limit::UpstreamConnections).get() == 1;
+        until_frozen(limited).await;
+        pass(Duration::from_millis(4900)).await;
+        settle().await;
+        assert_eq!(bench.worker.rpcs.borrow().len(), 7);
+        // It waits for connect_timeout, once for each attempt.
+        let status = tokio::task::spawn_local(async move { client.status(last).await });
+        for _ in 0..3 {
+            pass(Duration::from_millis(5100)).await;
+            settle().await;
+        }
+        assert_eq!(status.await.unwrap(), "14");
+        assert_eq!(streams.borrow().len(), 6);
+    });
+}
+
+#[test]
+fn a_peer_that_allows_no_streams_is_congested() {
+    frozen(|| async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            let (none, _) = listener.accept().await.unwrap();
+            let settings = testing::frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]);
+            none.try_write(&settings).unwrap();
+            let (some, _) = listener.accept().await.unwrap();
+            testing::serve(some, echo()).await;
+            drop(none);
+        });
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        assert_eq!(connections(&bench).len(), 2);
+    });
+}
+
+#[test]
+fn small_and_empty_frames_of_one_read_are_joined_and_none_is_empty() {
+    frozen(|| async {
+        let sizes = Rc::new(RefCell::new(Vec::new()));
+        let address = backend_behind(
+            {
+                let sizes = sizes.clone();
+                move |frame| {
+                    if frame[3] == DATA {
+                        sizes.borrow_mut().push((frame.len() - 9, frame[4]));
+                    }
+                    true
+                }
+            },
+            echo(),
+        )
+        .await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+        raw.send(&testing::frame(HEADERS, END_HEADERS, 1, &block))
+            .await;
+        let open = || {
+            connections(&bench)
+                .first()
+                .is_some_and(|c| c.link.engine().stream_count() == 1)
+        };
+        until_frozen(open).await;
+        let mut crumbs = Vec::new();
+        for byte in 0..40 {
+            crumbs.extend(testing::frame(DATA, 0, 1, &[byte]));
+            crumbs.extend(testing::frame(DATA, 0, 1, &[]));
+        }
+        raw.send(&crumbs).await;
+        until_frozen(|| sizes.borrow().iter().map(|(size, _)| size).sum::<usize>() == 40).await;
+        assert_eq!(*sizes.borrow(), [(40, 0)]);
+        raw.send(&testing::frame(DATA, 0, 1, &[])).await;
+        raw.send(&testing::frame(DATA, END_STREAM, 1, &[])).await;
+        raw.next_of(HEADERS).await;
+        assert_eq!(*sizes.borrow(), [(40, 0), (0, END_STREAM)]);
+    });
+}
+
+#[test]
+fn backends_headers_may_be_64_kib() {
+    frozen(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers {
+                stream, headers, ..
+            } = event
+            {
+                let size = headers.get(b"x-size").unwrap();
+                let size: usize = std::str::from_utf8(size).unwrap().parse().unwrap();
+                let mut head = testing::headers(&[
+                    (":status", "200"),
+                    ("content-type", "application/grpc"),
+                    ("grpc-status", "0"),
+                ]);
+                // RFC 9113 §6.5.2: 32 octets for each field.
+                let rest = size - head.list_size() - 32 - 1;
+                head.push(b"x", &vec![b'x'; rest]);
+                assert_eq!(head.list_size(), size);
+                engine.send_headers(stream, &head, true);
+            }
+        })
+        .await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        for (size, status) in [("65536", "0"), ("65537", "14"), ("1000", "0")] {
+            let mut head = testing::grpc("/api.Echo/Echo");
+            head.push(b"x-size", size.as_bytes());
+            let stream = client.engine.open(head, true, 0).unwrap();
+            assert_eq!(client.status(stream).await, status, "{size}");
+        }
+        assert_eq!(connections(&bench).len(), 1);
     });
 }

@@ -1,0 +1,392 @@
+//! What a client's connection and its streams may take their time with, under a clock that only the test moves.
+
+use std::cell::RefCell;
+
+use super::*;
+use crate::data_plane::testing::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
+    SETTINGS, frame, frozen, pass, settle, until_frozen,
+};
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const DAYS: Duration = seconds(10 * 24 * 3600);
+
+/// The defaults, but for what would end a connection whose client only waits.
+fn patient() -> ListenerPolicy {
+    let mut policy = testing::policy();
+    policy.keepalive_interval = DAYS;
+    policy.max_connection_age = DAYS;
+    policy.timeouts.idle = DAYS;
+    policy
+}
+
+/// The only connection.
+fn only(bench: &Bench) -> Rc<Downstream> {
+    let clients = bench.worker.clients.borrow();
+    match clients.values().next() {
+        Some(ClientConnection::Http2(connection)) => connection.clone(),
+        _ => panic!("no connection"),
+    }
+}
+
+fn open(bench: &Bench) -> usize {
+    bench.worker.clients.borrow().len()
+}
+
+/// The connection is open just before `limit`, and closed just after.
+async fn ends_after(bench: &Bench, limit: Duration) {
+    pass(limit - Duration::from_millis(100)).await;
+    settle().await;
+    assert_eq!(open(bench), 1, "before {limit:?}");
+    pass(Duration::from_millis(200)).await;
+    until_frozen(|| open(bench) == 0).await;
+}
+
+#[test]
+fn a_tls_handshake_has_5_s() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let mut silent = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (socket, peer) = listener.accept().await.unwrap();
+        let counts = Arc::<listener::Counts>::default();
+        let load = Arc::<crate::data_plane::worker::Load>::default();
+        let ticket = listener::Ticket::take(&counts, &load, peer.ip(), [9, 9, 9])
+            .unwrap()
+            .0;
+        let socket = socket.into_std().unwrap();
+        let accepted = Accepted {
+            socket,
+            peer,
+            ticket,
+        };
+        tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
+        settle().await;
+        pass(Duration::from_millis(4900)).await;
+        settle().await;
+        assert_eq!(counts.open(), 1);
+        pass(Duration::from_millis(200)).await;
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(bench.shard.limits(Limit::HandshakeTimeout).get(), 1);
+        assert_eq!(bench.shard.handshakes(HandshakeResult::TimedOut).get(), 1);
+    });
+}
+
+#[test]
+fn preface_and_settings_have_10_s() {
+    let preface = &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..];
+    for said in [&b""[..], &preface[..10], preface] {
+        frozen(|| async {
+            let bench = Bench::new(&[]);
+            let mut raw = Raw::connect(&bench, testing::policy()).await;
+            raw.send(said).await;
+            until_frozen(|| open(&bench) == 1).await;
+            settle().await;
+            ends_after(&bench, seconds(10)).await;
+            assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 1);
+        });
+    }
+}
+
+#[test]
+fn an_open_header_block_has_10_s() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+        // After the preface a client may be silent.
+        pass(seconds(50)).await;
+        let block = raw.block(&testing::grpc("/direct/"));
+        raw.send(&frame(HEADERS, END_STREAM, 1, &block[..5])).await;
+        until_frozen(|| only(&bench).link.engine().header_block_since().is_some()).await;
+        // Going on with it gains no time.
+        pass(seconds(5)).await;
+        raw.send(&frame(CONTINUATION, 0, 1, &block[5..9])).await;
+        settle().await;
+        ends_after(&bench, seconds(5)).await;
+        assert_eq!(bench.shard.limits(Limit::HeaderBlockTimeout).get(), 1);
+    });
+}
+
+#[test]
+fn an_idle_client_gets_a_ping_after_5_min_and_its_goaway_after_15() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+        for _ in 0..2 {
+            pass(seconds(299)).await;
+            settle().await;
+            assert!(
+                matches!(only(&bench).ping.get(), Ping::Answered(_)),
+                "before 5 min"
+            );
+            pass(seconds(1)).await;
+            let ping = raw.next_of(PING).await;
+            raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
+            until_frozen(|| matches!(only(&bench).ping.get(), Ping::Answered(_))).await;
+        }
+        pass(seconds(298)).await;
+        settle().await;
+        assert_eq!(only(&bench).leaving.get(), Leaving::No);
+        pass(seconds(3)).await;
+        let goaway = raw.next_of(GOAWAY).await;
+        assert_eq!(goaway[9..17], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+        assert_eq!(bench.shard.limits(Limit::IdleConnection).get(), 1);
+        // No answer to the PING behind it: the last stream is named after 2 s, and as none is open, it ends.
+        pass(Duration::from_millis(2100)).await;
+        let goaway = raw.next_of(GOAWAY).await;
+        assert_eq!(goaway[9..17], [0; 8]);
+        until_frozen(|| open(&bench) == 0).await;
+    });
+}
+
+#[test]
+fn a_client_with_streams_gets_a_ping_after_60_s_and_has_20_s_to_answer() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+        // It was idle for a while: that doesn't count.
+        pass(seconds(200)).await;
+        let block = raw.block(&testing::grpc("/direct/"));
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+        until_frozen(|| bench.worker.rpcs.borrow().len() == 1).await;
+        for _ in 0..2 {
+            pass(seconds(59)).await;
+            settle().await;
+            assert!(
+                matches!(only(&bench).ping.get(), Ping::Answered(_)),
+                "before 60 s"
+            );
+            pass(seconds(1)).await;
+            let ping = raw.next_of(PING).await;
+            raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
+            until_frozen(|| matches!(only(&bench).ping.get(), Ping::Answered(_))).await;
+        }
+        pass(seconds(60)).await;
+        raw.next_of(PING).await;
+        ends_after(&bench, seconds(20)).await;
+        assert_eq!(bench.shard.limits(Limit::KeepaliveTimeout).get(), 1);
+        until_frozen(|| bench.worker.rpcs.borrow().len() == 0).await;
+    });
+}
+
+#[test]
+fn a_stream_on_which_nothing_moves_ends_after_5_min() {
+    frozen(|| async {
+        let bytes = Rc::new(Cell::new(0));
+        let address = backend({
+            let bytes = bytes.clone();
+            move |_, event| {
+                if let Event::Data { bytes: data, .. } = event {
+                    bytes.set(bytes.get() + data.len());
+                }
+            }
+        })
+        .await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let stream = client.call("/api.Echo/Echo", b"\0", false);
+        client.flush().await;
+        until_frozen(|| bytes.get() == 1).await;
+        pass(seconds(200)).await;
+        client
+            .engine
+            .send_data(stream, b"\0", false, testing::now());
+        client.flush().await;
+        until_frozen(|| bytes.get() == 2).await;
+        pass(seconds(299)).await;
+        settle().await;
+        assert_eq!(bench.worker.rpcs.borrow().len(), 1);
+        pass(seconds(2)).await;
+        assert_eq!(client.status(stream).await, "4");
+        assert_eq!(open(&bench), 1);
+    });
+}
+
+#[test]
+fn an_rpc_without_a_deadline_has_none() {
+    frozen(|| async {
+        let waits = Rc::new(RefCell::new(None));
+        let address = backend({
+            let waits = waits.clone();
+            move |engine, event| match event {
+                Event::Headers { stream, .. } => *waits.borrow_mut() = Some(stream),
+                Event::Data {
+                    end_stream: true, ..
+                } => {
+                    let head = [
+                        (":status", "200"),
+                        ("content-type", "application/grpc"),
+                        ("grpc-status", "0"),
+                    ];
+                    engine.send_headers(waits.take().unwrap(), &testing::headers(&head), true);
+                }
+                _ => {}
+            }
+        })
+        .await;
+        let mut policy = patient();
+        policy.timeouts.stream_idle = DAYS;
+        let bench = Bench::with(&[address], policy.clone(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, policy).await;
+        let stream = client.call("/api.Echo/Echo", b"\0", false);
+        client.flush().await;
+        until_frozen(|| waits.borrow().is_some()).await;
+        // A PING to the backend every five minutes is answered in time.
+        for _ in 0..200 {
+            pass(seconds(100)).await;
+            settle().await;
+        }
+        client.engine.send_data(stream, b"", true, testing::now());
+        assert_eq!(client.status(stream).await, "0");
+    });
+}
+
+#[test]
+fn a_stream_whose_window_stays_shut_ends_after_60_s_and_no_other() {
+    frozen(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                let head = [(":status", "200"), ("content-type", "application/grpc")];
+                engine.send_headers(stream, &testing::headers(&head), false);
+                engine.send_data(stream, &[0; 200 * 1024], false, testing::now());
+            }
+        })
+        .await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
+            .await;
+        until_frozen(|| only(&bench).blocked(1).is_some()).await;
+        pass(seconds(59)).await;
+        settle().await;
+        assert_eq!(bench.worker.rpcs.borrow().len(), 1);
+        pass(seconds(2)).await;
+        let reset = raw.next_of(RST_STREAM).await;
+        assert_eq!(reset[5..], [0, 0, 0, 1, 0, 0, 0, 8]);
+        assert_eq!(bench.shard.limits(Limit::WindowStall).get(), 1);
+        let block = raw.block(&testing::grpc("/direct/"));
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 3, &block))
+            .await;
+        assert_eq!(raw.next_of(HEADERS).await[8], 3);
+    });
+}
+
+#[test]
+fn a_socket_that_takes_nothing_is_dropped_after_30_s_whatever_waits_for_it() {
+    frozen(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                let head = [(":status", "200"), ("content-type", "application/grpc")];
+                engine.send_headers(stream, &testing::headers(&head), false);
+                engine.send_data(stream, &vec![0; 32 << 20], false, testing::now());
+            }
+        })
+        .await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        // All the windows there are; and nothing is read any more.
+        raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]))
+            .await;
+        raw.send(&frame(testing::WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]))
+            .await;
+        let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
+            .await;
+        let stalled = || {
+            let connection = only(&bench);
+            let queued = connection.link.engine().output().len();
+            (connection.link.write_blocked(), queued)
+        };
+        until_frozen(|| stalled().0.is_some()).await;
+        // What the kernel still moves is progress.
+        let mut before = stalled();
+        loop {
+            for _ in 0..10 {
+                settle().await;
+            }
+            let now = stalled();
+            if now == before && now.0.is_some() {
+                break;
+            }
+            before = now;
+        }
+        ends_after(&bench, seconds(30)).await;
+        assert_eq!(bench.shard.limits(Limit::WriteStall).get(), 1);
+        until_frozen(|| bench.worker.rpcs.borrow().len() == 0).await;
+    });
+}
+
+#[test]
+fn a_connections_age_is_30_min_and_its_streams_may_finish() {
+    frozen(|| async {
+        let mut policy = patient();
+        policy.max_connection_age = testing::policy().max_connection_age;
+        policy.timeouts.stream_idle = DAYS;
+        let bench = Bench::with(
+            &[backend(echo()).await],
+            policy.clone(),
+            testing::cluster_policy(),
+        );
+        let mut others = Vec::new();
+        for _ in 0..50 {
+            others.push(Client::connect_with(&bench, policy.clone()).await);
+        }
+        let ages: Vec<_> = bench
+            .worker
+            .clients
+            .borrow()
+            .values()
+            .map(|client| match client {
+                ClientConnection::Http2(it) => {
+                    it.leave_at.get().duration_since(it.accepted).as_secs()
+                }
+                ClientConnection::Http1(_) => unreachable!(),
+            })
+            .collect();
+        assert!(
+            ages.iter().all(|age| (1620..=1980).contains(age)),
+            "{ages:?}"
+        );
+        // Fifty that are all on one side of the middle: once in 2^49 runs.
+        assert!(
+            ages.iter().any(|age| *age < 1800) && ages.iter().any(|age| *age >= 1800),
+            "{ages:?}"
+        );
+        drop(others);
+        until_frozen(|| open(&bench) == 0).await;
+
+        let (mut raw, _) = Raw::open(&bench, policy).await;
+        let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+        until_frozen(|| bench.worker.rpcs.borrow().len() == 1).await;
+        pass(seconds(1600)).await;
+        settle().await;
+        assert_eq!(only(&bench).leaving.get(), Leaving::No);
+        pass(seconds(400)).await;
+        assert_eq!(
+            raw.next_of(GOAWAY).await[9..17],
+            [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]
+        );
+        let ping = raw.next_of(PING).await;
+        raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
+        assert_eq!(raw.next_of(GOAWAY).await[9..17], [0, 0, 0, 1, 0, 0, 0, 0]);
+        assert_eq!(bench.shard.limits(Limit::ConnectionAge).get(), 1);
+        // Grace has no end unless one is set.
+        for _ in 0..100 {
+            pass(seconds(200)).await;
+            settle().await;
+        }
+        raw.send(&frame(DATA, END_STREAM, 1, b"\0\0\0\0\0")).await;
+        assert_eq!(raw.next_of(DATA).await[8], 1);
+        assert_eq!(raw.next_of(HEADERS).await[4] & END_STREAM, END_STREAM);
+        until_frozen(|| open(&bench) == 0).await;
+    });
+}

@@ -1,0 +1,154 @@
+//! What a client may have, and how much it may say at once.
+
+use super::*;
+use crate::data_plane::testing::{
+    CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, SETTINGS,
+    WINDOW_UPDATE, frame, frozen, until_frozen,
+};
+
+/// What ended the connection.
+async fn goaway(raw: &mut Raw) -> u32 {
+    let goaway = raw.next_of(GOAWAY).await;
+    u32::from_be_bytes(goaway[13..17].try_into().unwrap())
+}
+
+/// A header list of exactly `size` (RFC 9113 §6.5.2), in fields of which each is at most 4 KiB.
+fn sized(size: usize) -> Headers {
+    let mut headers = testing::grpc("/direct/");
+    for number in 0.. {
+        let name = format!("x-{number:04}");
+        let room = size - headers.list_size();
+        if room == 0 {
+            return headers;
+        }
+        let value = (room - 32 - name.len()).min(3000);
+        // No rest that is too small for a field.
+        let value = if (1..100).contains(&(room - 38 - value)) {
+            value - 100
+        } else {
+            value
+        };
+        headers.push(name.as_bytes(), &vec![b'!'; value]);
+    }
+    headers
+}
+
+/// `block` in so many frames.
+fn in_frames(stream: u32, block: &[u8], frames: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let size = block.len().div_ceil(frames);
+    let parts: Vec<_> = block.chunks(size).collect();
+    assert_eq!(parts.len(), frames);
+    for (number, part) in parts.into_iter().enumerate() {
+        let kind = if number == 0 { HEADERS } else { CONTINUATION };
+        let end_stream = if number == 0 { END_STREAM } else { 0 };
+        let end_headers = if number + 1 == frames { END_HEADERS } else { 0 };
+        bytes.extend(frame(kind, end_stream | end_headers, stream, part));
+    }
+    bytes
+}
+
+#[test]
+fn clients_are_told_the_defaults() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (_raw, said) = Raw::open(&bench, testing::policy()).await;
+        assert_eq!((said[0][3], said[1][3]), (SETTINGS, WINDOW_UPDATE));
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        let settings: Vec<_> = said[0][9..]
+            .chunks(6)
+            .map(|s| (s[1], number(&s[2..])))
+            .collect();
+        // The header table, streams, a stream's window, headers (RFC 9113 §6.5.2).
+        assert_eq!(settings, [(1, 4096), (3, 100), (4, 65_536), (6, 8192)]);
+        assert_eq!(number(&said[1][5..9]), 0);
+        assert_eq!(
+            65_535 + number(&said[1][9..]),
+            1 << 20,
+            "the connection's window"
+        );
+    });
+}
+
+#[test]
+fn a_header_list_above_8_kib_is_answered_and_one_above_32_kib_ends_its_stream() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+        let mut stream = 1;
+        for (size, limited) in [(8192, 0), (8193, 1), (32_768, 2)] {
+            let block = raw.block(&sized(size));
+            raw.send(&in_frames(stream, &block, 3)).await;
+            assert_eq!(raw.next_of(HEADERS).await[8], stream as u8);
+            assert_eq!(
+                bench.shard.limits(Limit::HeaderBytes).get(),
+                limited,
+                "{size}"
+            );
+            stream += 2;
+        }
+        // One field that enters the table and is named ten times more, so that the block itself is small enough.
+        let mut block = raw.block(&testing::grpc("/direct/"));
+        block.extend([0x40, 1, b'x', 0x7f, 0xb9, 0x16]);
+        block.resize(block.len() + 3000, b'!');
+        block.extend([0xbe; 10]);
+        raw.encoder = http2::hpack::Encoder::new(4096);
+        raw.send(&in_frames(stream, &block, 3)).await;
+        let reset = raw.next_of(RST_STREAM).await;
+        assert_eq!((reset[8], reset[12]), (stream as u8, 0xb));
+        assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 1);
+        let block = raw.block(&testing::grpc("/direct/"));
+        raw.send(&in_frames(stream + 2, &block, 1)).await;
+        assert_eq!(
+            raw.next_of(HEADERS).await[8],
+            stream as u8 + 2,
+            "the connection goes on"
+        );
+    });
+}
+
+#[test]
+fn a_7th_frame_of_a_header_block_ends_the_connection() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+        let block = raw.block(&testing::grpc("/direct/"));
+        raw.send(&in_frames(1, &block, 6)).await;
+        assert_eq!(raw.next_of(HEADERS).await[8], 1);
+        let block = raw.block(&sized(1000));
+        raw.send(&in_frames(3, &block, 7)).await;
+        assert_eq!(goaway(&mut raw).await, Reason::ENHANCE_YOUR_CALM.0);
+        until_frozen(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
+        assert_eq!(bench.shard.resets(ResetCause::Flood).get(), 1);
+    });
+}
+
+#[test]
+fn an_encoded_header_block_above_32_kib_ends_the_connection() {
+    for (size, ends) in [(32_768, false), (32_769, true)] {
+        frozen(|| async {
+            let bench = Bench::new(&[]);
+            let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+            let mut block = raw.block(&testing::grpc("/direct/"));
+            // A literal of raw octets, its name one octet, its value's length in three.
+            let value = size - block.len() - 3 - 4;
+            block.extend([0, 1, b'x', 0x7f]);
+            let mut rest = value - 127;
+            while rest >= 128 {
+                block.push(rest as u8 | 128);
+                rest >>= 7;
+            }
+            block.push(rest as u8);
+            block.resize(size, b'!');
+            raw.send(&in_frames(1, &block, 3)).await;
+            if ends {
+                assert_eq!(goaway(&mut raw).await, Reason::ENHANCE_YOUR_CALM.0);
+                until_frozen(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
+            } else {
+                // Its list is above 32 KiB too, which only ends the stream.
+                assert_eq!(raw.next_of(RST_STREAM).await[8], 1);
+                assert_eq!(bench.shard.limits(Limit::HeaderBlock).get(), 0);
+            }
+        });
+    }
+}
