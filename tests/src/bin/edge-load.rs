@@ -5,9 +5,8 @@
 //! ```
 //!
 //! The loop is open: RPCs are sent at their times whether or not those before have ended, and latencies count from
-//! the time that an RPC was meant to be sent, so that a target that stalls can't hide it (times are kept to about a
-//! millisecond, which is in every latency). Connections are kept as gRPC's libraries keep them: after GOAWAY new RPCs
-//! go to a new connection and running ones finish; RPCs wait while one connects, and fail with UNAVAILABLE between
+//! the time that an RPC was meant to be sent, so that a target that stalls can't hide it. Connections are kept as gRPC's
+//! libraries keep them: after GOAWAY new RPCs go to a new connection and running ones finish; RPCs wait while one connects, and fail with UNAVAILABLE between
 //! attempts, which come 1 s × 1.6 apart, up to 120 s, with jitter. Every RPC has an id in `x-test-id`, and its reply
 //! is compared with what was asked for.
 

@@ -19,6 +19,9 @@ mod connection;
 /// One RPC.
 mod rpc;
 
+/// Waiting for their times.
+mod timer;
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -113,7 +116,7 @@ struct Load {
 /// about every second: its number, and what happened in it.
 ///
 /// # Errors
-/// When the authority is none.
+/// When the authority is none, or no timer can be had.
 pub async fn run(
     options: Options,
     mut each_second: impl FnMut(u64, &Second),
@@ -133,7 +136,7 @@ pub async fn run(
     let options = &load.options;
     let start = Instant::now();
     let end = start + options.duration;
-    let mut schedule = Schedule::new(start, options.rate, options.duration);
+    let mut schedule = Schedule::new(start, options.rate, options.duration)?;
     let mut ticks = interval_at(start + SECOND, SECOND);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut number = 0;
@@ -153,7 +156,7 @@ pub async fn run(
     loop {
         tokio::select! {
             () = &mut stop => break,
-            due = schedule.next(), if more => match due {
+            due = schedule.next(), if more => match due? {
                 Some(_) if unary.len() >= options.max_in_flight => load.tally().not_sent += 1,
                 Some(due) => {
                     load.tally().sent += 1;

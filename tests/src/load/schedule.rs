@@ -4,9 +4,11 @@
 //! worst latencies ("coordinated omission"). Times are computed from the start each time, never added up, so that
 //! rounding doesn't drift.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
+
+use super::timer::Timer;
 
 /// The times of all RPCs of one load.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub struct Schedule {
     rate: u32,
     sent: u64,
     total: u64,
+    timer: Timer,
 }
 
 /// One RPC that is due.
@@ -28,29 +31,36 @@ pub struct Due {
 
 impl Schedule {
     /// `rate` RPCs in each second of `duration`, from `start` on. A rate of 0 has none.
-    pub fn new(start: Instant, rate: u32, duration: Duration) -> Self {
+    ///
+    /// # Errors
+    /// When no timer can be had.
+    pub fn new(start: Instant, rate: u32, duration: Duration) -> io::Result<Self> {
         let total = duration.as_nanos() * u128::from(rate) / NANOS;
-        Self {
+        Ok(Self {
             start,
             rate,
             sent: 0,
             total: u64::try_from(total).unwrap_or(u64::MAX),
-        }
+            timer: Timer::new()?,
+        })
     }
 
     /// Waits for the next RPC's time; `None` after the last. Those that are late come at once, none is left out.
     /// Cancel-safe: what wasn't given isn't lost.
-    pub async fn next(&mut self) -> Option<Due> {
+    ///
+    /// # Errors
+    /// When the timer fails.
+    pub async fn next(&mut self) -> io::Result<Option<Due>> {
         if self.sent == self.total {
-            return None;
+            return Ok(None);
         }
         let due = Due {
             number: self.sent,
             at: self.start + offset(self.sent, self.rate),
         };
-        sleep_until(due.at).await;
+        self.timer.until(due.at).await?;
         self.sent += 1;
-        Some(due)
+        Ok(Some(due))
     }
 }
 
@@ -73,18 +83,18 @@ mod tests {
     async fn late_rpcs_come_at_once_with_the_times_they_were_meant_for() {
         // All of it is in the past: nothing is waited for.
         let start = Instant::now() - Duration::from_secs(1);
-        let mut schedule = Schedule::new(start, 4, Duration::from_secs(1));
+        let mut schedule = Schedule::new(start, 4, Duration::from_secs(1)).unwrap();
         for number in 0..4 {
             let at = start + Duration::from_millis(250 * number);
-            assert_eq!(schedule.next().await, Some(Due { number, at }));
+            assert_eq!(schedule.next().await.unwrap(), Some(Due { number, at }));
         }
-        assert_eq!(schedule.next().await, None);
+        assert_eq!(schedule.next().await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn nothing_is_given_before_its_time() {
         let start = Instant::now() + Duration::from_secs(3600);
-        let mut schedule = Schedule::new(start, 4, Duration::from_secs(1));
+        let mut schedule = Schedule::new(start, 4, Duration::from_secs(1)).unwrap();
         let next = schedule.next();
         assert!(tokio::time::timeout(Duration::ZERO, next).await.is_err());
         // And what wasn't given isn't lost.
@@ -93,8 +103,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_rate_of_zero_has_no_rpcs() {
-        let mut schedule = Schedule::new(Instant::now(), 0, Duration::from_secs(9));
-        assert_eq!(schedule.next().await, None);
+        let mut schedule = Schedule::new(Instant::now(), 0, Duration::from_secs(9)).unwrap();
+        assert_eq!(schedule.next().await.unwrap(), None);
     }
 
     #[test]
