@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::ensure;
 use e2e::{
     certs::SERVER_NAME,
-    load::{self, Options},
+    load::{self, Options, StreamMethod},
 };
 use rustls::ClientConfig;
 use tokio::time::Instant;
@@ -45,9 +45,11 @@ pub(crate) async fn run(
         duration,
         reverse: false,
         streams: 0,
+        stream_method: StreamMethod::Download,
         stream_length: Duration::ZERO,
         timeout: Duration::from_secs(60),
         max_in_flight: 100_000,
+        keepalive: None,
         run: "bench".to_owned(),
     };
     let start = Instant::now();
