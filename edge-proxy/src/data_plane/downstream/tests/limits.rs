@@ -96,7 +96,7 @@ fn a_header_list_above_8_kib_is_answered_and_one_above_32_kib_ends_its_stream() 
         raw.send(&in_frames(stream, &block, 3)).await;
         let reset = raw.next_of(RST_STREAM).await;
         assert_eq!((reset[8], reset[12]), (stream as u8, 0xb));
-        assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 1);
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 3);
         let block = raw.block(&testing::grpc("/direct/"));
         raw.send(&in_frames(stream + 2, &block, 1)).await;
         assert_eq!(
