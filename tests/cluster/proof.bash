@@ -97,7 +97,7 @@ has_external_ip() { [ -n "$(external_ip)" ]; }
 reachable() { outside curl --silent --insecure --max-time 1 --output /dev/null "https://$(external_ip)/"; }
 
 # deploy [SED-EXPRESSION…]: the whole system, current and ready, in a namespace that the proofs about faults share, so that
-# only the first of them builds and waits. It is as deploy/overlays/namespace has it, but for a route to echo-grpc's server
+# only the first of them builds and waits: `skaffold run` gives all pods a new label each time. It is as deploy/overlays/namespace has it, but for a route to echo-grpc's server
 # reflection, whose streams last as long as their clients like; further expressions edit the proxy's configuration. Sets
 # $NAMESPACE, which is kubectl's from here on, and $address; cert.pem is in the working folder.
 deploy() {
@@ -117,11 +117,25 @@ deploy() {
         sed -i "$edit" checkout/deploy/overlays/namespace/edge-proxy/edge-proxy.yaml
     done
     sed -i "s/^namespace: .*/namespace: $NAMESPACE/" checkout/deploy/overlays/namespace/edge-proxy/kustomization.yaml
-    skaffold_run --module=echo-grpc,reverse-grpc
-    skaffold_run --module=edge-proxy --profile=namespace
+    local context=(Cargo.toml Cargo.lock proto grpc-service echo-grpc reverse-grpc http2 edge-proxy deploy/Dockerfile skaffold.yaml)
+    module services "$(digest "${context[@]}" deploy/echo-grpc deploy/reverse-grpc)" --module=echo-grpc,reverse-grpc
+    module proxy "$(digest "${context[@]}" deploy/edge-proxy deploy/overlays/namespace)" --module=edge-proxy --profile=namespace
+    kubectl scale --replicas=2 deployment/echo-grpc deployment/reverse-grpc deployment/edge-proxy
+    kubectl rollout status deployment/echo-grpc --timeout=200s
+    kubectl rollout status deployment/reverse-grpc --timeout=200s
+    kubectl rollout status deployment/edge-proxy --timeout=200s
     within 60 has_external_ip
     within 60 reachable
     address=$(external_ip)
+}
+digest() { (cd checkout && find "$@" -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1); }
+# module NAME DIGEST OPTION…: skaffold_run, unless that is deployed already; the namespace's annotation NAME says what is.
+module() {
+    local name=$1 digest=$2
+    shift 2
+    [ "$(kubectl get namespace "$NAMESPACE" --output=jsonpath="{.metadata.annotations.$name}")" != "$digest" ] || return 0
+    skaffold_run "$@"
+    kubectl annotate --overwrite namespace "$NAMESPACE" "$name=$digest"
 }
 skaffold_run() {
     (cd checkout && skaffold run --namespace="$NAMESPACE" --default-repo="$REGISTRY/edge-grpc-images" --insecure-registry="$REGISTRY" --skip-tests "$@")
