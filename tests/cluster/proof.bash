@@ -96,6 +96,26 @@ has_external_ip() { [ -n "$(external_ip)" ]; }
 # The load balancer has found a node with a ready proxy.
 reachable() { outside curl --silent --insecure --max-time 1 --output /dev/null "https://$(external_ip)/"; }
 
+# call FILE.proto JSON METHOD: one RPC on a connection of its own, through the external IP; needs cert.pem and $address.
+call() {
+    outside grpcurl -v -max-time 10 -d "$2" -import-path "$REPOSITORY/proto/api" -proto "$1" -authority grpc.example.com -cacert cert.pem \
+        "${address:?}:443" "$3"
+}
+# calls NAME: one RPC after another to echo-grpc, each on a connection of its own, until the file NAME.stop exists; NAME.ok and
+# NAME.failed have a line each. For what concerns new connections; `load` is for the others.
+calls() {
+    : >"$1.ok"
+    : >"$1.failed"
+    local answer
+    until [ -e "$1.stop" ]; do
+        if answer=$(call echo.proto '{"content": "echo"}' api.Echo/Echo 2>&1) && grep -q '"content": "echo"' <<<"$answer"; then
+            sed -n 's/^hostname: //p' <<<"$answer" >>"$1.ok"
+        else
+            printf '%s %s\n' "$(date +%T.%3N)" "$(tr '\n' ' ' <<<"$answer")" >>"$1.failed"
+        fi
+    done
+}
+
 # deploy [SED-EXPRESSION…]: the whole system, current and ready, in a namespace that the proofs about faults share, so that
 # only the first of them builds and waits: `skaffold run` gives all pods a new label each time. It is as deploy/overlays/namespace has it, but for a route to echo-grpc's server
 # reflection, whose streams last as long as their clients like; further expressions edit the proxy's configuration. Sets
