@@ -308,6 +308,9 @@ async fn a_kill_is_abrupt() {
 
 #[tokio::test]
 async fn one_line_of_log_per_rpc() {
+    // As long as there is only one subscriber, `tracing` asks that of the thread which comes to a line first whether
+    // anybody wants it, and that may be another test's thread, with none. So there is another one.
+    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()

@@ -21,8 +21,6 @@ mod discovery;
 mod health;
 
 mod assemble;
-#[cfg(test)]
-mod captured;
 mod cluster;
 mod core;
 mod files;

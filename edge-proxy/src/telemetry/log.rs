@@ -118,6 +118,7 @@ mod tests {
     use tracing::subscriber::with_default;
 
     use super::*;
+    use crate::telemetry::captured;
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -135,6 +136,7 @@ mod tests {
 
     #[test]
     fn the_level_can_change_while_it_runs() {
+        captured::never_alone();
         let (level, subscriber) = LogLevel::subscriber(EnvFilter::new("info"));
         let written = Written::default();
         let writer = written.clone();

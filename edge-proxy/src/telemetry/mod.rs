@@ -6,6 +6,9 @@
 
 // Diagnostics to stderr; the level.
 pub mod log;
+// What a test sees of them.
+#[cfg(test)]
+pub(crate) mod captured;
 
 // Counters that one thread writes, and counters that many may.
 pub mod counter;

@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 use tokio::time::Instant;
 
 use super::*;
-use crate::control_plane::captured::Log;
+use crate::telemetry::captured::Log;
 
 /// PEM of a certificate for `name` and of its key.
 fn pair(name: &str) -> (String, String) {

@@ -19,7 +19,6 @@ use super::{Core, Wires};
 use crate::{
     control_plane::{
         ControlHandle,
-        captured::Log,
         certs::Served,
         config::{Config, HealthCheckSpec, LookupFamily, Target},
         discovery::Lookup,
@@ -28,6 +27,7 @@ use crate::{
         status::{CheckResult, LookupResult, Report, Standing},
     },
     snapshot::{Cluster, EndpointShared, Health, Hints, Reader, Snapshot},
+    telemetry::captured::Log,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -817,7 +817,8 @@ async fn an_invalid_file_changes_nothing() {
             .message,
         error.0
     );
-    assert_eq!(running.report().configuration.rejected, 1);
+    // The watch may have seen the file too, and refused it a second time.
+    assert!(running.report().configuration.rejected >= 1);
 
     fs::remove_file(file.path()).unwrap();
     assert!(running.handle.reload().await.is_err());

@@ -1,15 +1,18 @@
 //! What an RPC owes at once, and what it owes after exactly so much time: with sockets, and a clock that only the test
 //! moves.
 
-use std::{cell::RefCell, io, sync::Mutex, time::Duration};
+use std::{cell::RefCell, time::Duration};
 
 use http2::{Connection, Event};
 use tokio::{net::TcpListener, time::advance};
 
 use super::*;
-use crate::data_plane::testing::{
-    self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy, running,
-    serve, stopped, until,
+use crate::{
+    data_plane::testing::{
+        self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy,
+        running, serve, stopped, until,
+    },
+    telemetry::captured::Log,
 };
 
 const GRPC: [(&str, &str); 6] = [
@@ -283,30 +286,10 @@ fn short_of_memory_a_stalled_request_is_answered_overloaded() {
     });
 }
 
-/// What the log says, by this thread.
-#[derive(Clone, Default)]
-struct Said(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Said {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_panic_is_answered_without_its_detail_which_is_logged_with_the_request_id() {
-    let said = Said::default();
-    let writer = said.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _here = tracing::subscriber::set_default(subscriber);
+    let log = Log::default();
+    let _guard = log.capture();
     running(|| async {
         let bench = Bench::new(&[backend(echo()).await]);
         let mut client = Browser::connect(&bench).await;
@@ -325,12 +308,8 @@ fn a_panic_is_answered_without_its_detail_which_is_logged_with_the_request_id() 
                 None => assert_eq!(body, b"internal error"),
             }
         }
-        let text = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
-        let lines: Vec<_> = text
-            .lines()
-            .filter(|l| l.contains("a panic ended"))
-            .collect();
-        assert_eq!(lines.len(), 2, "{text}");
+        let lines = log.lines("a panic ended");
+        assert_eq!(lines.len(), 2, "{lines:?}");
         for line in lines {
             assert!(line.contains("id-of-mine"), "{line}");
             assert!(line.contains("a test's panic at step"), "{line}");

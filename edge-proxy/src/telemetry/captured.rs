@@ -9,16 +9,13 @@ use tracing::{Dispatch, subscriber::DefaultGuard};
 
 /// The lines so far. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     /// What this thread logs from now on is kept here, until the guard is dropped. A test's runtime has one thread, so
     /// its tasks are heard, too; jobs that block aren't.
-    pub(super) fn capture(&self) -> DefaultGuard {
-        // As long as there is only one subscriber, `tracing` asks that of the thread which comes to a line first whether
-        // anybody wants it, and that may be another test's thread, with none. So there is always another one.
-        static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
-        ANOTHER.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
+    pub(crate) fn capture(&self) -> DefaultGuard {
+        never_alone();
         let writer = self.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_ansi(false)
@@ -28,7 +25,7 @@ impl Log {
     }
 
     /// Those that hold `text`.
-    pub(super) fn lines(&self, text: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, text: &str) -> Vec<String> {
         let bytes = self.0.lock().unwrap().clone();
         let all = String::from_utf8(bytes).unwrap();
         all.lines()
@@ -36,6 +33,13 @@ impl Log {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// To be called before a subscriber is set for a thread. As long as there is only one, `tracing` asks that of the thread
+/// which comes to a line first whether anybody wants it, and that may be another test's thread, with none.
+pub(crate) fn never_alone() {
+    static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+    ANOTHER.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
 }
 
 impl io::Write for Log {
