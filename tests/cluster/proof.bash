@@ -209,7 +209,10 @@ gone() {
     for app in "$@"; do within 150 none_left "$app" || return; done
 }
 none_left() {
-    kubectl get pods --selector "app=$1" -o name >"pods.$1.now" && ! sed 's|pod/||' "pods.$1.now" | grep -qFxf "pods.$1.before"
+    local left
+    kubectl get pods --selector "app=$1" -o name >"pods.$1.now" || return
+    left=$(sed 's|pod/||' "pods.$1.now" | grep -Fxf "pods.$1.before" || true)
+    [ -z "$left" ]
 }
 
 # process POD: the process id of its container, of this machine's.
