@@ -119,7 +119,10 @@ fn what_is_compiled_is_touched_first() {
     let text = read("deploy/Dockerfile");
     let built: Vec<_> = APPS.iter().map(|app| format!("-p {app}")).collect();
     for app in &built {
-        assert!(text.contains(app.as_str()), "cargo auditable build has no {app}");
+        assert!(
+            text.contains(app.as_str()),
+            "cargo auditable build has no {app}"
+        );
     }
     let folders = text
         .lines()
