@@ -51,9 +51,9 @@ async fn a_refused_stream_is_tried_on_another_endpoint() {
 }
 
 #[tokio::test]
-async fn a_refused_stream_is_tried_again_on_the_same_endpoint_when_there_is_no_other() {
+async fn a_refused_stream_is_tried_on_a_new_connection_when_there_is_no_other_endpoint() {
     let backend = Scripted::start(async |mut exchange: Exchange| {
-        if exchange.number == 0 {
+        if exchange.connection == 0 {
             exchange.reset(Reason::REFUSED_STREAM);
         } else {
             let body = exchange.body().await;
@@ -72,6 +72,7 @@ async fn a_refused_stream_is_tried_again_on_the_same_endpoint_when_there_is_no_o
     // The whole request came again: five bytes of an empty message.
     assert_eq!(reply.body, framed(&framed(b"")));
     assert_eq!(backend.journal.count(), 2);
+    assert_eq!(backend.journal.read().connections, 2);
 }
 
 #[tokio::test]

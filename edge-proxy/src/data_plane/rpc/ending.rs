@@ -78,7 +78,9 @@ impl Rpc {
             return self.fail(worker, key, failure, now);
         }
         let name = cluster.name.clone();
+        let mut refused_by = None;
         if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
+            refused_by = Some(attempt.upstream.clone());
             attempt.leave(false);
         }
         // Discovery and health may have learnt something since the first attempt.
@@ -88,7 +90,7 @@ impl Rpc {
             self.cluster = newest;
         }
         self.record.retried(outcome, failure);
-        self.attempt(worker, key, now)
+        self.attempt(worker, key, refused_by, now)
     }
 
     /// The proxy answers, or ends what it can't complete.

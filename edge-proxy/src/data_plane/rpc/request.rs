@@ -63,7 +63,7 @@ impl Rpc {
                 self.cluster = Some(cluster.clone());
                 self.replay.set_limit(cluster.policy.max_replay_bytes);
                 self.set_deadline(worker, key, route, facts.grpc_timeout, now);
-                self.attempt(worker, key, now)
+                self.attempt(worker, key, None, now)
             }
         }
     }
@@ -109,8 +109,15 @@ impl Rpc {
         }
     }
 
-    /// Picks an endpoint; opens a stream there, or waits for a connection.
-    pub(super) fn attempt(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+    /// Picks an endpoint; opens a stream there, or waits for a connection. `refused_by`: the connection of the last
+    /// attempt, which is not to be the next one's where the endpoint is the same.
+    pub(super) fn attempt(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        refused_by: Option<Rc<Upstream>>,
+        now: Instant,
+    ) -> Step {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return self.fail(worker, key, Failure::DeadlineExceeded, now);
         }
@@ -125,7 +132,7 @@ impl Rpc {
         self.record.attempted(&endpoint, now);
         match worker
             .pool
-            .acquire(worker, &endpoint, &cluster.policy, key, now)
+            .acquire(worker, &endpoint, &cluster.policy, key, refused_by, now)
         {
             Some(upstream) => self.open(worker, key, upstream, endpoint, now),
             None => {

@@ -305,6 +305,71 @@ fn a_connection_that_is_full_gets_siblings_up_to_max_connections_then_rpcs_wait(
     });
 }
 
+/// Refuses the first `streams`, then echoes.
+fn refusing(
+    streams: usize,
+    seen: &Rc<Cell<usize>>,
+) -> impl FnMut(&mut Connection, Event<'_>) + use<> {
+    let (seen, mut echo) = (seen.clone(), echo());
+    move |engine, event| match event {
+        Event::Headers { stream, .. } if seen.replace(seen.get() + 1) < streams => {
+            engine.reset(stream, Reason::REFUSED_STREAM);
+        }
+        // The body of a refused one.
+        Event::Data { stream, .. } if (stream as usize) < 2 * streams => {}
+        event => echo(engine, event),
+    }
+}
+
+#[test]
+fn a_refused_stream_goes_to_another_connection_while_the_first_serves_on() {
+    running(|| async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let bench = Bench::new(&[listener.local_addr().unwrap()]);
+        let mut client = Client::connect(&bench).await;
+        let refused = client.call("/api.Echo/Echo", b"one", true);
+        client.flush().await;
+        let (first, second) = (Rc::default(), Rc::default());
+        let socket = listener.accept().await.unwrap().0;
+        tokio::task::spawn_local(testing::serve(socket, refusing(1, &first)));
+        // The second connection is there, but says nothing yet: who has no quarrel with the first one uses it.
+        let socket = listener.accept().await.unwrap().0;
+        let other = client.call("/api.Echo/Echo", b"two", true);
+        assert_eq!(client.status(other).await, "0");
+        assert_eq!(first.get(), 2);
+        tokio::task::spawn_local(testing::serve(socket, refusing(0, &second)));
+        assert_eq!(client.status(refused).await, "0");
+        assert_eq!((first.get(), second.get()), (2, 1));
+    });
+}
+
+#[test]
+fn a_refused_stream_goes_to_the_same_connection_when_there_can_be_no_other() {
+    for limit in [1, 8] {
+        running(|| async {
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let mut cluster = testing::cluster_policy();
+            cluster.max_connections = limit;
+            let address = listener.local_addr().unwrap();
+            let bench = Bench::with(&[address], testing::policy(), cluster);
+            let mut client = Client::connect(&bench).await;
+            let stream = client.call("/api.Echo/Echo", b"one", true);
+            client.flush().await;
+            let seen = Rc::default();
+            let socket = listener.accept().await.unwrap().0;
+            // A second connection is refused by the kernel.
+            drop(listener);
+            tokio::task::spawn_local(testing::serve(socket, refusing(1, &seen)));
+            assert_eq!(client.status(stream).await, "0", "of {limit}");
+            assert_eq!(seen.get(), 2);
+        });
+    }
+}
+
 #[test]
 fn a_peer_that_allows_no_streams_is_congested() {
     frozen(|| async {
