@@ -232,6 +232,9 @@ ended() {
     now
 }
 after() { jq --null-input "$1 + $2"; } # UNIX-TIME SECONDS
-# The last failure of NAME, in seconds after UNIX-TIME, by when its RPC was begun; and the longest wait of a failure.
-last_begun() { account "$1" "[.first_failures[].begun] | (max // $2) - $2 | . * 10 | round / 10"; }
+# When the last of NAME's failed RPCs was begun, as seen from UNIX-TIME; and how long the longest took to fail.
+last_begun() {
+    account "$1" "[.first_failures[].begun] | if length == 0 then \"none\" else (max - $2) * 10 | round / 10 |
+        if . > 0 then \"the last begun \\(.) s after it\" else \"the last begun \\(0 - .) s before it\" end end"
+}
 longest() { account "$1" '[.first_failures[] | .ended - .begun] | (max // 0) * 10 | round / 10'; }
