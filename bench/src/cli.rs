@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    backend,
+    backend, instructions,
     lab::Key,
     machine::{self, Cores, Machine},
     parts::{self, Part, Plan},
@@ -51,6 +51,18 @@ enum Command {
         /// Exit with 1 if a target is missed
         #[arg(long)]
         assert: bool,
+    },
+    /// Instructions of one RPC in edge-proxy's data path, without sockets and TLS, counted by valgrind
+    Instructions(instructions::Options),
+    /// What valgrind counts
+    #[command(hide = true)]
+    Exchange {
+        /// How many
+        #[arg(long)]
+        rpcs: usize,
+        /// Without the proxy
+        #[arg(long)]
+        direct: bool,
     },
     /// One of the bench's own backends
     #[command(hide = true)]
@@ -115,6 +127,11 @@ impl Cli {
             Command::Start(options) => (options, vec![Part::Start]),
             Command::Scale(options) => (options, vec![Part::Scale]),
             Command::All(options) => (options, Part::ALL.to_vec()),
+            Command::Instructions(options) => return instructions::run(&options),
+            Command::Exchange { rpcs, direct } => {
+                instructions::exchange(rpcs, direct)?;
+                return Ok(ExitCode::SUCCESS);
+            }
             Command::Backend(options) => {
                 backend::serve(&options)?;
                 return Ok(ExitCode::SUCCESS);

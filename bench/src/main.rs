@@ -31,6 +31,9 @@ mod parts;
 // Medians, verdicts, tables, the plot.
 mod report;
 
+// What one RPC takes in the data path, beside nobody and whatever the machine does.
+mod instructions;
+
 use std::process::ExitCode;
 
 use clap::Parser as _;

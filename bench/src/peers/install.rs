@@ -65,7 +65,7 @@ impl Programs {
 ///
 /// # Errors
 /// When apt-get fails, or there is none.
-fn debian(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(crate) fn debian(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(command, _)| on_path(command).is_none())

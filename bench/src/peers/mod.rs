@@ -20,7 +20,7 @@ use clap::ValueEnum;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use install::Programs;
+pub(crate) use install::{Programs, debian};
 
 use crate::{
     machine::{self, Cores},

@@ -175,27 +175,7 @@ pub(super) async fn http2(
     accepted: Instant,
 ) {
     let now = worker.now();
-    let age = policy.max_connection_age;
-    // ± 10 %, so that clients that came together don't come back together.
-    let age = age.mul_f64(rand::rng().random_range(0.9..=1.1));
-    let connection = Rc::new(Downstream {
-        link: Link::new(
-            Connection::new(Role::Server, engine_config(&policy), now),
-            worker.wakes.clone(),
-            now,
-        ),
-        peer,
-        peer_text: peer.ip().to_canonical().to_string(),
-        accepted,
-        ready: Cell::new(false),
-        rpcs: Cell::new(0),
-        idle_since: Cell::new(now),
-        busy_since: Cell::new(now),
-        leaving: Cell::new(Leaving::No),
-        leave_at: Cell::new(accepted + age),
-        ping: Cell::new(Ping::Answered(now)),
-        policy,
-    });
+    let connection = Rc::new(Downstream::new(worker, peer, policy, accepted));
     let id = worker.next_client();
     let entry = ClientConnection::Http2(connection.clone());
     worker.clients.borrow_mut().insert(id, entry);
@@ -217,6 +197,37 @@ impl ClientConnection {
 }
 
 impl Downstream {
+    /// A connection of `peer` on which nothing has been said yet.
+    pub(super) fn new(
+        worker: &Worker,
+        peer: SocketAddr,
+        policy: Arc<ListenerPolicy>,
+        accepted: Instant,
+    ) -> Self {
+        let now = worker.now();
+        let age = policy.max_connection_age;
+        // ± 10 %, so that clients that came together don't come back together.
+        let age = age.mul_f64(rand::rng().random_range(0.9..=1.1));
+        Self {
+            link: Link::new(
+                Connection::new(Role::Server, engine_config(&policy), now),
+                worker.wakes.clone(),
+                now,
+            ),
+            peer,
+            peer_text: peer.ip().to_canonical().to_string(),
+            accepted,
+            ready: Cell::new(false),
+            rpcs: Cell::new(0),
+            idle_since: Cell::new(now),
+            busy_since: Cell::new(now),
+            leaving: Cell::new(Leaving::No),
+            leave_at: Cell::new(accepted + age),
+            ping: Cell::new(Ping::Answered(now)),
+            policy,
+        }
+    }
+
     /// Later events of `stream` carry the key of its RPC.
     pub(crate) fn set_key(&self, stream: u32, key: u32) {
         self.link.engine().set_key(stream, key);

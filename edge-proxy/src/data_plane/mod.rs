@@ -49,6 +49,9 @@ pub mod date;
 // Where gRPC messages begin and end in a leg's DATA.
 pub mod message;
 
+// All of it but sockets, TLS and tasks, for who counts instructions.
+pub mod exchange;
+
 /// A worker, a backend and a client's socket for the tests of these modules.
 #[cfg(test)]
 mod testing;

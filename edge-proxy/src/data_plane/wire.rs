@@ -381,6 +381,41 @@ fn turn<S: Side>(
     Poll::Pending
 }
 
+/// A turn of a connection that has no socket: `input` is what was read, and what is to be written goes behind `output`.
+/// No deadline is looked at. For [`exchange`](super::exchange).
+pub(super) fn turn_in_memory<S: Side>(
+    side: &S,
+    worker: &Rc<Worker>,
+    input: &[u8],
+    output: &mut Vec<u8>,
+) -> Result<(), ConnectionError> {
+    let link = side.link();
+    link.in_turn.set(true);
+    let now = worker.tick();
+    link.engine().allow(usize::MAX);
+    let fed = feed(side, worker, input, now).map(|_| ());
+    loop {
+        link.dirty.set(false);
+        {
+            let mut engine = link.engine();
+            engine.flush(now);
+            output.extend_from_slice(engine.output());
+            let written = engine.output().len();
+            engine.consume(written);
+        }
+        while let Some(sent) = { link.engine().take_sent() } {
+            side.on_sent(worker, sent);
+        }
+        if !link.dirty.get() {
+            break;
+        }
+    }
+    link.account(&worker.memory);
+    side.after_turn(worker, now);
+    link.in_turn.set(false);
+    fed
+}
+
 /// What was read and belongs to the next turn, from a frame's head on.
 #[derive(Debug, Default)]
 struct Unread {

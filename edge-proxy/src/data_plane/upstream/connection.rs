@@ -69,22 +69,9 @@ pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc
         Ok(Err(_)) => return pool.open_failed(&worker, Failure::ConnectFailed),
         Err(_) => return pool.open_failed(&worker, Failure::ConnectTimeout),
     };
-    let now = worker.tick();
-    let connection = Rc::new(Upstream {
-        link: Link::new(
-            Connection::new(Role::Client, engine_config(&policy), now),
-            worker.wakes.clone(),
-            now,
-        ),
-        pool: pool.clone(),
-        state: Cell::new(State::Opening),
-        opening: Cell::new(true),
-        congested: Cell::new(false),
-        ready_by: started + policy.connect_timeout,
-        made_room: Cell::new(false),
-        ping: Cell::new(None),
-        next_ping: Cell::new(now + PING_INTERVAL),
-    });
+    worker.tick();
+    let ready_by = started + policy.connect_timeout;
+    let connection = Rc::new(Upstream::new(&worker, pool.clone(), &policy, ready_by));
     pool.add(connection.clone());
     worker
         .shard
@@ -103,6 +90,31 @@ pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc
 }
 
 impl Upstream {
+    /// A connection on which nothing has been said yet.
+    pub(super) fn new(
+        worker: &Worker,
+        pool: Rc<EndpointPool>,
+        policy: &ClusterPolicy,
+        ready_by: Instant,
+    ) -> Self {
+        let now = worker.now();
+        Self {
+            link: Link::new(
+                Connection::new(Role::Client, engine_config(policy), now),
+                worker.wakes.clone(),
+                now,
+            ),
+            pool,
+            state: Cell::new(State::Opening),
+            opening: Cell::new(true),
+            congested: Cell::new(false),
+            ready_by,
+            made_room: Cell::new(false),
+            ping: Cell::new(None),
+            next_ping: Cell::new(now + PING_INTERVAL),
+        }
+    }
+
     /// Opens a stream for `rpc`. The request leaves with the connection's next turn.
     pub(crate) fn open_stream(
         &self,

@@ -92,6 +92,22 @@ impl Pool {
         None
     }
 
+    /// A connection to `endpoint` that nobody has to open: what is on it is its owner's affair.
+    pub(super) fn attach(
+        &self,
+        worker: &Worker,
+        endpoint: &Arc<EndpointShared>,
+        policy: &Arc<ClusterPolicy>,
+    ) -> Rc<Upstream> {
+        let pool = Rc::new(EndpointPool::new(endpoint.clone(), policy.clone()));
+        pool.opening.set(1);
+        let ready_by = worker.now() + policy.connect_timeout;
+        let connection = Rc::new(Upstream::new(worker, pool.clone(), policy, ready_by));
+        pool.add(connection.clone());
+        self.endpoints.borrow_mut().insert(endpoint.id, pool);
+        connection
+    }
+
     /// The RPC doesn't wait any more.
     pub(crate) fn forget(&self, endpoint: u64, rpc: Key) {
         if let Some(pool) = self.endpoints.borrow().get(&endpoint) {
