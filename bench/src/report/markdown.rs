@@ -87,7 +87,6 @@ pub(super) fn losses(results: &Results) -> String {
         let Some(less) = ours.metric.less_is_better() else {
             continue;
         };
-        // A rate that is a share of the peer's own peak is no contest, nor is memory beyond what is compared per load.
         if ours.peer != Kind::EdgeProxy {
             continue;
         }
@@ -114,7 +113,7 @@ pub(super) fn losses(results: &Results) -> String {
         let apart = ours.min > theirs.max || ours.max < theirs.min;
         let _ = writeln!(
             text,
-            "- {}, {}, {}: {} {} instead of {}'s {} (factor {}{})",
+            "- {}, {}, {}: {} {} instead of {}'s {} (factor {}{}{})",
             ours.part.name(),
             ours.shape,
             ours.metric.name(),
@@ -128,9 +127,23 @@ pub(super) fn losses(results: &Results) -> String {
             } else {
                 "; rounds overlap"
             },
+            idleness(results, ours),
         );
     }
     text
+}
+
+/// Of a rate: whether our core was the limit. Where it was not, either the load was, or we waited for something.
+fn idleness(results: &Results, ours: &Figure) -> String {
+    if !matches!(ours.metric, Metric::Rate | Metric::Throughput) {
+        return String::new();
+    }
+    match results.figure(ours.part, &ours.shape, Metric::Busy, ours.peer) {
+        Some(busy) if busy.median < 0.9 => {
+            format!("; we used {:.0} % of the core", busy.median * 100.0)
+        }
+        _ => String::new(),
+    }
 }
 
 /// What was measured in `part`, in the order in which it was.
