@@ -145,7 +145,7 @@ fn compiler() -> String {
 }
 
 const FEW: usize = 1000;
-const MANY: usize = 5000;
+const MANY: usize = 9000;
 /// Percent.
 const TOLERATED: f64 = 5.0;
 

@@ -21,7 +21,7 @@ use crate::{
 pub(super) struct Sample {
     /// Microseconds of CPU time per RPC.
     pub(super) cpu: f64,
-    /// RPCs per second.
+    /// RPCs per second, the time for the connections included.
     pub(super) rate: f64,
     /// The share of one core that the peer used.
     pub(super) busy: f64,
@@ -177,9 +177,8 @@ async fn measure(
     let rpcs = rpcs.max(2 * base).max(1);
 
     let start = processes.cpu()?;
-    let mut setting_up = 0.0;
     if base > 0 {
-        setting_up = shape.run(address, &folder, base).await?.seconds;
+        shape.run(address, &folder, base).await?;
     }
     let between = processes.cpu()?;
     processes.forget_peak()?;
@@ -189,15 +188,13 @@ async fn measure(
 
     let counted = (rpcs - base) as f64;
     let cpu = (end - between).saturating_sub(between - start) as f64 / 1000.0;
-    // Handshakes of many connections may take all of a short run's time.
-    let seconds = (asking - setting_up).max(asking * 0.1);
     let sample = Sample {
         cpu: cpu / counted,
-        rate: counted / seconds,
+        rate: rpcs as f64 / asking,
         busy: (end - between) as f64 / 1e9 / asking,
         peak,
     };
-    let odd = check(lab, index, base + rpcs, 2 * shape.connections, &answered)?;
+    let odd = check(lab, index, base + rpcs, base + shape.connections, &answered)?;
     Ok((sample, odd))
 }
 
