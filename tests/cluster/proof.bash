@@ -80,6 +80,7 @@ pod_ip() { kubectl get pod "$1" --output=jsonpath='{.status.podIP}'; }
 # admin POD PATH: a page of its admin interface, by a port-forward, and then the HTTP status on a line of its own.
 admin() {
     local port forward
+    rm -f "$PROOF_OUT/port-forward.log"       # the one before: its port is no longer there
     kubectl port-forward "pod/$1" :8090 >"$PROOF_OUT/port-forward.log" 2>&1 &
     forward=$!
     within 20 grep -q '^Forwarding from 127' "$PROOF_OUT/port-forward.log" || true
