@@ -17,7 +17,10 @@ pub(super) async fn run(plan: &Plan, results: &mut Results) -> anyhow::Result<()
     let count = if plan.quick { 100 } else { 400 };
     for round in 0..plan.rounds {
         for index in turn(lab.peers.len(), round) {
-            for (name, kind) in [("full", Handshake::Full), ("resumed", Handshake::Resumed)] {
+            for (name, kind) in [
+                ("full handshake", Handshake::Full),
+                ("resumed handshake", Handshake::Resumed),
+            ] {
                 let tls = lab.tls.clone();
                 let peer = &mut lab.peers[index];
                 let processes = peer.processes()?;
@@ -25,7 +28,7 @@ pub(super) async fn run(plan: &Plan, results: &mut Results) -> anyhow::Result<()
                 let made = handshake::run(peer.address, &tls, kind, count);
                 let cpu = (processes.cpu()? - before) as f64 / 1000.0;
                 if let Err(error) = made {
-                    results.note(format!("{}, {name} handshake: {error:#}", peer.kind.name()));
+                    results.note(format!("{}, {name}: {error:#}", peer.kind.name()));
                     continue;
                 }
                 // A resumed series begins with a full one, whose share is left in: one of `count`.

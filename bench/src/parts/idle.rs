@@ -44,7 +44,7 @@ fn shape(connections: usize, after_rpc: bool) -> String {
     match (connections, after_rpc) {
         (0, _) => "no connections".to_owned(),
         (count, false) => format!("{count} connections"),
-        (count, true) => format!("{count} connections, after an RPC of 8 KiB"),
+        (count, true) => format!("{count} connections, after 8 KiB"),
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn plot(results: &Results) -> String {
 fn panel(results: &Results, part: Part, metric: Metric, shape: &str) -> String {
     let title = format!("{shape}: {}, {}", metric.name(), metric.unit());
     let mut text = format!(
-        "<text x=\"{LEFT}\" y=\"14\" font-weight=\"bold\">{}</text>\n",
+        "<text x=\"{GAP}\" y=\"14\" font-weight=\"bold\">{}</text>\n",
         escape(&title)
     );
     let peers = results.peers();
