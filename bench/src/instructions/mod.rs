@@ -1,6 +1,6 @@
 //! What one RPC takes in the data path, in instructions, counted by valgrind's callgrind: the same on a busy machine.
 //!
-//! [`exchange`] is run four times, this program as another process of it: with the proxy between and without, and each
+//! [`mod@exchange`] is run four times, this program as another process of it: with the proxy between and without, and each
 //! with more RPCs and with fewer. The difference of the latter two is the RPCs', without the start; the difference of
 //! those is the proxy's, without the client's and the backends' engines. Only the first thread counts, which is where
 //! everything happens but the writing of the log.
