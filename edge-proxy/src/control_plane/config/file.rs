@@ -133,7 +133,7 @@ pub(super) struct Timeouts {
     pub(super) header_block: Option<At<Span>>,
     /// No byte either way on a stream. Default: 5m.
     pub(super) stream_idle: Option<At<Span>>,
-    /// A socket write without progress. Default: 30s.
+    /// A socket write without progress, to a client or a backend. Default: 30s.
     pub(super) write_stall: Option<At<Span>>,
     /// A stream whose window the client keeps shut. Default: 60s.
     pub(super) stream_window_stall: Option<At<Span>>,
