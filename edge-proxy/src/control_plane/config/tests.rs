@@ -129,7 +129,7 @@ fn connections_are_limited_by_memory() {
         let loaded = Config::parse_for(MINIMAL, Path::new("f"), &resources).unwrap();
         loaded.config.listener.max_connections
     };
-    assert_eq!(limit(64 << 20), 1024);
+    assert_eq!(limit(64 << 20), 2048);
     assert_eq!(limit(1 << 40), 10_000);
     assert_eq!(limit(1), 1);
 }

