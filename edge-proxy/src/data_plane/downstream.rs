@@ -58,6 +58,8 @@ pub(crate) struct Downstream {
     rpcs: Cell<usize>,
     /// Since when there has been none; meaningless while there is one.
     idle_since: Cell<Instant>,
+    /// What only busy times need was given back since.
+    shrunk: Cell<bool>,
     /// Since when there has been at least one; meaningless while there is none.
     busy_since: Cell<Instant>,
     leaving: Cell<Leaving>,
@@ -87,7 +89,8 @@ enum Ping {
     Sent(Instant),
 }
 
-/// Serves one accepted connection, whatever it speaks, until it ends.
+/// Serves one accepted connection, whatever it speaks, until it ends. Each part of its life is boxed: otherwise the task
+/// would take the room of the largest, 17 KiB, for as long as it lives.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Accepted {
         socket,
@@ -106,7 +109,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
 
     let given_up = ticket.given_up();
     let heard = || ticket.heard();
-    let handshake = Tls::accept(socket, identity.config.clone(), &worker.gate, heard);
+    let handshake = Box::pin(Tls::accept(
+        socket,
+        identity.config.clone(),
+        &worker.gate,
+        heard,
+    ));
     let result = tokio::select! {
         result = timeout(policy.timeouts.tls_handshake, handshake) => result,
         () = given_up.notified() => {
@@ -143,7 +151,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         Alpn::Http1 => Some((Alpn::Http1, tls.early())),
         Alpn::None => timeout(
             preface_by.saturating_duration_since(worker.now()),
-            tls.guess(),
+            Box::pin(tls.guess()),
         )
         .await
         .ok()
@@ -151,11 +159,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     };
     match version {
         Some((Alpn::Http2, early)) => {
-            let transport = Transport::Tls(Box::new(tls));
-            http2(&worker, transport, &early, peer, policy, started).await;
+            let transport = Transport::Tls(tls);
+            Box::pin(http2(&worker, transport, early, peer, policy, started)).await;
             drop(ticket);
         }
-        Some((_, early)) => http1::serve(&worker, tls, early, peer, policy, started, ticket).await,
+        Some((_, early)) => {
+            let serve = http1::serve(&worker, tls, early, peer, policy, started, ticket);
+            Box::pin(serve).await;
+        }
         None => worker.shard.limits(Limit::PrefaceTimeout).inc(),
     }
     worker
@@ -169,7 +180,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
 pub(super) async fn http2(
     worker: &Rc<Worker>,
     mut transport: Transport,
-    early: &[u8],
+    early: Vec<u8>,
     peer: SocketAddr,
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
@@ -220,6 +231,7 @@ impl Downstream {
             ready: Cell::new(false),
             rpcs: Cell::new(0),
             idle_since: Cell::new(now),
+            shrunk: Cell::new(false),
             busy_since: Cell::new(now),
             leaving: Cell::new(Leaving::No),
             leave_at: Cell::new(accepted + age),
@@ -310,6 +322,7 @@ impl Downstream {
         self.rpcs.set(self.rpcs.get().saturating_sub(1));
         if self.rpcs.get() == 0 {
             self.idle_since.set(now);
+            self.shrunk.set(false);
             self.link.wake();
         }
     }
@@ -588,6 +601,12 @@ impl Side for Rc<Downstream> {
                 }
             }
         }
+        if self.rpcs.get() == 0 && !self.shrunk.get() && due(self.idle_since.get() + QUIET) {
+            let mut engine = self.link.engine();
+            engine.shrink();
+            engine.take_buffer();
+            self.shrunk.set(true);
+        }
         let keys: Vec<_> = self.link.engine().keys().collect();
         for key in keys {
             if let Some(at) = rpc::check(worker, Key::from_engine(key), now, timeouts) {
@@ -613,6 +632,9 @@ impl Side for Rc<Downstream> {
             if self.leaving.get() == Leaving::No {
                 self.link
                     .check_by(self.idle_since.get().max(now) + self.policy.timeouts.idle);
+            }
+            if !self.shrunk.get() {
+                self.link.check_by(self.idle_since.get() + QUIET);
             }
         }
         None
@@ -673,6 +695,10 @@ const LAST_STREAM_AFTER: Duration = Duration::from_secs(2);
 /// Payloads of our PINGs.
 const LEAVING_PING: u64 = 0x6c65_6176_696e_6721;
 const KEEPALIVE_PING: u64 = 0x616c_6976_653f_3f3f;
+
+/// Without an RPC for so long, a connection gives back what only busy times need. Most connections are quiet most of the
+/// time, and a busy one is never quiet for so long.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// 60 s with streams, 5 min without.
 const KEEPALIVE_IDLE_FACTOR: u32 = 5;

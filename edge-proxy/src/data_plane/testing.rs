@@ -317,7 +317,7 @@ async fn http2(bench: &Bench, policy: ListenerPolicy) -> TcpStream {
     tokio::task::spawn_local(async move {
         let now = worker.tick();
         let transport = Transport::Plain(accepted);
-        downstream::http2(&worker, transport, &[], peer, Arc::new(policy), now).await;
+        downstream::http2(&worker, transport, Vec::new(), peer, Arc::new(policy), now).await;
     });
     socket
 }

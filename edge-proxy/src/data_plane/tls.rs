@@ -76,13 +76,13 @@ impl Tls {
         config: Arc<rustls::ServerConfig>,
         gate: &Gate,
         heard: impl FnOnce(),
-    ) -> io::Result<(Self, Handshake)> {
+    ) -> io::Result<(Box<Self>, Handshake)> {
         let session = ServerConnection::new(config).map_err(io::Error::other)?;
-        let mut tls = Self {
+        let mut tls = Box::new(Self {
             socket,
             session,
             eof: false,
-        };
+        });
         tls.session.set_buffer_limit(None);
         let mut heard = Some(heard);
         while tls.session.is_handshaking() {
@@ -276,7 +276,7 @@ impl Transport {
             Self::Tls(tls) => &mut tls.socket,
         };
         let mut dropped = 0;
-        let mut buffer = [0; 4096];
+        let mut buffer = vec![0; 4096];
         while dropped < limit {
             if socket.readable().await.is_err() {
                 return;
@@ -461,7 +461,7 @@ mod tests {
     /// A session that a client has opened, and what the client wrote after `talk` used it.
     async fn session(
         talk: impl FnOnce(&mut rustls::ClientConnection) -> Vec<u8> + Send + 'static,
-    ) -> Tls {
+    ) -> Box<Tls> {
         let (server, client) = testing::tls();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
@@ -584,7 +584,7 @@ mod tests {
                 bytes
             })
             .await;
-            let mut transport = Transport::Tls(Box::new(tls));
+            let mut transport = Transport::Tls(tls);
             let scratch = RefCell::new(vec![0; 4096].into_boxed_slice());
             let mut got = Vec::new();
             while poll_fn(|cx| {

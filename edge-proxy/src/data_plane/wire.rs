@@ -243,13 +243,15 @@ pub(crate) async fn run<S: Side>(
     side: &S,
     worker: &Rc<Worker>,
     transport: &mut Transport,
-    early: &[u8],
+    early: Vec<u8>,
 ) -> End {
     let link = side.link();
     let sleep = tokio::time::sleep_until(link.check_at.get().into());
     tokio::pin!(sleep);
-    let mut unread = Unread::default();
-    unread.keep(early);
+    let mut unread = Unread {
+        bytes: early,
+        from: 0,
+    };
     let end = poll_fn(|cx| {
         link.begin_turn(cx);
         let turn = catch_unwind(AssertUnwindSafe(|| {

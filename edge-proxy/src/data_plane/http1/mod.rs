@@ -114,7 +114,7 @@ struct Gone<'a>(&'a Connection);
 /// Serves a connection on which HTTP/1.1 was chosen, until it ends. `early` is what was read of it before.
 pub(crate) async fn serve(
     worker: &Rc<Worker>,
-    tls: Tls,
+    tls: Box<Tls>,
     early: Vec<u8>,
     peer: SocketAddr,
     policy: Arc<ListenerPolicy>,

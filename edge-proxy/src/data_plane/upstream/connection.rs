@@ -79,7 +79,7 @@ pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc
         .opened
         .inc();
     let mut transport = Transport::Plain(socket);
-    let end = wire::run(&connection, &worker, &mut transport, &[]).await;
+    let end = wire::run(&connection, &worker, &mut transport, Vec::new()).await;
     connection.ended(&worker, end);
     worker
         .shard

@@ -45,28 +45,57 @@ async fn ends_after(bench: &Bench, limit: Duration) {
     until_frozen(|| open(bench) == 0).await;
 }
 
+/// A client that has connected and says nothing, as the acceptor hands it over.
+async fn silent(counts: &Arc<listener::Counts>) -> (TcpStream, Accepted) {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let silent = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (socket, peer) = listener.accept().await.unwrap();
+    let load = Arc::<crate::data_plane::worker::Load>::default();
+    let ticket = listener::Ticket::take(counts, &load, peer.ip(), [9, 9, 9])
+        .unwrap()
+        .0;
+    let socket = socket.into_std().unwrap();
+    let accepted = Accepted {
+        socket,
+        peer,
+        ticket,
+    };
+    (silent, accepted)
+}
+
+#[test]
+fn a_quiet_connection_holds_little() {
+    frozen(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let (_silent, accepted) = silent(&Arc::default()).await;
+        let task = serve(bench.worker.clone(), accepted);
+        assert!(size_of_val(&task) < 1024, "{}", size_of_val(&task));
+        drop(task);
+
+        let mut client = Client::connect_with(&bench, patient()).await;
+        for _ in 0..2 {
+            let stream = client.call("/api.Echo/Echo", b"", true);
+            assert_eq!(client.status(stream).await, "0");
+            pass(Duration::from_millis(900)).await;
+            settle().await;
+            assert!(!only(&bench).shrunk.get());
+            pass(Duration::from_millis(200)).await;
+            until_frozen(|| only(&bench).shrunk.get()).await;
+            assert!(only(&bench).link.engine().take_buffer().is_none());
+        }
+    });
+}
+
 #[test]
 fn a_tls_handshake_has_5_s() {
     frozen(|| async {
         let bench = Bench::new(&[]);
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
-        let mut silent = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (socket, peer) = listener.accept().await.unwrap();
         let counts = Arc::<listener::Counts>::default();
-        let load = Arc::<crate::data_plane::worker::Load>::default();
-        let ticket = listener::Ticket::take(&counts, &load, peer.ip(), [9, 9, 9])
-            .unwrap()
-            .0;
-        let socket = socket.into_std().unwrap();
-        let accepted = Accepted {
-            socket,
-            peer,
-            ticket,
-        };
+        let (mut silent, accepted) = silent(&counts).await;
         tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
         settle().await;
         pass(Duration::from_millis(4900)).await;
