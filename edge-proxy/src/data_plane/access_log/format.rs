@@ -1,8 +1,8 @@
 //! One record as one line: JSON, or `key=value` words.
 //!
 //! The same keys in the same order in every line, `null` (`-` in text) where there is nothing, so
-//! that a line can be parsed by position too. Clients' bytes are copied in runs up to the next one
-//! that needs an escape: nearly always that is one run.
+//! that a line can be parsed by position too. Clients' bytes are looked at eight at a time for one
+//! that needs an escape: nearly always there is none, and they are copied as they are.
 
 use std::{
     io::Write,
@@ -28,10 +28,9 @@ struct Clock {
     text: Vec<u8>,
 }
 
-/// Adds one key and its value at a time.
-struct Line<'a> {
+/// Adds one key and its value at a time; in JSON, or as words. A constant, so that each key is a copy of known length.
+struct Line<'a, const JSON: bool> {
     out: &'a mut Vec<u8>,
-    json: bool,
 }
 
 impl Formatter {
@@ -49,64 +48,71 @@ impl Formatter {
     /// Appends `record` and a newline to `out`.
     pub(super) fn line(&mut self, out: &mut Vec<u8>, record: &Record<'_>) {
         out.reserve(TYPICAL);
-        let mut line = Line {
-            out,
-            json: self.json,
-        };
-        line.key("{\"time\":", "time=");
-        line.time(&mut self.clock, record.time);
-        line.key(",\"request_id\":", " request_id=");
-        line.text(record.request_id);
-        line.key(",\"client\":", " client=");
-        line.address(record.client);
-        line.key(",\"protocol\":", " protocol=");
-        line.text(record.protocol.as_bytes());
-        line.key(",\"method\":", " method=");
-        line.text(record.method);
-        line.key(",\"authority\":", " authority=");
-        line.text(record.authority);
-        line.key(",\"path\":", " path=");
-        line.text(record.path);
-        line.key(",\"status\":", " status=");
-        line.option((record.status != 0).then_some(record.status), Line::number);
-        line.key(",\"grpc_status\":", " grpc_status=");
-        line.option(record.grpc_status, Line::number);
-        line.key(",\"flags\":", " flags=");
-        line.flags(record.flags);
-        line.key(",\"detail\":", " detail=");
-        line.option(record.detail.map(str::as_bytes), Line::text);
-        line.key(",\"bytes_in\":", " bytes_in=");
-        line.number(record.bytes_in);
-        line.key(",\"bytes_out\":", " bytes_out=");
-        line.number(record.bytes_out);
-        line.key(",\"duration_ms\":", " duration_ms=");
-        line.millis(record.duration);
-        line.key(",\"upstream_ms\":", " upstream_ms=");
-        line.option(record.upstream_time, Line::millis);
-        line.key(",\"attempts\":", " attempts=");
-        line.number(record.attempts);
-        line.key(",\"cluster\":", " cluster=");
-        line.option(record.cluster.map(str::as_bytes), Line::text);
-        line.key(",\"endpoint\":", " endpoint=");
-        line.option(record.endpoint.map(str::as_bytes), Line::text);
-        line.key(",\"user_agent\":", " user_agent=");
-        line.text(record.user_agent);
-        line.key("}\n", "\n");
+        if self.json {
+            Line::<true> { out }.write(&mut self.clock, record);
+        } else {
+            Line::<false> { out }.write(&mut self.clock, record);
+        }
     }
 }
 
-impl Line<'_> {
-    #[inline]
-    fn key(&mut self, json: &'static str, text: &'static str) {
-        self.out
-            .extend_from_slice(if self.json { json } else { text }.as_bytes());
+impl<const JSON: bool> Line<'_, JSON> {
+    fn write(&mut self, clock: &mut Clock, record: &Record<'_>) {
+        self.key(b"{\"time\":\"", b"time=");
+        self.time(clock, record.time);
+        self.key(b"Z\",\"request_id\":", b"Z request_id=");
+        self.text(record.request_id);
+        self.key(b",\"client\":\"", b" client=");
+        self.address(record.client);
+        self.key(b"\",\"protocol\":\"", b" protocol=");
+        self.out.extend_from_slice(record.protocol.as_bytes());
+        self.key(b"\",\"method\":", b" method=");
+        self.text(record.method);
+        self.key(b",\"authority\":", b" authority=");
+        self.text(record.authority);
+        self.key(b",\"path\":", b" path=");
+        self.text(record.path);
+        self.key(b",\"status\":", b" status=");
+        self.option((record.status != 0).then_some(record.status), Self::number);
+        self.key(b",\"grpc_status\":", b" grpc_status=");
+        self.option(record.grpc_status, Self::number);
+        self.key(b",\"flags\":\"", b" flags=");
+        self.flags(record.flags);
+        self.key(b"\",\"detail\":", b" detail=");
+        self.option(record.detail.map(str::as_bytes), Self::text);
+        self.key(b",\"bytes_in\":", b" bytes_in=");
+        self.number(record.bytes_in);
+        self.key(b",\"bytes_out\":", b" bytes_out=");
+        self.number(record.bytes_out);
+        self.key(b",\"duration_ms\":", b" duration_ms=");
+        self.millis(record.duration);
+        self.key(b",\"upstream_ms\":", b" upstream_ms=");
+        self.option(record.upstream_time, Self::millis);
+        self.key(b",\"attempts\":", b" attempts=");
+        self.number(record.attempts);
+        self.key(b",\"cluster\":", b" cluster=");
+        self.option(record.cluster.map(str::as_bytes), Self::text);
+        self.key(b",\"endpoint\":", b" endpoint=");
+        self.option(record.endpoint.map(str::as_bytes), Self::text);
+        self.key(b",\"user_agent\":", b" user_agent=");
+        self.text(record.user_agent);
+        self.key(b"}\n", b"\n");
+    }
+
+    #[inline(always)]
+    fn key<const J: usize, const T: usize>(&mut self, json: &[u8; J], text: &[u8; T]) {
+        if JSON {
+            self.out.extend_from_slice(json);
+        } else {
+            self.out.extend_from_slice(text);
+        }
     }
 
     #[inline]
     fn option<T>(&mut self, value: Option<T>, some: impl FnOnce(&mut Self, T)) {
         match value {
             Some(value) => some(self, value),
-            None => self.key("null", "-"),
+            None => self.key(b"null", b"-"),
         }
     }
 
@@ -118,19 +124,20 @@ impl Line<'_> {
 
     /// Milliseconds with three decimals.
     fn millis(&mut self, duration: Duration) {
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.number(micros / 1000);
+        let millis = duration.as_secs().saturating_mul(1000);
+        self.number(millis.saturating_add(duration.subsec_millis().into()));
         self.out.push(b'.');
-        self.three_digits((micros % 1000) as u16);
+        self.three_digits((duration.subsec_micros() % 1000) as u16);
     }
 
+    #[inline]
     fn three_digits(&mut self, number: u16) {
         let digit = |n: u16| b'0' + (n % 10) as u8;
         self.out
             .extend_from_slice(&[digit(number / 100), digit(number / 10), digit(number)]);
     }
 
-    /// RFC 3339, UTC, with milliseconds.
+    /// RFC 3339, UTC, with milliseconds; its `Z` stands in the key that follows.
     fn time(&mut self, clock: &mut Clock, time: SystemTime) {
         let since_epoch = time
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -138,14 +145,11 @@ impl Line<'_> {
         if clock.second != since_epoch.as_secs() {
             clock.set(since_epoch.as_secs());
         }
-        self.key("\"", "");
         self.out.extend_from_slice(&clock.text);
         self.three_digits(since_epoch.subsec_millis() as u16);
-        self.key("Z\"", "Z");
     }
 
     fn address(&mut self, address: IpAddr) {
-        self.key("\"", "");
         match address {
             IpAddr::V4(address) => {
                 let [a, b, c, d] = address.octets();
@@ -160,12 +164,10 @@ impl Line<'_> {
                 let _ = write!(self.out, "{address}");
             }
         }
-        self.key("\"", "");
     }
 
     /// `UF,URX`, or Envoy's `-` for none.
     fn flags(&mut self, flags: Flags) {
-        self.key("\"", "");
         if flags.is_empty() {
             self.out.push(b'-');
         }
@@ -175,22 +177,26 @@ impl Line<'_> {
             }
             self.out.extend_from_slice(flag.as_str().as_bytes());
         }
-        self.key("\"", "");
     }
 
     /// A client's bytes: cut, and escaped so that they can't end the value, the line, or a terminal's
     /// patience.
+    #[inline]
     fn text(&mut self, bytes: &[u8]) {
         let bytes = cut(bytes);
-        if self.json {
+        if JSON {
             self.out.push(b'"');
-            escape(self.out, bytes, JSON_PLAIN, json_escape);
+            if is_plain(bytes) {
+                self.out.extend_from_slice(bytes);
+            } else {
+                escape(self.out, bytes, json_escape);
+            }
             self.out.push(b'"');
         } else if !bytes.is_empty() && bytes != b"-" && bytes.iter().all(|b| is(WORD, *b)) {
             self.out.extend_from_slice(bytes);
         } else {
             self.out.push(b'"');
-            escape(self.out, bytes, JSON_PLAIN, text_escape);
+            escape(self.out, bytes, text_escape);
             self.out.push(b'"');
         }
     }
@@ -220,18 +226,41 @@ fn cut(bytes: &[u8]) -> &[u8] {
     &bytes[..end]
 }
 
-/// Copies what is `plain`, and leaves each other character to `special`, which gets the rest and says
-/// how many bytes it took.
-fn escape(
-    out: &mut Vec<u8>,
-    mut rest: &[u8],
-    plain: u8,
-    special: impl Fn(&mut Vec<u8>, &[u8]) -> usize,
-) {
+/// Whether no byte needs an escape, as hardly any does: eight at a time, since this is asked of every text of every line.
+#[inline]
+fn is_plain(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words
+        .iter()
+        .all(|word| plain_word(u64::from_le_bytes(*word)))
+        && match bytes.last_chunk::<8>() {
+            // The last eight, some of them once more.
+            Some(last) if !rest.is_empty() => plain_word(u64::from_le_bytes(*last)),
+            _ => rest.is_empty() || rest.iter().all(|b| is(JSON_PLAIN, *b)),
+        }
+}
+
+/// [`JSON_PLAIN`] of eight bytes: the upper bit of each byte of `odd` says what is wrong with it (or with the one
+/// before it, when that one is: so "nothing" is exact).
+#[inline]
+fn plain_word(word: u64) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let zero = |bytes: u64| bytes.wrapping_sub(ONES) & !bytes;
+    let below = word.wrapping_sub(ONES * 0x20) & !word;
+    let quote = zero(word ^ (ONES * b'"' as u64));
+    let backslash = zero(word ^ (ONES * b'\\' as u64));
+    let delete = zero(word ^ (ONES * 0x7f));
+    (word | below | quote | backslash | delete) & (ONES * 0x80) == 0
+}
+
+/// Copies what is plain, and leaves each other character to `special`, which gets the rest and says how many bytes it
+/// took.
+#[cold]
+fn escape(out: &mut Vec<u8>, mut rest: &[u8], special: impl Fn(&mut Vec<u8>, &[u8]) -> usize) {
     loop {
         let run = rest
             .iter()
-            .position(|b| !is(plain, *b))
+            .position(|b| !is(JSON_PLAIN, *b))
             .unwrap_or(rest.len());
         out.extend_from_slice(&rest[..run]);
         rest = &rest[run..];
@@ -487,7 +516,26 @@ pub(super) mod tests {
         assert_eq!(value["upstream_ms"], 0.999);
     }
 
+    #[test]
+    fn every_byte_is_found_at_every_place() {
+        for byte in 0..=u8::MAX {
+            for length in 1..20 {
+                for at in 0..length {
+                    let mut bytes = vec![b'a'; length];
+                    bytes[at] = byte;
+                    assert_eq!(is_plain(&bytes), is(JSON_PLAIN, byte), "{bytes:?}");
+                }
+            }
+        }
+        assert!(is_plain(b""));
+    }
+
     proptest! {
+        #[test]
+        fn plain_is_what_its_bytes_are(bytes in proptest::collection::vec(0x1du8..0x83, 0..24)) {
+            prop_assert_eq!(is_plain(&bytes), bytes.iter().all(|b| is(JSON_PLAIN, *b)));
+        }
+
         #[test]
         fn any_bytes_make_one_line_of_json(
             path in proptest::collection::vec(any::<u8>(), 0..600),
