@@ -70,7 +70,7 @@ fn answer(engine: &mut Connection, event: Event<'_>) {
             end_stream,
             ..
         } => {
-            engine.recycle(headers);
+            http2::stock::recycle(headers);
             (stream, end_stream)
         }
         Event::Data {

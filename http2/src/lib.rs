@@ -77,7 +77,10 @@ mod frame;
 mod output;
 mod queue;
 
+// Spare memory, for all connections of a thread.
+pub mod stock;
+
 pub use connection::{Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Role, Sent};
 pub use error::{ConnectionError, Limit, Reason};
-pub use headers::{Field, Headers, Known};
+pub use headers::{Field, Headers, Known, KnownSet};
 pub use settings::Config;

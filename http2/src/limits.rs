@@ -34,11 +34,7 @@ impl Limits {
             data: Bucket::new(DATA, DATA_PER_SECOND, now),
             provoked: Bucket::new(PROVOKED, 0, now),
             late: Bucket::new(LATE, 0, now),
-            resets: Resets {
-                since: now,
-                opened: 0,
-                early: 0,
-            },
+            resets: Resets::from(now),
         }
     }
 
@@ -208,19 +204,25 @@ impl Bucket {
 /// Streams opened and reset before a response, second by second.
 #[derive(Debug)]
 struct Resets {
-    since: Instant,
+    /// When the second ends.
+    until: Instant,
     opened: u32,
     early: u32,
 }
 
 impl Resets {
+    fn from(now: Instant) -> Self {
+        Self {
+            until: now + Duration::from_secs(1),
+            opened: 0,
+            early: 0,
+        }
+    }
+
+    #[inline]
     fn roll(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
-            *self = Self {
-                since: now,
-                opened: 0,
-                early: 0,
-            };
+        if now >= self.until {
+            *self = Self::from(now);
         }
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Positions count every byte ever put out, so "has this stream's HEADERS left?" is one
 //! comparison however often the buffer was emptied.
+//!
+//! The buffer comes from the [`stock`]: taken for the first frame, given back when the socket has taken all.
+
+use crate::stock;
 
 /// The output buffer of a connection.
 #[derive(Debug, Default)]
@@ -17,6 +21,9 @@ impl Output {
     /// Where frames are appended.
     #[inline]
     pub(crate) fn frames(&mut self) -> &mut Vec<u8> {
+        if self.buf.capacity() == 0 {
+            self.buf = stock::buffer();
+        }
         &mut self.buf
     }
 
@@ -48,26 +55,13 @@ impl Output {
         self.read += n;
         self.left += n as u64;
         if self.read == self.buf.len() {
-            self.buf.clear();
+            stock::give_buffer(std::mem::take(&mut self.buf));
             self.read = 0;
         } else if self.read >= COMPACT && self.read >= self.buf.len() / 2 {
             // At least as many bytes have gone as move now, so every byte moves once at most
             // on average.
             self.buf.drain(..self.read);
             self.read = 0;
-        }
-    }
-
-    /// Takes the buffer itself, if it is empty.
-    pub(crate) fn take_buffer(&mut self) -> Option<Vec<u8>> {
-        (self.buf.is_empty() && self.buf.capacity() > 0).then(|| std::mem::take(&mut self.buf))
-    }
-
-    /// Gives a buffer to write into, if there is none.
-    pub(crate) fn give_buffer(&mut self, mut buf: Vec<u8>) {
-        if self.buf.capacity() == 0 {
-            buf.clear();
-            self.buf = buf;
         }
     }
 }
@@ -101,15 +95,17 @@ mod tests {
     }
 
     #[test]
-    fn only_an_empty_buffer_is_lent_out() {
-        let mut out = Output::default();
-        assert!(out.take_buffer().is_none());
-        out.give_buffer(Vec::with_capacity(64));
-        out.frames().push(1);
-        assert!(out.take_buffer().is_none());
-        out.give_buffer(vec![9; 9]);
-        assert_eq!(out.bytes(), [1]);
-        out.consume(1);
-        assert_eq!(out.take_buffer().unwrap().capacity(), 64);
+    fn the_buffer_is_given_back_when_it_is_empty() {
+        let (mut one, mut other) = (Output::default(), Output::default());
+        one.frames().extend_from_slice(&[1; 1000]);
+        one.consume(999);
+        assert_eq!(other.frames().capacity(), 0, "it isn't empty");
+        one.consume(1);
+        other.frames().push(2);
+        assert!(
+            other.frames().capacity() >= 1000,
+            "it is the one that was given back"
+        );
+        assert_eq!((one.bytes(), other.bytes()), (&[][..], &[2][..]));
     }
 }

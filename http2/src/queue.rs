@@ -2,9 +2,11 @@
 //!
 //! A chunk holds up to [`CHUNK`] bytes, so growing never moves more than that, and what has gone
 //! is given back chunk by chunk. The first chunk is inline: a queue that only joins the small
-//! messages of one turn needs no list. Emptied chunks go to the connection's [`Pool`].
+//! messages of one turn needs no list. Emptied chunks go to the [`stock`].
 
 use std::collections::VecDeque;
+
+use crate::stock;
 
 /// The bytes of one stream that wait for a window, the output, or the end of the turn.
 #[derive(Debug, Default)]
@@ -28,16 +30,16 @@ impl Queue {
     }
 
     /// Appends all of `bytes`.
-    pub(crate) fn push(&mut self, mut bytes: &[u8], pool: &mut Pool) {
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) {
         self.len += bytes.len();
         while !bytes.is_empty() {
             let last = self.rest.back_mut().unwrap_or(&mut self.front);
             if last.capacity() == 0 {
-                *last = pool.take();
+                *last = stock::chunk();
             }
             let n = CHUNK.saturating_sub(last.len()).min(bytes.len());
             if n == 0 {
-                self.rest.push_back(pool.take());
+                self.rest.push_back(stock::chunk());
                 continue;
             }
             last.extend_from_slice(&bytes[..n]);
@@ -46,7 +48,7 @@ impl Queue {
     }
 
     /// Moves the first `n` bytes (at most [`len`](Self::len)) to `out`.
-    pub(crate) fn pop(&mut self, mut n: usize, out: &mut Vec<u8>, pool: &mut Pool) {
+    pub(crate) fn pop(&mut self, mut n: usize, out: &mut Vec<u8>) {
         self.len -= n;
         while n > 0 {
             let part = &self.front[self.read..];
@@ -56,14 +58,14 @@ impl Queue {
             self.read += take;
             if self.read == self.front.len() {
                 let next = self.rest.pop_front().unwrap_or_default();
-                pool.give(std::mem::replace(&mut self.front, next));
+                stock::give_chunk(std::mem::replace(&mut self.front, next));
                 self.read = 0;
             }
         }
     }
 
     /// Drops the last `n` bytes (at most [`len`](Self::len)).
-    pub(crate) fn unpush(&mut self, mut n: usize, pool: &mut Pool) {
+    pub(crate) fn unpush(&mut self, mut n: usize) {
         self.len -= n;
         while n > 0 {
             let Some(last) = self.rest.back_mut() else {
@@ -76,65 +78,24 @@ impl Queue {
             if last.is_empty()
                 && let Some(empty) = self.rest.pop_back()
             {
-                pool.give(empty);
+                stock::give_chunk(empty);
             }
         }
     }
 
     /// Drops everything; the number of bytes that it held.
-    pub(crate) fn clear(&mut self, pool: &mut Pool) -> usize {
-        pool.give(std::mem::take(&mut self.front));
+    pub(crate) fn clear(&mut self) -> usize {
+        stock::give_chunk(std::mem::take(&mut self.front));
         for chunk in self.rest.drain(..) {
-            pool.give(chunk);
+            stock::give_chunk(chunk);
         }
         self.read = 0;
         std::mem::take(&mut self.len)
     }
 }
 
-/// Emptied buffers, kept for the next use: a steady load allocates nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Pool {
-    chunks: Vec<Vec<u8>>,
-    /// The capacity of all of them.
-    bytes: usize,
-}
-
-impl Pool {
-    pub(crate) fn take(&mut self) -> Vec<u8> {
-        match self.chunks.pop() {
-            Some(chunk) => {
-                self.bytes -= chunk.capacity();
-                chunk
-            }
-            None => Vec::with_capacity(SMALL_CHUNK),
-        }
-    }
-
-    pub(crate) fn give(&mut self, mut chunk: Vec<u8>) {
-        let capacity = chunk.capacity();
-        if capacity > 0 && self.bytes + capacity <= POOLED {
-            chunk.clear();
-            self.bytes += capacity;
-            self.chunks.push(chunk);
-        }
-    }
-
-    /// Gives all memory back.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
-}
-
 /// The most that one chunk holds: a frame of the default maximum size.
 pub(crate) const CHUNK: usize = 16_384;
-
-/// A chunk's first capacity: some small gRPC messages.
-const SMALL_CHUNK: usize = 512;
-
-/// Bytes of buffers that a connection keeps: enough for the small messages of one turn on a
-/// hundred streams, or for a few large chunks.
-const POOLED: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -142,17 +103,16 @@ mod tests {
 
     #[test]
     fn bytes_come_out_as_they_went_in() {
-        let mut pool = Pool::default();
         let mut queue = Queue::default();
         let all: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
         let mut out = Vec::new();
         let (mut pushed, mut step) = (0, 1);
         while out.len() < all.len() {
             let n = step.min(all.len() - pushed);
-            queue.push(&all[pushed..pushed + n], &mut pool);
+            queue.push(&all[pushed..pushed + n]);
             pushed += n;
             let n = (step / 2 + 1).min(queue.len());
-            queue.pop(n, &mut out, &mut pool);
+            queue.pop(n, &mut out);
             step = step * 3 % 40_009;
         }
         assert_eq!(out, all);
@@ -161,13 +121,13 @@ mod tests {
 
     #[test]
     fn clearing_tells_what_was_lost_and_keeps_buffers() {
-        let mut pool = Pool::default();
         let mut queue = Queue::default();
-        queue.push(&[1; 40_000], &mut pool);
+        queue.push(&[1; 40_000]);
         let mut out = Vec::new();
-        queue.pop(100, &mut out, &mut pool);
-        assert_eq!(queue.clear(&mut pool), 39_900);
+        queue.pop(100, &mut out);
+        assert_eq!(queue.clear(), 39_900);
         assert!(queue.is_empty());
-        assert_eq!(pool.chunks.len(), 3);
+        // The last of three.
+        assert!((0..3).all(|_| stock::chunk().capacity() >= 512));
     }
 }

@@ -122,7 +122,7 @@ impl Client {
     }
 
     fn ask(&mut self, now: Instant) -> anyhow::Result<()> {
-        let mut head = self.engine.arena();
+        let mut head = http2::stock::arena();
         for (name, value) in REQUEST {
             head.push(name.as_bytes(), value.as_bytes());
         }
@@ -140,7 +140,7 @@ impl Client {
         self.engine.allow(usize::MAX);
         while let Some(event) = self.engine.receive(&mut input, Instant::now())? {
             match event {
-                Event::Headers { headers, .. } => self.engine.recycle(headers),
+                Event::Headers { headers, .. } => http2::stock::recycle(headers),
                 Event::Data { stream, bytes, .. } => {
                     *self.got.entry(stream).or_default() += bytes.len();
                     self.engine.credit(stream, bytes.len());
@@ -153,7 +153,7 @@ impl Client {
                     {
                         self.ended += 1;
                     }
-                    self.engine.recycle(headers);
+                    http2::stock::recycle(headers);
                 }
                 _ => {}
             }
@@ -189,7 +189,7 @@ impl Backend {
         self.engine.allow(usize::MAX);
         while let Some(event) = self.engine.receive(&mut input, now)? {
             match event {
-                Event::Headers { headers, .. } => self.engine.recycle(headers),
+                Event::Headers { headers, .. } => http2::stock::recycle(headers),
                 Event::Data {
                     stream,
                     bytes,

@@ -307,11 +307,6 @@ impl Downstream {
         self.link.engine().queued(stream)
     }
 
-    /// Gives a header arena back to the engine.
-    pub(crate) fn recycle(&self, headers: Headers) {
-        self.link.engine().recycle(headers);
-    }
-
     /// Looks at this connection's streams at `at`, or earlier.
     pub(crate) fn check_by(&self, at: Instant) {
         self.link.check_by(at);
@@ -604,7 +599,6 @@ impl Side for Rc<Downstream> {
         if self.rpcs.get() == 0 && !self.shrunk.get() && due(self.idle_since.get() + QUIET) {
             let mut engine = self.link.engine();
             engine.shrink();
-            engine.take_buffer();
             self.shrunk.set(true);
         }
         let keys: Vec<_> = self.link.engine().keys().collect();

@@ -127,6 +127,7 @@ impl Link {
     }
 
     /// The engine, for the length of one call. Whoever leaves something to send calls [`wake`](Self::wake) too.
+    #[inline]
     pub(crate) fn engine(&self) -> EngineGuard<'_> {
         EngineGuard {
             engine: self.engine.borrow_mut(),
@@ -224,16 +225,23 @@ impl DerefMut for EngineGuard<'_> {
 }
 
 impl Drop for EngineGuard<'_> {
+    #[inline]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // Nobody may ask what is left of it: one that has ended takes its place, which ignores everything.
-            let mut ended =
-                Connection::new(Role::Client, Config::default(), self.link.check_at.get());
-            ended.close(Reason::INTERNAL_ERROR);
-            *self.engine = ended;
-            self.link.poisoned.set(true);
-            self.link.wake_task();
+            self.poison();
         }
+    }
+}
+
+impl EngineGuard<'_> {
+    #[cold]
+    fn poison(&mut self) {
+        // Nobody may ask what is left of it: one that has ended takes its place, which ignores everything.
+        let mut ended = Connection::new(Role::Client, Config::default(), self.link.check_at.get());
+        ended.close(Reason::INTERNAL_ERROR);
+        *self.engine = ended;
+        self.link.poisoned.set(true);
+        self.link.wake_task();
     }
 }
 

@@ -287,7 +287,9 @@ impl Series {
         &self.ended
     }
 
-    fn is(&self, route: &str, cluster: &str, path: &[u8]) -> bool {
+    /// Whether RPCs of this method, of this route and cluster, are counted here. An unknown method's never are: its
+    /// series is found by an empty path.
+    pub(crate) fn is(&self, route: &str, cluster: &str, path: &[u8]) -> bool {
         let method = self.method.as_bytes();
         let same_method = match path {
             [] => self.method.as_bytes() == UNKNOWN.as_bytes(),

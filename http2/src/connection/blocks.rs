@@ -13,7 +13,9 @@ use crate::{
     error::{ConnectionError, Limit, Reason},
     frame::{self, Head, MAX_ID, flag, kind, u32_at},
     headers::{Headers, Kind},
+    hpack::Decoded,
     limits::calm,
+    stock,
     stream::{Closed, Handle, State},
 };
 
@@ -124,20 +126,20 @@ impl Connection {
     fn whole_block(&mut self, block: OpenBlock, fragment: &[u8]) -> Outcome {
         self.header_since = None;
         let target = self.target(block.stream)?;
-        let mut headers = self.arenas.pop().unwrap_or_default();
+        let mut headers = stock::arena();
         let keep = match target {
             Target::Late | Target::Closed => 0,
             Target::New | Target::Live(_) => self.config.max_header_list as usize,
         };
-        let list_size = match self.decoder.decode(fragment, keep, &mut headers) {
-            Ok(decoded) => decoded.list_size,
+        let decoded = match self.decoder.decode(fragment, keep, &mut headers) {
+            Ok(decoded) => decoded,
             Err(e) => return error(Reason::COMPRESSION_ERROR, e.0),
         };
         match target {
-            Target::New => self.request(block, headers, list_size),
-            Target::Live(at) => self.live_block(at, block, headers, list_size),
+            Target::New => self.request(block, headers, decoded),
+            Target::Live(at) => self.live_block(at, block, headers, decoded),
             Target::Late => {
-                self.recycle(headers);
+                stock::recycle(headers);
                 self.limits.late_headers(self.now)?;
                 if self.role == Role::Client {
                     // It had been accepted all the same, and so had all before it.
@@ -147,10 +149,24 @@ impl Connection {
                 Ok(None)
             }
             Target::Closed => {
-                self.recycle(headers);
+                stock::recycle(headers);
                 self.closed_error(block.stream)
             }
         }
+    }
+
+    /// RFC 9113 §8: looked at once for all blocks that are the same.
+    fn validate(
+        &mut self,
+        headers: &Headers,
+        kind: Kind,
+        decoded: Decoded,
+    ) -> Result<(), &'static str> {
+        if decoded.valid != Some(kind) {
+            headers.validate(kind)?;
+            self.decoder.valid(kind, headers);
+        }
+        Ok(())
     }
 
     /// Whose the block of `stream` is (RFC 9113 §5.1, §5.1.1).
@@ -180,13 +196,13 @@ impl Connection {
     }
 
     /// Server role: a request.
-    fn request(&mut self, block: OpenBlock, headers: Headers, list_size: usize) -> Outcome {
+    fn request(&mut self, block: OpenBlock, headers: Headers, decoded: Decoded) -> Outcome {
         let stream = block.stream;
         self.last_remote = stream;
         self.limits.stream_opened(self.now);
         // Nothing was processed of what is refused: the client may try again (RFC 9113 §8.7).
         if self.our_goaway.is_some_and(|last| stream > last) {
-            self.recycle(headers);
+            stock::recycle(headers);
             self.refuse(stream, Reason::REFUSED_STREAM)?;
             return Ok(None);
         }
@@ -199,8 +215,8 @@ impl Connection {
             }));
         }
         let body = headers.content_length();
-        let large = list_size > self.config.max_header_list as usize;
-        if list_size > self.config.max_header_list_hard as usize {
+        let large = decoded.list_size > self.config.max_header_list as usize;
+        if decoded.list_size > self.config.max_header_list_hard as usize {
             self.refuse(stream, Reason::ENHANCE_YOUR_CALM)?;
             return Ok(Some(Event::Refused {
                 stream,
@@ -212,7 +228,7 @@ impl Connection {
             Some(SELF_DEPENDENT)
         } else if large {
             None
-        } else if let Err(rule) = headers.validate(Kind::Request) {
+        } else if let Err(rule) = self.validate(&headers, Kind::Request, decoded) {
             Some(rule)
         } else if block.end_stream && body.is_some_and(|n| n > 0) {
             Some(CONTENT_LENGTH)
@@ -220,7 +236,7 @@ impl Connection {
             None
         };
         if let Some(rule) = fault {
-            self.recycle(headers);
+            stock::recycle(headers);
             self.refuse(stream, Reason::PROTOCOL_ERROR)?;
             return Ok(Some(Event::Malformed {
                 stream,
@@ -273,27 +289,27 @@ impl Connection {
         at: Handle,
         block: OpenBlock,
         headers: Headers,
-        list_size: usize,
+        decoded: Decoded,
     ) -> Outcome {
         let Some(s) = self.streams.get(at) else {
             return Ok(None);
         };
         if s.remote_ended() {
-            self.recycle(headers);
+            stock::recycle(headers);
             return self.stream_error(at, Reason::STREAM_CLOSED);
         }
         if block.self_dependent {
-            self.recycle(headers);
+            stock::recycle(headers);
             return self.malformed(at, SELF_DEPENDENT);
         }
-        if list_size > self.config.max_header_list_hard as usize {
-            self.recycle(headers);
+        if decoded.list_size > self.config.max_header_list_hard as usize {
+            stock::recycle(headers);
             return self.stream_error(at, Reason::ENHANCE_YOUR_CALM);
         }
         if s.head_received {
-            self.trailers(at, block, headers, list_size)
+            self.trailers(at, block, headers, decoded)
         } else {
-            self.response(at, block, headers, list_size)
+            self.response(at, block, headers, decoded)
         }
     }
 
@@ -303,19 +319,19 @@ impl Connection {
         at: Handle,
         block: OpenBlock,
         headers: Headers,
-        list_size: usize,
+        decoded: Decoded,
     ) -> Outcome {
         let end_stream = block.end_stream;
-        let large = list_size > self.config.max_header_list as usize;
-        if !large && let Err(rule) = headers.validate(Kind::Response) {
-            self.recycle(headers);
+        let large = decoded.list_size > self.config.max_header_list as usize;
+        if !large && let Err(rule) = self.validate(&headers, Kind::Response, decoded) {
+            stock::recycle(headers);
             return self.malformed(at, rule);
         }
         let informational = !large && matches!(headers.status(), Some(100..=199));
         if informational {
             self.limits.control(self.now)?;
             if end_stream {
-                self.recycle(headers);
+                stock::recycle(headers);
                 return self.malformed(at, "a 1xx head with END_STREAM (RFC 9113 §8.1)");
             }
         } else {
@@ -338,7 +354,7 @@ impl Connection {
             }
         }
         let event = if !told {
-            self.recycle(headers);
+            stock::recycle(headers);
             None
         } else if large {
             s.large_head = Some(Box::new(headers));
@@ -371,34 +387,34 @@ impl Connection {
         at: Handle,
         block: OpenBlock,
         headers: Headers,
-        list_size: usize,
+        decoded: Decoded,
     ) -> Outcome {
         let Some(s) = self.streams.get(at) else {
             return Ok(None);
         };
         if !block.end_stream {
-            self.recycle(headers);
+            stock::recycle(headers);
             return self.malformed(at, "HEADERS in a body without END_STREAM (RFC 9113 §8.1)");
         }
         let (stream, key) = (s.id, s.key);
         if !s.audible() {
-            self.recycle(headers);
+            stock::recycle(headers);
             self.remote_end(at);
             return Ok(None);
         }
-        if list_size > self.config.max_header_list as usize {
-            self.recycle(headers);
+        if decoded.list_size > self.config.max_header_list as usize {
+            stock::recycle(headers);
             return self.stream_error(at, Reason::ENHANCE_YOUR_CALM);
         }
         let none_at_all = self.role == Role::Client && s.content_left == Some(s.content_length);
         let short = s.content_left.is_some_and(|left| left > 0) && !none_at_all;
-        let fault = match headers.validate(Kind::Trailers) {
+        let fault = match self.validate(&headers, Kind::Trailers, decoded) {
             Err(rule) => Some(rule),
             Ok(()) if short => Some(CONTENT_LENGTH),
             Ok(()) => None,
         };
         if let Some(rule) = fault {
-            self.recycle(headers);
+            stock::recycle(headers);
             return self.malformed(at, rule);
         }
         self.remote_end(at);

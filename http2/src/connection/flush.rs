@@ -12,6 +12,7 @@ use super::{Connection, Sent};
 use crate::{
     frame::{self, HEAD, flag, kind},
     headers::Headers,
+    stock,
     stream::{Handle, State},
 };
 
@@ -75,7 +76,7 @@ impl Connection {
             s.head_sent = true;
             s.headers_at = position;
             self.write_block(at.id, &head, end);
-            self.recycle(head);
+            stock::recycle(head);
             if end {
                 self.local_end(at);
             } else if self.backlog {
@@ -142,7 +143,7 @@ impl Connection {
             let out = self.out.frames();
             frame::write_head(out, n, kind::DATA, flags, at.id);
             let queued = n.min(s.queue.len());
-            s.queue.pop(queued, out, &mut self.pool);
+            s.queue.pop(queued, out);
             from_queue += queued;
             let (now, later) = rest.split_at(n - queued);
             out.extend_from_slice(now);
@@ -188,7 +189,7 @@ impl Connection {
             return false;
         };
         self.write_block(at.id, &trailers, true);
-        self.recycle(*trailers);
+        stock::recycle(*trailers);
         self.local_end(at);
         true
     }

@@ -38,7 +38,6 @@ use crate::{
     hpack::{Decoder, Encoder},
     limits::Limits,
     output::Output,
-    queue::Pool,
     settings::{Config, Peer},
     stream::{Closed, Handle, State, Streams},
 };
@@ -72,8 +71,6 @@ pub struct Connection {
     /// Since when a header block, or a frame of one, is incomplete.
     header_since: Option<Instant>,
     decoder: Decoder,
-    /// Arenas given back by the owner.
-    arenas: Vec<Headers>,
     /// Resets that a GOAWAY brought, still to be told.
     left_behind: VecDeque<(Orphan, Reason)>,
     limits: Limits,
@@ -99,7 +96,6 @@ pub struct Connection {
     // Sending.
     out: Output,
     encoder: Encoder,
-    pool: Pool,
     /// Streams that `open` queued, ascending, with their heads.
     opening: VecDeque<(Handle, Headers)>,
     /// Streams with queued bytes and an open stream window, in the order of their turns.
@@ -150,7 +146,6 @@ impl Connection {
             block: Vec::new(),
             header_since: None,
             decoder: Decoder::new(config.decoder_table() as usize),
-            arenas: Vec::new(),
             left_behind: VecDeque::new(),
             limits: Limits::new(now),
             streams: Streams::default(),
@@ -165,7 +160,6 @@ impl Connection {
             our_goaway: None,
             out,
             encoder: Encoder::new(config.header_table as usize),
-            pool: Pool::default(),
             opening: VecDeque::new(),
             ready: VecDeque::new(),
             backlog: false,
@@ -196,7 +190,11 @@ impl Connection {
             return Err(e);
         }
         self.now = now;
-        self.step(input).inspect_err(|&e| self.die(e))
+        let outcome = self.step(input);
+        if let Err(error) = &outcome {
+            self.die(*error);
+        }
+        outcome
     }
 
     /// From now on `receive` begins at most so many frames, then leaves the rest of its input: an
@@ -327,33 +325,9 @@ impl Connection {
             }))
     }
 
-    /// Gives a header arena back, so that the next block needs no allocation.
-    pub fn recycle(&mut self, mut headers: Headers) {
-        if self.arenas.len() < ARENAS && headers.list_size() <= ARENA_SIZE {
-            headers.clear();
-            self.arenas.push(headers);
-        }
-    }
-
-    /// An empty block, on a recycled arena if there is one: for heads that the owner copies.
-    pub fn arena(&mut self) -> Headers {
-        self.arenas.pop().unwrap_or_default()
-    }
-
-    /// The output's own buffer, when it is empty: owners with many connections pool them.
-    pub fn take_buffer(&mut self) -> Option<Vec<u8>> {
-        self.out.take_buffer()
-    }
-
-    /// A buffer for the output, when it has none.
-    pub fn give_buffer(&mut self, buf: Vec<u8>) {
-        self.out.give_buffer(buf);
-    }
-
     /// Gives memory back that only busy times need. For connections that have gone quiet.
     pub fn shrink(&mut self) {
-        self.arenas = Vec::new();
-        self.pool.clear();
+        self.decoder.shrink();
         if self.partial.is_empty() {
             self.partial = Vec::new();
         }
@@ -375,7 +349,7 @@ impl Connection {
         let (key, doomed) = (s.key, s.doomed.is_some());
         // What was delivered and not passed on won't be credited by anybody else.
         self.recv.give(s.uncredited as usize);
-        self.queued -= s.queue.clear(&mut self.pool);
+        self.queued -= s.queue.clear();
         self.doomed -= usize::from(doomed);
         if cause == Some(Closed::Ended) {
             self.limits.stream_completed();
@@ -438,12 +412,6 @@ impl Connection {
         }
     }
 }
-
-/// Arenas that a connection keeps: heads and trailers of the streams of one turn.
-const ARENAS: usize = 8;
-
-/// A list above this leaves an arena too large to keep.
-const ARENA_SIZE: usize = 8 * 1024;
 
 /// Bytes of output beyond the limit on data at which the owner should stop reading.
 const OVERFULL: usize = 64 * 1024;

@@ -35,7 +35,9 @@ impl Connection {
         input: &mut &'a [u8],
     ) -> Result<Option<Event<'a>>, ConnectionError> {
         loop {
-            if let Some((left, reason)) = self.left_behind.pop_front() {
+            if !self.left_behind.is_empty()
+                && let Some((left, reason)) = self.left_behind.pop_front()
+            {
                 return Ok(Some(Event::Reset {
                     stream: left.stream,
                     key: left.key,
@@ -45,39 +47,37 @@ impl Connection {
                     headers_left: left.headers_left,
                 }));
             }
-            let event = match self.parse {
+            // An event is passed on as it is: it holds a header block, and is moved for each unwrapping.
+            let outcome = match self.parse {
                 Parse::Data(frame) if !input.is_empty() || frame.left + frame.padding == 0 => {
-                    self.data(frame, input)
+                    Ok(self.data(frame, input))
                 }
                 _ if input.is_empty() => return Ok(None),
-                Parse::Data(frame) => self.data(frame, input),
+                Parse::Data(frame) => Ok(self.data(frame, input)),
                 Parse::Head if self.allowed == 0 => return Ok(None),
                 Parse::Head => match self.read_head(input) {
                     Some(head) => {
                         self.allowed -= 1;
-                        self.begin(head, input)?
+                        self.begin(head, input)
                     }
                     None => return Ok(None),
                 },
-                Parse::Payload(head) => self.collect(head, input)?,
+                Parse::Payload(head) => self.collect(head, input),
                 Parse::PadLength(head) => {
                     let (&pad, rest) = input.split_first().unwrap_or((&0, &[]));
                     *input = rest;
-                    self.begin_data(head, Some(pad))?
+                    self.begin_data(head, Some(pad))
                 }
                 Parse::Skip(left) => {
                     let n = left.min(input.len());
                     *input = &input[n..];
                     self.skip(left - n);
-                    None
+                    Ok(None)
                 }
-                Parse::Preface(seen) => {
-                    self.preface(seen, input)?;
-                    None
-                }
+                Parse::Preface(seen) => self.preface(seen, input).map(|()| None),
             };
-            if event.is_some() {
-                return Ok(event);
+            if !matches!(outcome, Ok(None)) {
+                return outcome;
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::{
     error::Reason,
     frame::{self, MAX_ID, flag, kind},
     headers::Headers,
+    stock,
     stream::{Closed, Handle, State, Stream},
 };
 
@@ -135,7 +136,7 @@ impl Connection {
         if let Some(s) = self.streams.get_mut(at)
             && (!s.queue.is_empty() || !rest.is_empty())
         {
-            s.queue.push(rest, &mut self.pool);
+            s.queue.push(rest);
             self.queued += rest.len();
             s.waits_since.get_or_insert(now);
             if !opening && s.send.available() > 0 {
@@ -154,7 +155,7 @@ impl Connection {
         if s.finished || s.queue.len() < bytes {
             return false;
         }
-        s.queue.unpush(bytes, &mut self.pool);
+        s.queue.unpush(bytes);
         if s.queue.is_empty() {
             s.waits_since = None;
         }
@@ -180,7 +181,7 @@ impl Connection {
         }
         if s.state == State::Opening {
             if let Some(head) = self.take_opening(at) {
-                self.recycle(head);
+                stock::recycle(head);
             }
             self.remove(at, None);
             return;
@@ -191,7 +192,7 @@ impl Connection {
             s.finished = true;
             s.waits_since = None;
             let swallowed = std::mem::take(&mut s.uncredited);
-            self.queued -= s.queue.clear(&mut self.pool);
+            self.queued -= s.queue.clear();
             s.trailers = None;
             self.recv.give(swallowed as usize);
             self.doomed += 1;

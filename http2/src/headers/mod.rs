@@ -14,6 +14,7 @@ mod rules;
 
 pub use rules::Kind;
 
+use name::KNOWN;
 pub(crate) use name::{Indexing, NameId};
 pub(crate) use rules::Check;
 
@@ -57,12 +58,45 @@ pub enum Known {
     Authorization,
     Cookie,
     Expect,
+    XEnvoyUpstreamServiceTime,
 }
 
 impl Known {
+    #[inline]
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
     /// The field's name as it stands in a block, pseudo-header fields with their colon; `""` for [`Known::Other`].
     pub fn name(self) -> &'static str {
         name::known_name(self)
+    }
+}
+
+/// Some of the [`Known`], to ask for all of them at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownSet(u32);
+
+impl KnownSet {
+    /// Of these.
+    pub const fn of(known: &[Known]) -> Self {
+        let (mut bits, mut at) = (0, 0);
+        while at < known.len() {
+            bits |= known[at].bit();
+            at += 1;
+        }
+        Self(bits)
+    }
+
+    /// These and `known`.
+    pub const fn with(self, known: Known) -> Self {
+        Self(self.0 | known.bit())
+    }
+
+    /// Whether `known` is one of them.
+    #[inline]
+    pub const fn contains(self, known: Known) -> bool {
+        self.0 & known.bit() != 0
     }
 }
 
@@ -89,8 +123,12 @@ pub struct Headers {
     entries: Vec<Entry>,
     /// Bytes of `bytes` that belong to entries.
     live: usize,
-    /// One bit for each [`Known`] that has been put in since the last clear; a zero answers "none" without a scan.
+    /// One bit for each [`Known`] that is there.
     seen: u32,
+    /// One for each that is, or was, there more than once.
+    repeated: u32,
+    /// Where the first field of each [`Known`] stands whose bit is in `seen`; [`BEYOND`]: there, or behind it.
+    first: [u8; KNOWN],
 }
 
 impl Clone for Headers {
@@ -106,6 +144,8 @@ impl Clone for Headers {
         self.entries.clone_from(&other.entries);
         self.live = other.live;
         self.seen = other.seen;
+        self.repeated = other.repeated;
+        self.first = other.first;
     }
 }
 
@@ -136,7 +176,7 @@ pub(crate) struct Meta {
 impl Meta {
     /// What is known of a field from its name alone.
     #[inline]
-    pub(crate) fn of(name: NameId) -> Self {
+    pub(crate) const fn of(name: NameId) -> Self {
         Self {
             hash: 0,
             name,
@@ -159,8 +199,7 @@ impl Headers {
         Self {
             bytes,
             entries,
-            live: 0,
-            seen: 0,
+            ..Self::default()
         }
     }
 
@@ -206,14 +245,14 @@ impl Headers {
     /// Removes every field of this name.
     pub fn remove(&mut self, name: &[u8]) {
         let id = NameId::of(name);
-        if id.known() == Known::Other || self.may_have(id.known()) {
+        if id.known() == Known::Other || self.has(id.known()) {
             self.retain_entries(|bytes, e| !e.is(bytes, id, name));
         }
     }
 
     /// Removes every field that is `known`.
     pub fn remove_known(&mut self, known: Known) {
-        if self.may_have(known) {
+        if self.has(known) {
             self.retain_entries(|_, e| e.meta.name.known() != known);
         }
     }
@@ -226,7 +265,7 @@ impl Headers {
     /// The value of the first field of this name. Names are lower case.
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         let id = NameId::of(name);
-        if id.known() != Known::Other && !self.may_have(id.known()) {
+        if id.known() != Known::Other && !self.has(id.known()) {
             return None;
         }
         let found = self.entries.iter().find(|e| e.is(&self.bytes, id, name))?;
@@ -236,7 +275,7 @@ impl Headers {
     /// The values of all fields of this name, in order.
     pub fn get_all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
         let id = NameId::of(name);
-        let any = id.known() == Known::Other || self.may_have(id.known());
+        let any = id.known() == Known::Other || self.has(id.known());
         let entries = if any { self.entries.as_slice() } else { &[] };
         entries
             .iter()
@@ -245,19 +284,34 @@ impl Headers {
     }
 
     /// The value of the first field that is `known`.
+    #[inline]
     pub fn known(&self, known: Known) -> Option<&[u8]> {
-        self.all_known(known).next()
+        let at = self.position(known)?;
+        self.entries.get(at).map(|e| e.value(&self.bytes))
     }
 
     /// The values of all fields that are `known`, in order.
     pub fn all_known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let entries = if self.may_have(known) {
-            self.entries.as_slice()
-        } else {
-            &[]
-        };
-        let of_name = entries.iter().filter(move |e| e.meta.name.known() == known);
+        let from = self.position(known).unwrap_or(self.entries.len());
+        let of_name = self.entries[from..]
+            .iter()
+            .filter(move |e| e.meta.name.known() == known);
         of_name.map(|e| e.value(&self.bytes))
+    }
+
+    /// Whether there is a field that is one of `set`.
+    #[inline]
+    pub fn has_any(&self, set: KnownSet) -> bool {
+        self.seen & set.0 != 0
+    }
+
+    /// The fields that are [`Known::Other`], in order.
+    pub fn others(&self) -> impl Iterator<Item = Field<'_>> {
+        let from = self.position(Known::Other).unwrap_or(self.entries.len());
+        let others = self.entries[from..].iter();
+        others
+            .filter(|e| e.meta.name.known() == Known::Other)
+            .map(|e| e.field(&self.bytes))
     }
 
     /// All fields, in order.
@@ -285,7 +339,7 @@ impl Headers {
         self.bytes.clear();
         self.entries.clear();
         self.live = 0;
-        self.seen = 0;
+        (self.seen, self.repeated) = (0, 0);
     }
 
     /// `:method` of a request.
@@ -337,7 +391,7 @@ impl Headers {
     }
 
     fn set_with(&mut self, id: NameId, name: &[u8], value: &[u8]) {
-        let has = id.known() == Known::Other || self.may_have(id.known());
+        let has = id.known() == Known::Other || self.has(id.known());
         let found = match has {
             true => self
                 .entries
@@ -345,6 +399,7 @@ impl Headers {
                 .position(|e| e.is(&self.bytes, id, name)),
             false => None,
         };
+        let alone = id.known() != Known::Other && self.repeated & id.known().bit() == 0;
         // The new field goes to the end, and its entry to its place from there.
         let before = self.entries.len();
         self.push_with(Meta::of(id), name, value);
@@ -356,6 +411,10 @@ impl Headers {
                 self.entries.truncate(before);
                 self.live -= self.entries[at].len();
                 self.entries[at] = last;
+                if alone {
+                    self.repeated &= !id.known().bit();
+                    return self.compact_if_worth();
+                }
                 let mut position = 0;
                 self.retain_entries(|bytes, e| {
                     position += 1;
@@ -370,13 +429,14 @@ impl Headers {
                     .take_while(|e| is_pseudo(e))
                     .count();
                 self.entries[at..].rotate_right(1);
+                self.note_all();
             }
             None => {}
         }
     }
 
     fn retain_entries(&mut self, mut keep: impl FnMut(&[u8], &Entry) -> bool) {
-        let (bytes, mut live) = (&self.bytes, self.live);
+        let (bytes, mut live, before) = (&self.bytes, self.live, self.entries.len());
         self.entries.retain(|e| {
             let kept = keep(bytes, e);
             if !kept {
@@ -385,6 +445,14 @@ impl Headers {
             kept
         });
         self.live = live;
+        if self.entries.len() != before {
+            self.note_all();
+        }
+        self.compact_if_worth();
+    }
+
+    #[inline]
+    fn compact_if_worth(&mut self) {
         if self.bytes.len() > 2 * self.live + GARBAGE {
             self.compact();
         }
@@ -401,8 +469,45 @@ impl Headers {
         self.bytes = bytes;
     }
 
-    fn may_have(&self, known: Known) -> bool {
-        self.seen & (1 << known as u32) != 0
+    /// Whether there is a field that is `known`. `Known::Other` is a field like any other here.
+    #[inline]
+    fn has(&self, known: Known) -> bool {
+        self.seen & known.bit() != 0
+    }
+
+    /// The place of the first field that is `known`.
+    #[inline]
+    fn position(&self, known: Known) -> Option<usize> {
+        if !self.has(known) {
+            return None;
+        }
+        match self.first[known as usize] {
+            BEYOND => {
+                let is = |e: &Entry| e.meta.name.known() == known;
+                let rest = self.entries.get(usize::from(BEYOND)..)?;
+                Some(usize::from(BEYOND) + rest.iter().position(is)?)
+            }
+            at => Some(usize::from(at)),
+        }
+    }
+
+    /// A field that is `known` stands at `at`, behind all that were noted before.
+    #[inline]
+    fn note(&mut self, known: Known, at: usize) {
+        if self.has(known) {
+            self.repeated |= known.bit();
+        } else {
+            self.seen |= known.bit();
+            self.first[known as usize] = u8::try_from(at).unwrap_or(BEYOND);
+        }
+    }
+
+    /// Fields have gone, or have other places.
+    fn note_all(&mut self) {
+        (self.seen, self.repeated) = (0, 0);
+        for at in 0..self.entries.len() {
+            self.note(self.entries[at].meta.name.known(), at);
+        }
     }
 }
 
@@ -428,7 +533,7 @@ impl Headers {
     pub(crate) fn commit(&mut self, start: usize, name_len: usize, meta: Meta) {
         let len = self.bytes.len() - start;
         self.live += len;
-        self.seen |= 1 << meta.name.known() as u32;
+        self.note(meta.name.known(), self.entries.len());
         self.entries.push(Entry {
             start: start as u32,
             name_len: name_len as u32,
@@ -443,6 +548,42 @@ impl Headers {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(line);
         self.commit(start, name_len, meta);
+    }
+
+    /// The first `fields` fields of `other`, whose fields lie one behind the other in their order, as the decoder puts
+    /// them. This block is empty.
+    pub(crate) fn clone_first(&mut self, other: &Self, fields: usize) {
+        let entries = &other.entries[..fields];
+        let Some(last) = entries.last() else { return };
+        self.live = last.range().end;
+        self.bytes.extend_from_slice(&other.bytes[..self.live]);
+        self.entries.extend_from_slice(entries);
+        for (at, entry) in entries.iter().enumerate() {
+            self.note(entry.meta.name.known(), at);
+        }
+    }
+
+    /// Whether both have the same fields in the same order.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        let fields = self.lines().zip(other.lines());
+        self.len() == other.len()
+            && fields
+                .map(|((a, a_name, _), (b, b_name, _))| a_name == b_name && a == b)
+                .all(|same| same)
+    }
+
+    /// What is known of each field.
+    #[inline]
+    pub(crate) fn metas(&self) -> impl Iterator<Item = &Meta> {
+        self.entries.iter().map(|e| &e.meta)
+    }
+
+    /// The field at a place of [`metas`](Self::metas), looked at for its faults.
+    pub(crate) fn check_at(&self, at: usize) -> Check {
+        self.entries.get(at).map_or(Check::UNKNOWN, |e| {
+            let (name, value) = self.bytes[e.range()].split_at(e.name_len as usize);
+            Check::of(e.meta.name, name, value)
+        })
     }
 
     /// Each field as name and value in one piece, the name's length, and what is known of it.
@@ -519,6 +660,8 @@ const ORDINARY_FIELDS: usize = 16;
 const ORDINARY_BYTES: usize = 512;
 /// Unused bytes below this are never worth a move.
 const GARBAGE: usize = 1024;
+/// The last place that [`Headers::first`] can tell.
+const BEYOND: u8 = u8::MAX;
 
 #[cfg(test)]
 mod tests {

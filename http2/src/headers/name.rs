@@ -151,7 +151,8 @@ const fn length(longest: bool) -> usize {
     best
 }
 
-const KNOWN: usize = Known::Expect as usize + 1;
+/// How many [`Known`] there are.
+pub(super) const KNOWN: usize = Known::XEnvoyUpstreamServiceTime as usize + 1;
 const STATIC_NAMES: u8 = 61;
 const SHORTEST: usize = length(false);
 const LONGEST: usize = length(true);
@@ -258,7 +259,11 @@ static NAMES: [(&str, Known, Indexing); 86] = [
     ("x-b3-parentspanid", Known::Other, Literal),
     ("x-cloud-trace-context", Known::Other, Literal),
     ("x-amzn-trace-id", Known::Other, Literal),
-    ("x-envoy-upstream-service-time", Known::Other, Literal),
+    (
+        "x-envoy-upstream-service-time",
+        Known::XEnvoyUpstreamServiceTime,
+        Literal,
+    ),
 ];
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! Where the RFC leaves a choice we refuse what h2 (tonic's servers), grpc-core, nghttp2 or Node refuse: many clients
 //! share one connection to a backend, and some servers end the connection for what we let through.
 
-use super::{Headers, Known, Meta, NameId};
+use super::{Headers, Known, KnownSet, Meta, NameId};
 
 /// Which rules a block stands under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,31 +57,33 @@ impl Check {
 pub(super) fn validate(headers: &Headers, kind: Kind) -> Result<(), &'static str> {
     let mut pseudo = 0u32;
     let mut regular = false;
-    for (line, name_len, meta) in headers.lines() {
-        let mut check = meta.check;
-        if check == Check::UNKNOWN {
-            let (name, value) = line.split_at(name_len);
-            check = Check::of(meta.name, name, value);
-        }
-        if check != Check::CONNECTION || kind != Kind::Response {
-            check.rule()?;
-        }
-        if is_pseudo(line, name_len) {
-            let bit = pseudo_bit(meta, kind)?;
-            if regular {
-                return Err(PSEUDO_AFTER_REGULAR);
+    for (at, meta) in headers.metas().enumerate() {
+        if meta.check != Check::FINE {
+            let mut check = meta.check;
+            if check == Check::UNKNOWN {
+                check = headers.check_at(at);
             }
-            if pseudo & bit != 0 {
-                return Err(PSEUDO_TWICE);
+            if check != Check::CONNECTION || kind != Kind::Response {
+                check.rule()?;
             }
-            pseudo |= bit;
-        } else {
+        }
+        // A pseudo-header field of an unknown name is at fault alone, so it doesn't come here.
+        if !PSEUDO.contains(meta.name.known()) {
             regular = true;
+            continue;
         }
+        let bit = pseudo_bit(meta, kind)?;
+        if regular {
+            return Err(PSEUDO_AFTER_REGULAR);
+        }
+        if pseudo & bit != 0 {
+            return Err(PSEUDO_TWICE);
+        }
+        pseudo |= bit;
     }
     match kind {
         Kind::Request => request_line(headers, pseudo)?,
-        Kind::Response if pseudo & bit(Known::Status) == 0 => return Err(NO_STATUS),
+        Kind::Response if pseudo & Known::Status.bit() == 0 => return Err(NO_STATUS),
         Kind::Response | Kind::Trailers => {}
     }
     content_lengths_agree(headers)
@@ -93,8 +95,8 @@ fn pseudo_bit(meta: &Meta, kind: Kind) -> Result<u32, &'static str> {
     use Known::{Authority, Method, Path, Scheme, Status};
     match (kind, meta.name.known()) {
         (Kind::Trailers, _) => Err(PSEUDO_IN_TRAILERS),
-        (Kind::Request, known @ (Method | Scheme | Authority | Path)) => Ok(bit(known)),
-        (Kind::Response, known @ Status) => Ok(bit(known)),
+        (Kind::Request, known @ (Method | Scheme | Authority | Path)) => Ok(known.bit()),
+        (Kind::Response, known @ Status) => Ok(known.bit()),
         (Kind::Request, Status) => Err(STATUS_IN_REQUEST),
         (Kind::Response, Method | Scheme | Authority | Path) => Err(REQUEST_PSEUDO_IN_RESPONSE),
         _ => Err(PSEUDO_UNKNOWN),
@@ -103,20 +105,20 @@ fn pseudo_bit(meta: &Meta, kind: Kind) -> Result<u32, &'static str> {
 
 fn request_line(headers: &Headers, pseudo: u32) -> Result<(), &'static str> {
     use Known::{Authority, Method, Path, Scheme};
-    let Some(method) = headers.method().filter(|_| pseudo & bit(Method) != 0) else {
+    let Some(method) = headers.method().filter(|_| pseudo & Method.bit() != 0) else {
         return Err(NO_METHOD);
     };
     if method == b"CONNECT" {
-        if pseudo & (bit(Scheme) | bit(Path)) != 0 {
+        if pseudo & (Scheme.bit() | Path.bit()) != 0 {
             return Err(CONNECT_WITH_PATH);
         }
-        return if pseudo & bit(Authority) == 0 {
+        return if pseudo & Authority.bit() == 0 {
             Err(CONNECT_NO_AUTHORITY)
         } else {
             Ok(())
         };
     }
-    if pseudo & bit(Scheme) == 0 {
+    if pseudo & Scheme.bit() == 0 {
         return Err(NO_SCHEME);
     }
     match headers.path() {
@@ -268,15 +270,15 @@ fn is_scheme(value: &[u8]) -> bool {
     value.first().is_some_and(u8::is_ascii_alphabetic) && value.iter().all(rest)
 }
 
-#[inline]
-fn is_pseudo(line: &[u8], name_len: usize) -> bool {
-    name_len > 0 && line[0] == b':'
-}
-
-#[inline]
-const fn bit(known: Known) -> u32 {
-    1 << known as u32
-}
+/// RFC 9113 §8.3.
+const PSEUDO: KnownSet = KnownSet::of(&[
+    Known::Method,
+    Known::Scheme,
+    Known::Authority,
+    Known::Path,
+    Known::Status,
+    Known::Protocol,
+]);
 
 #[inline]
 fn class(byte: u8, class: u8) -> bool {

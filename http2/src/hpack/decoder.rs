@@ -2,9 +2,10 @@
 
 use super::{
     DecodeError, INITIAL_TABLE_SIZE, content_hash, huffman, integer,
-    table::{DynamicTable, STATIC_LEN, STATIC_TABLE},
+    memo::{Memo, Recalled},
+    table::{DynamicTable, Line, STATIC_LEN, STATIC_LINES},
 };
-use crate::headers::{Check, FIELD_OVERHEAD, Headers, Meta, NameId};
+use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Meta, NameId};
 
 /// Our half of the peer's encoder: one per connection.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Decoder {
     update_due: bool,
     /// Where a field is put together that isn't kept.
     scratch: Vec<u8>,
+    /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
+    memo: Option<Box<Memo>>,
 }
 
 /// How a decoded list came out.
@@ -25,6 +28,8 @@ pub struct Decoder {
 pub struct Decoded {
     /// RFC 9113 §6.5.2 size of the whole list, whether or not all of it was kept.
     pub list_size: usize,
+    /// As what all of it is known to be valid: [`Decoder::valid`] was told so of an equal one.
+    pub valid: Option<Kind>,
 }
 
 impl Decoder {
@@ -39,6 +44,7 @@ impl Decoder {
             announced: max_table,
             update_due: false,
             scratch: Vec::new(),
+            memo: None,
         }
     }
 
@@ -63,16 +69,27 @@ impl Decoder {
     ) -> Result<Decoded, DecodeError> {
         self.size_updates(&mut block)?;
         into.make_room();
-        let mut list_size = 0usize;
+        let version = self.table.version();
+        let mut memo = self.memo.take().unwrap_or_default();
+        let fresh = into.is_empty();
+        let remembers = fresh && memo.wants(block);
+        let mut recalled = Recalled::default();
+        if remembers {
+            memo.begin(block);
+        } else if fresh {
+            recalled = memo.recall(block, version, keep, into);
+            block = &block[recalled.bytes..];
+        }
+        let mut list_size = if fresh { into.list_size() } else { 0 };
         while let Some((&first, rest)) = block.split_first() {
             block = rest;
             if first & 0x80 != 0 {
                 // An index alone: nothing to read, nothing to check; beyond `keep` nothing but a count.
                 let index = integer::decode(first, 7, &mut block)?;
-                let (line, name_len, meta) = self.indexed(index)?;
-                list_size = list_size.saturating_add(line.len() + FIELD_OVERHEAD);
+                let line = self.indexed(index)?;
+                list_size = list_size.saturating_add(line.size());
                 if list_size <= keep {
-                    into.push_line(line, name_len, meta);
+                    into.push_line(line.bytes, line.name_len, line.meta);
                 }
             } else {
                 let (prefix, table, never_indexed) = match first >> 4 {
@@ -108,11 +125,36 @@ impl Decoder {
                 }
                 self.scratch = scratch;
             }
+            if remembers {
+                memo.field(block.len());
+            }
         }
         if self.scratch.capacity() > SCRATCH {
             self.scratch = Vec::new();
         }
-        Ok(Decoded { list_size })
+        if remembers {
+            let ordinary = list_size <= keep && self.table.version() == version;
+            memo.complete(into, ordinary.then_some(version));
+        }
+        self.memo = Some(memo);
+        Ok(Decoded {
+            list_size,
+            valid: recalled.valid,
+        })
+    }
+
+    /// The block that was decoded last came to `fields`, and they are valid as a block of `kind`: said again of one that
+    /// is the same.
+    #[inline]
+    pub fn valid(&mut self, kind: Kind, fields: &Headers) {
+        if let Some(memo) = &mut self.memo {
+            memo.valid(kind, fields);
+        }
+    }
+
+    /// Gives memory back that only a busy connection needs.
+    pub fn shrink(&mut self) {
+        self.memo = None;
     }
 
     /// RFC 7541 §4.2, §6.3: at the beginning of a block only.
@@ -138,32 +180,10 @@ impl Decoder {
     }
 
     #[inline]
-    fn indexed(&self, index: usize) -> Result<(&[u8], usize, Meta), DecodeError> {
-        match index {
-            0 => Err(DecodeError("index 0 (RFC 7541 §6.1)")),
-            1..=STATIC_LEN => {
-                let (line, name_len) = STATIC_TABLE.line(index as u8);
-                let name = NameId::of_static(index as u8);
-                // The entries with values are right; one with an empty value may be a fault (RFC 9113 §8.3.1).
-                let check = if line.len() > name_len {
-                    Check::FINE
-                } else {
-                    Check::UNKNOWN
-                };
-                Ok((
-                    line,
-                    name_len,
-                    Meta {
-                        check,
-                        static_index: index as u8,
-                        ..Meta::of(name)
-                    },
-                ))
-            }
-            index => {
-                let line = self.table.get(index - STATIC_LEN - 1).ok_or(NO_ENTRY)?;
-                Ok((line.bytes, line.name_len, line.meta))
-            }
+    fn indexed(&self, index: usize) -> Result<Line<'_>, DecodeError> {
+        match index.checked_sub(STATIC_LEN + 1) {
+            Some(back) => self.table.get(back).ok_or(NO_ENTRY),
+            None => STATIC_LINES[index].ok_or(DecodeError("index 0 (RFC 7541 §6.1)")),
         }
     }
 

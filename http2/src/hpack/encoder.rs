@@ -94,12 +94,12 @@ impl Encoder {
     #[inline]
     fn field(&mut self, line: &[u8], name_len: usize, meta: &Meta, out: &mut Vec<u8>) {
         let (name, value) = line.split_at(name_len);
-        if let Some(index) = static_index(meta.name, value) {
+        let hash = if meta.hash != 0 {
+            // A peer's encoder had it in its table, and would have used the static one.
+            meta.hash
+        } else if let Some(index) = static_index(meta.name, value) {
             out.push(INDEXED | index);
             return;
-        }
-        let hash = if meta.hash != 0 {
-            meta.hash
         } else {
             content_hash(line)
         };

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::headers::{FIELD_OVERHEAD, Meta};
+use crate::headers::{Check, FIELD_OVERHEAD, Meta, NameId};
 
 /// A table entry: name and value in one piece, the name's length, and what is known of the field.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,8 @@ pub(super) struct DynamicTable {
     max_size: usize,
     /// The number of the next entry; wraps. An entry keeps its number while its index grows.
     next: u32,
+    /// How often the table was changed; wraps.
+    version: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +65,14 @@ impl DynamicTable {
             size: 0,
             max_size,
             next: 0,
+            version: 0,
         }
+    }
+
+    /// Another one after each change: while it stays, every index means what it meant.
+    #[inline]
+    pub(super) fn version(&self) -> u32 {
+        self.version
     }
 
     pub(super) fn max_size(&self) -> usize {
@@ -106,6 +115,7 @@ impl DynamicTable {
         evicted: impl FnMut(u32, Line<'_>),
     ) -> Option<u32> {
         let size = line.len() + FIELD_OVERHEAD;
+        self.version = self.version.wrapping_add(1);
         self.evict_to(self.max_size.saturating_sub(size), evicted);
         if size > self.max_size {
             return None;
@@ -128,6 +138,7 @@ impl DynamicTable {
     /// Changes the maximum size (RFC 7541 §4.3).
     pub(super) fn resize(&mut self, max_size: usize, evicted: impl FnMut(u32, Line<'_>)) {
         self.max_size = max_size;
+        self.version = self.version.wrapping_add(1);
         self.evict_to(max_size, evicted);
     }
 
@@ -178,6 +189,35 @@ impl StaticTable {
 
 /// The last index of the static table.
 pub(super) const STATIC_LEN: usize = 61;
+
+/// The static table as the decoder wants it: by index, with what is known of each field. There is no index 0.
+pub(super) static STATIC_LINES: [Option<Line<'static>>; STATIC_LEN + 1] =
+    static_lines(&STATIC_TABLE);
+
+const fn static_lines(table: &StaticTable) -> [Option<Line<'static>>; STATIC_LEN + 1] {
+    let mut lines = [None; STATIC_LEN + 1];
+    let mut index = 1;
+    while index <= STATIC_LEN {
+        let (line, name_len) = table.0[index - 1];
+        let name = NameId::of_static(index as u8);
+        lines[index] = Some(Line {
+            bytes: line.as_bytes(),
+            name_len,
+            meta: Meta {
+                // The entries with values are right; one with an empty value may be a fault (RFC 9113 §8.3.1).
+                check: if line.len() > name_len {
+                    Check::FINE
+                } else {
+                    Check::UNKNOWN
+                },
+                static_index: index as u8,
+                ..Meta::of(name)
+            },
+        });
+        index += 1;
+    }
+    lines
+}
 
 macro_rules! line {
     ($name:literal, $value:literal) => {
@@ -252,7 +292,6 @@ pub(crate) static STATIC_TABLE: StaticTable = StaticTable([
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::headers::NameId;
 
     fn insert(table: &mut DynamicTable, line: &[u8]) -> Vec<u32> {
         let mut gone = Vec::new();

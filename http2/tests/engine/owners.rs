@@ -49,7 +49,7 @@ impl Owner for Echo {
             } => {
                 self.seen += 1;
                 let path = headers.get(b":path").expect("a path").to_vec();
-                engine.recycle(headers);
+                http2::stock::recycle(headers);
                 if path.starts_with(b"/early") {
                     engine.send_headers(stream, &response(), false);
                     engine.send_trailers(stream, &list(&[("grpc-status", "0")]));
@@ -90,7 +90,7 @@ impl Owner for Echo {
             Event::Trailers {
                 stream, headers, ..
             } => {
-                engine.recycle(headers);
+                http2::stock::recycle(headers);
                 self.finish(engine, stream);
             }
             Event::Reset { stream, .. } => {

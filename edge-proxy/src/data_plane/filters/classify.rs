@@ -1,16 +1,16 @@
-//! One pass over a request's block: what every filter needs to know of it.
+//! What every filter needs to know of a request's block, found out once.
 //!
 //! Names are told apart by the number that the HTTP/2 engine gave them ([`Known`]); only names that nobody knows and
 //! that start like one of the spoofable ones are looked at byte by byte.
 
 use std::time::Duration;
 
-use http2::{Field, Headers, Known};
+use http2::{Field, Headers, Known, KnownSet};
 
 use super::timeout;
 use crate::snapshot::EdgeHealthCheck;
 
-/// What one pass over a request's block found.
+/// What a request's block says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// A gRPC request: answers of ours take gRPC's form.
@@ -79,86 +79,82 @@ pub(super) enum RequestId {
 }
 
 impl Facts {
-    /// Reads the block once.
+    /// Asks the block what the filters want to know. Fields of known names are asked for one by one, which costs a
+    /// comparison where there is none; only those of other names are looked at in turn.
     pub fn read(headers: &Headers, health_check: Option<&EdgeHealthCheck>) -> Self {
-        let mut facts = Self::default();
-        let mut authority = None;
-        let mut host: Option<&[u8]> = None;
-        let mut hosts_differ = false;
-        let mut content_type = None;
-        let mut grpc_timeout = None;
-        let mut te_trailers = false;
-        let mut health_path = false;
-        let (path, header) = match health_check {
-            Some(check) => (Some(check.path.as_bytes()), check.header.as_ref()),
-            None => (None, None),
-        };
-        let mut health_header = header.is_none();
-
-        for field in headers.iter() {
-            match field.known {
-                Known::Method => {
-                    facts.head = field.value == b"HEAD";
-                    facts.connect = field.value == b"CONNECT";
-                }
-                Known::Path => health_path = path == Some(field.value),
-                Known::Authority => authority = Some(field.value),
-                Known::Host => match host {
-                    None => host = Some(field.value),
-                    Some(first) => hosts_differ |= !first.eq_ignore_ascii_case(field.value),
-                },
-                Known::ContentType => _ = content_type.get_or_insert(field.value),
-                Known::GrpcTimeout => _ = grpc_timeout.get_or_insert(field.value),
-                Known::Te => {
-                    if field.value != b"trailers" {
-                        facts.te = Te::Foreign;
-                    }
-                    te_trailers |=
-                        options(field.value).any(|option| option.eq_ignore_ascii_case(b"trailers"));
-                }
-                Known::Connection => {
-                    facts.connection = true;
-                    facts.drop = true;
-                }
-                Known::XForwardedFor => facts.forwarded_for = true,
-                Known::XForwardedProto => facts.forwarded_proto = true,
-                Known::XRequestId => {
-                    let good = facts.request_id == RequestId::Missing && is_request_id(field.value);
-                    facts.request_id = if good {
-                        RequestId::Good
-                    } else {
-                        RequestId::Bad
-                    };
-                }
-                _ => facts.drop |= is_dropped(&field),
-            }
-            if !health_header
-                && let Some((name, value)) = header
-                && field.name == name.as_bytes()
-                && field.value == value.as_bytes()
-            {
-                health_header = true;
-            }
+        let method = headers.known(Known::Method).unwrap_or_default();
+        let grpc = headers.known(Known::ContentType).is_some_and(is_grpc);
+        let connection = headers.has_any(CONNECTION);
+        Self {
+            grpc,
+            head: method == b"HEAD",
+            connect: method == b"CONNECT",
+            grpc_timeout: headers
+                .known(Known::GrpcTimeout)
+                .filter(|_| grpc)
+                .and_then(timeout::parse),
+            health_check: health_check.is_some_and(|check| asks_for_health(headers, check)),
+            authority: Authority::of(headers),
+            connection,
+            drop: connection || headers.has_any(DROPPED) || {
+                let mut others = headers.others();
+                others.any(|field| is_spoofable(field.name))
+            },
+            te: Te::of(headers),
+            forwarded_for: headers.known(Known::XForwardedFor).is_some(),
+            forwarded_proto: headers.known(Known::XForwardedProto).is_some(),
+            request_id: RequestId::of(headers),
         }
-
-        facts.health_check = health_path && health_header;
-        facts.grpc = content_type.is_some_and(is_grpc);
-        facts.grpc_timeout = grpc_timeout.filter(|_| facts.grpc).and_then(timeout::parse);
-        if facts.te == Te::Foreign && te_trailers {
-            facts.te = Te::Mixed;
-        }
-        facts.authority = match (authority, host) {
-            (_, None) => Authority::Alone,
-            (_, Some(_)) if hosts_differ => Authority::Conflict,
-            (None, Some(_)) => Authority::FromHost,
-            // Host names are case-insensitive (RFC 3986 §3.2.2).
-            (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => {
-                Authority::Repeated
-            }
-            (Some(_), Some(_)) => Authority::Conflict,
-        };
-        facts
     }
+}
+
+impl Authority {
+    fn of(headers: &Headers) -> Self {
+        let mut hosts = headers.all_known(Known::Host);
+        // Host names are case-insensitive (RFC 3986 §3.2.2).
+        match (headers.known(Known::Authority), hosts.next()) {
+            (_, None) => Self::Alone,
+            (_, Some(host)) if !hosts.all(|other| other.eq_ignore_ascii_case(host)) => {
+                Self::Conflict
+            }
+            (None, Some(_)) => Self::FromHost,
+            (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host) => Self::Repeated,
+            (Some(_), Some(_)) => Self::Conflict,
+        }
+    }
+}
+
+impl Te {
+    fn of(headers: &Headers) -> Self {
+        if headers.all_known(Known::Te).all(|te| te == b"trailers") {
+            return Self::Clean;
+        }
+        let mut options = headers.all_known(Known::Te).flat_map(options);
+        if options.any(|option| option.eq_ignore_ascii_case(b"trailers")) {
+            Self::Mixed
+        } else {
+            Self::Foreign
+        }
+    }
+}
+
+impl RequestId {
+    fn of(headers: &Headers) -> Self {
+        let mut ids = headers.all_known(Known::XRequestId);
+        match (ids.next(), ids.next()) {
+            (None, _) => Self::Missing,
+            (Some(id), None) if is_request_id(id) => Self::Good,
+            (Some(_), _) => Self::Bad,
+        }
+    }
+}
+
+fn asks_for_health(headers: &Headers, check: &EdgeHealthCheck) -> bool {
+    headers.known(Known::Path) == Some(check.path.as_bytes())
+        && check.header.as_ref().is_none_or(|(name, value)| {
+            let mut values = headers.get_all(name.as_bytes());
+            values.any(|there| there == value.as_bytes())
+        })
 }
 
 /// Whether this `content-type` is gRPC's: `application/grpc`, alone or before a `+` or `;`. `application/grpc-web` is
@@ -174,27 +170,31 @@ pub(super) fn is_grpc(content_type: &[u8]) -> bool {
 pub(super) fn is_dropped(field: &Field<'_>) -> bool {
     match field.known {
         Known::Other => is_spoofable(field.name),
-        known => is_hop_by_hop(known),
+        known => DROPPED.contains(known),
     }
 }
 
 /// Fields that HTTP/2 forbids, since they speak of one connection (RFC 9113 §8.2.2).
-pub(super) fn is_hop_by_hop(known: Known) -> bool {
-    matches!(
-        known,
-        Known::Connection
-            | Known::KeepAlive
-            | Known::ProxyConnection
-            | Known::TransferEncoding
-            | Known::Upgrade
-            | Known::Http2Settings
-    )
-}
+pub(super) const HOP_BY_HOP: KnownSet = KnownSet::of(&[
+    Known::Connection,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::TransferEncoding,
+    Known::Upgrade,
+    Known::Http2Settings,
+]);
+
+/// These, and those of known names that only a proxy may say.
+const DROPPED: KnownSet = HOP_BY_HOP.with(Known::XEnvoyUpstreamServiceTime);
+
+/// The field whose options name others to be dropped.
+const CONNECTION: KnownSet = KnownSet::of(&[Known::Connection]);
 
 /// Fields of framing, routing and the connection, which may not stand in trailers (RFC 9110 §6.5.1).
-pub(super) fn is_forbidden_trailer(known: Known) -> bool {
-    is_hop_by_hop(known) || matches!(known, Known::Te | Known::Host | Known::ContentLength)
-}
+pub(super) const FORBIDDEN_TRAILERS: KnownSet = HOP_BY_HOP
+    .with(Known::Te)
+    .with(Known::Host)
+    .with(Known::ContentLength);
 
 /// Names under which backends read what a trusted proxy said, also as written with `_`: many servers (CGI's
 /// environment, WSGI) read both spellings as one name.

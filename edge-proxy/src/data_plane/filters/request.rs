@@ -10,7 +10,7 @@ use uuid::fmt::Hyphenated;
 use super::{
     Flow, RequestContext, Respond, Version,
     classify::{
-        Authority, Facts, RequestId, Te, is_dropped, is_forbidden_trailer, is_spoofable, options,
+        Authority, FORBIDDEN_TRAILERS, Facts, RequestId, Te, is_dropped, is_spoofable, options,
     },
 };
 use crate::error::Failure;
@@ -91,7 +91,11 @@ pub(super) fn fields(
         let mut text = [0; Hyphenated::LENGTH];
         let id = uuid::Builder::from_random_bytes(bits).into_uuid();
         let id = id.hyphenated().encode_lower(&mut text);
-        headers.set_known(Known::XRequestId, id.as_bytes());
+        if facts.request_id == RequestId::Missing {
+            headers.push_known(Known::XRequestId, id.as_bytes());
+        } else {
+            headers.set_known(Known::XRequestId, id.as_bytes());
+        }
     }
 }
 
@@ -100,8 +104,11 @@ pub(super) fn fields(
 pub fn trailers(headers: &mut Headers) {
     let is_forbidden = |field: &Field<'_>| match field.known {
         Known::Other => is_spoofable(field.name),
-        Known::XForwardedFor | Known::XForwardedProto | Known::XRequestId => true,
-        known => is_forbidden_trailer(known),
+        Known::XForwardedFor
+        | Known::XForwardedProto
+        | Known::XRequestId
+        | Known::XEnvoyUpstreamServiceTime => true,
+        known => FORBIDDEN_TRAILERS.contains(known),
     };
     if headers.iter().any(|field| is_forbidden(&field)) {
         headers.retain(|field| !is_forbidden(&field));

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use http2::{Headers, Known};
+use http2::{Headers, Known, KnownSet};
 
-use super::classify::{is_forbidden_trailer, is_hop_by_hop};
+use super::classify::{FORBIDDEN_TRAILERS, HOP_BY_HOP};
 
 /// What the rules put into a response's head.
 #[derive(Clone, Copy, Debug)]
@@ -21,46 +21,31 @@ pub struct ResponseContext<'a> {
 /// A final response's head, a trailers-only one included: `server` is ours, `date` stays or is made,
 /// `x-envoy-upstream-service-time` tells whole milliseconds, and what speaks of one connection is dropped.
 pub fn head(headers: &mut Headers, context: &ResponseContext<'_>) {
-    let (mut drop, mut server, mut date) = (false, false, false);
-    for field in headers.iter() {
-        match field.known {
-            Known::Server => server = true,
-            Known::Date => date = true,
-            Known::Other => drop |= field.name == UPSTREAM_TIME,
-            known => drop |= is_hop_by_hop(known),
-        }
+    if headers.has_any(REPLACED) {
+        headers.retain(|field| !REPLACED.contains(field.known));
     }
-    if drop {
-        headers.retain(|field| !is_hop_by_hop(field.known) && field.name != UPSTREAM_TIME);
-    }
-    if server {
-        headers.set_known(Known::Server, context.server_name.as_bytes());
-    } else {
-        headers.push_known(Known::Server, context.server_name.as_bytes());
-    }
-    if !date {
+    headers.set_known(Known::Server, context.server_name.as_bytes());
+    if headers.known(Known::Date).is_none() {
         headers.push_known(Known::Date, context.date);
     }
     if let Some(time) = context.upstream_time {
         let mut digits = itoa::Buffer::new();
-        headers.push(UPSTREAM_TIME, digits.format(time.as_millis()).as_bytes());
+        let time = digits.format(time.as_millis());
+        headers.push_known(Known::XEnvoyUpstreamServiceTime, time.as_bytes());
     }
 }
 
 /// An interim (1xx) head: only what speaks of one connection is dropped, nothing is added (RFC 9110 §15.2).
 pub fn interim(headers: &mut Headers) {
-    headers.retain(|field| !is_hop_by_hop(field.known));
+    headers.retain(|field| !HOP_BY_HOP.contains(field.known));
 }
 
 /// Trailers: untouched, but for fields that may not stand there (RFC 9110 §6.5.1).
 pub fn trailers(headers: &mut Headers) {
-    if headers
-        .iter()
-        .any(|field| is_forbidden_trailer(field.known))
-    {
-        headers.retain(|field| !is_forbidden_trailer(field.known));
+    if headers.has_any(FORBIDDEN_TRAILERS) {
+        headers.retain(|field| !FORBIDDEN_TRAILERS.contains(field.known));
     }
 }
 
-/// Envoy's name for it, which dashboards know.
-const UPSTREAM_TIME: &[u8] = b"x-envoy-upstream-service-time";
+/// What speaks of one connection, and what we say ourselves.
+const REPLACED: KnownSet = HOP_BY_HOP.with(Known::XEnvoyUpstreamServiceTime);

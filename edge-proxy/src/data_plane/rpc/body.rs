@@ -1,5 +1,7 @@
 //! The request's body as far as another attempt may need it, and the client's credit for it.
 
+use http2::stock;
+
 /// What was received of the body, until it is certain that no other attempt comes.
 ///
 /// While an RPC waits for a connection everything that comes is held here: no credit is given for it, so it is at most
@@ -38,6 +40,9 @@ impl Replay {
 
     /// Nothing has gone anywhere: everything has to be kept.
     pub(super) fn hold(&mut self, bytes: &[u8]) {
+        if self.kept.capacity() == 0 && !bytes.is_empty() {
+            self.kept = stock::chunk();
+        }
         self.kept.extend_from_slice(bytes);
     }
 
@@ -45,7 +50,7 @@ impl Replay {
     pub(super) fn keep(&mut self, bytes: &[u8]) {
         if self.whole {
             if self.kept.len() + bytes.len() <= self.limit {
-                self.kept.extend_from_slice(bytes);
+                self.hold(bytes);
             } else {
                 self.release();
             }
@@ -62,7 +67,7 @@ impl Replay {
     /// No other attempt will come.
     pub(super) fn release(&mut self) {
         self.whole = false;
-        self.kept = Vec::new();
+        stock::give_chunk(std::mem::take(&mut self.kept));
     }
 
     /// Another attempt begins at the first byte.

@@ -160,11 +160,4 @@ impl Client {
             Self::Http1(exchange) => exchange.ended(),
         }
     }
-
-    /// Gives a header arena back.
-    pub(super) fn recycle(&self, headers: Headers) {
-        if let Self::Http2 { connection, .. } = self {
-            connection.recycle(headers);
-        }
-    }
 }

@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::Reason;
+use http2::{Reason, stock};
 
 use super::{Key, Rpc, State, Step};
 use crate::{
     data_plane::{
         answer::{self, Answer, AnswerContext},
         upstream::retry::{self, Outcome, Retry},
-        worker::{Phase, Timer, Worker},
+        worker::{Phase, Worker},
     },
     error::{Failure, Flag, ResetCause},
     snapshot::Timeouts,
@@ -274,8 +274,8 @@ impl Rpc {
 
     /// The last step: both legs are settled, the line is written.
     pub(super) fn end(mut self, worker: &Rc<Worker>, key: Key) {
-        if let Some(deadline) = self.deadline {
-            worker.timers.remove(deadline, Timer::Rpc(key));
+        if self.deadline.is_some() {
+            worker.timers.leave_behind();
         }
         if self.request_ended.is_none() {
             // RFC 9113 §8.1: the answer is complete, the rest of the request isn't wanted.
@@ -286,7 +286,8 @@ impl Rpc {
         self.client.ended(now);
         self.record
             .write(worker, &self.client, &self.head, self.is_grpc(), now);
-        self.client.recycle(std::mem::take(&mut self.head));
+        stock::recycle(std::mem::take(&mut self.head));
+        self.replay.release();
     }
 }
 

@@ -31,13 +31,14 @@ mod table;
 mod tests;
 
 use std::{
+    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
-use http2::{Headers, Known, Reason};
+use http2::{Headers, Known, Reason, stock};
 
 use self::{body::Replay, record::Record};
 pub(crate) use self::{
@@ -49,7 +50,10 @@ use super::{
     downstream::Downstream,
     filters::Facts,
     message::Messages,
-    upstream::{Upstream, retry::Outcome},
+    upstream::{
+        Upstream,
+        retry::{MAX_ATTEMPTS, Outcome},
+    },
     worker::Worker,
 };
 use crate::{
@@ -75,7 +79,7 @@ pub(crate) struct Rpc {
     /// Where the route leads; `None` while (or because) no cluster is asked.
     cluster: Option<Arc<Cluster>>,
     /// Endpoints that were tried, in order.
-    tried: Vec<u64>,
+    tried: Tried,
     /// gRPC messages of the response, so that it can be cut between two of them.
     messages: Messages,
     /// When the client (or the route) wants it ended.
@@ -106,6 +110,13 @@ struct Attempt {
     upstream: Rc<Upstream>,
     stream: u32,
     endpoint: Arc<EndpointShared>,
+}
+
+/// The ids of endpoints that were tried: no more than may be, so that they need no memory of their own.
+#[derive(Clone, Copy, Default)]
+struct Tried {
+    ids: [u64; MAX_ATTEMPTS as usize],
+    len: usize,
 }
 
 /// Whether an RPC goes on.
@@ -157,7 +168,7 @@ pub(crate) fn refused_stream(
     let mut record = Record::new(now);
     record.failed_with(failure);
     record.write(worker, client, &head, grpc, now);
-    client.recycle(head);
+    stock::recycle(head);
 }
 
 /// The endpoint that the RPC waits for has a connection with room.
@@ -287,10 +298,11 @@ pub(crate) fn client_gone(worker: &Rc<Worker>, key: Key) {
     });
 }
 
-/// The RPC's deadline fired.
+/// A deadline has come: this RPC's, or that of one before it with the same key.
 pub(crate) fn deadline(worker: &Rc<Worker>, key: Key, now: Instant) {
     step(worker, key, |rpc| match rpc.state {
         State::Flushing(_) => Step::On,
+        _ if rpc.deadline.is_none_or(|deadline| now < deadline) => Step::On,
         _ => rpc.fail(worker, key, Failure::DeadlineExceeded, now),
     });
 }
@@ -447,7 +459,7 @@ impl Rpc {
             request_ended: end_stream.then_some(now),
             state: State::Flushing(None),
             cluster: None,
-            tried: Vec::new(),
+            tried: Tried::default(),
             messages: Messages::new(),
             deadline: None,
             active: now,
@@ -461,6 +473,23 @@ impl Rpc {
 
     fn request_id(&self) -> String {
         String::from_utf8_lossy(self.head.known(Known::XRequestId).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Tried {
+    /// Another one. What is beyond [`MAX_ATTEMPTS`] isn't attempted, and so isn't noted.
+    fn push(&mut self, id: u64) {
+        if let Some(place) = self.ids.get_mut(self.len) {
+            *place = id;
+            self.len += 1;
+        }
+    }
+}
+
+impl Deref for Tried {
+    type Target = [u64];
+    fn deref(&self) -> &[u64] {
+        &self.ids[..self.len]
     }
 }
 

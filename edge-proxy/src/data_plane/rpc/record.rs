@@ -80,8 +80,8 @@ impl Record {
         path: &[u8],
     ) {
         let series = match cluster {
-            Some(cluster) => worker.shard.series(&route.prefix, &cluster.name, path),
-            None => worker.shard.series(&route.prefix, &NONE.into(), path),
+            Some(cluster) => worker.series(&route.prefix, &cluster.name, path),
+            None => worker.series(&route.prefix, &NONE.into(), path),
         };
         series.started.inc();
         self.series = Some(series);

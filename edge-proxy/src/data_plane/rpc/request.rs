@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Headers, Known};
+use http2::{Headers, Known, stock};
 
 use super::{Attempt, Key, Rpc, State, Step};
 use crate::{
@@ -151,7 +151,7 @@ impl Rpc {
         endpoint: Arc<EndpointShared>,
         now: Instant,
     ) -> Step {
-        let mut head = upstream.arena();
+        let mut head = stock::arena();
         head.clone_from(&self.head);
         if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
             timeout::rewrite(&mut head, deadline.saturating_duration_since(now));
@@ -160,7 +160,7 @@ impl Rpc {
         let stream = match upstream.open_stream(head, ended && self.replay.is_empty(), key) {
             Ok(stream) => stream,
             Err((_, head)) => {
-                upstream.recycle(head);
+                stock::recycle(head);
                 self.state = State::Waiting(endpoint);
                 let failure = Failure::ResetBeforeHeaders(ResetCause::Termination);
                 return self.again_or_fail(worker, key, Outcome::NeverSent, failure, now);

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Instant};
 
-use http2::{Headers, Reason};
+use http2::{Headers, Reason, stock};
 
 use super::{Rpc, State, Step};
 use crate::data_plane::{filters::response, worker::Worker};
@@ -44,7 +44,7 @@ impl Rpc {
         self.record.responded(status, &headers, now);
         self.client.send_headers(&headers, end_stream);
         if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
-            attempt.upstream.recycle(headers);
+            stock::recycle(headers);
             self.state = State::Relaying(attempt);
         }
         if end_stream {
@@ -76,13 +76,13 @@ impl Rpc {
 
     pub(super) fn response_trailers(&mut self, mut headers: Headers, now: Instant) -> Step {
         self.active = now;
-        let State::Relaying(attempt) = &self.state else {
+        let State::Relaying(_) = self.state else {
             return Step::On;
         };
         response::trailers(&mut headers);
         self.record.trailers(&headers);
         self.client.send_trailers(&headers);
-        attempt.upstream.recycle(headers);
+        stock::recycle(headers);
         self.response_ended()
     }
 

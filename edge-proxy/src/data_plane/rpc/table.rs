@@ -1,5 +1,7 @@
 //! A worker's RPCs by key.
 
+use std::time::Instant;
+
 use slab::Slab;
 
 use super::Rpc;
@@ -62,6 +64,12 @@ impl Table {
         Some(self.rpcs.remove(key.place()).1)
     }
 
+    /// When this RPC is to have ended, if it runs and has a deadline.
+    pub(crate) fn deadline(&self, key: Key) -> Option<Instant> {
+        let (at, rpc) = self.rpcs.get(key.place())?;
+        rpc.deadline.filter(|_| *at == key)
+    }
+
     /// Every RPC that runs.
     pub(super) fn keys(&self) -> Vec<Key> {
         self.keys_where(|_| true)
@@ -90,6 +98,6 @@ impl Table {
 }
 
 /// A million places, four thousand generations: a key comes again after 4096 RPCs in one place, and nothing is said of
-/// an RPC longer than a turn after its end.
+/// an RPC longer than a turn after its end (but that its deadline has come, which is compared with the RPC's own).
 const PLACE_BITS: u32 = 20;
 const PLACES: u32 = (1 << PLACE_BITS) - 1;

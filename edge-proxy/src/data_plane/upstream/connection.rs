@@ -173,16 +173,6 @@ impl Upstream {
         self.link.wake();
     }
 
-    /// An empty header block for [`open_stream`](Self::open_stream).
-    pub(crate) fn arena(&self) -> Headers {
-        self.link.engine().arena()
-    }
-
-    /// Gives a header arena back to the engine.
-    pub(crate) fn recycle(&self, headers: Headers) {
-        self.link.engine().recycle(headers);
-    }
-
     /// No new streams; closes when the last one ends.
     pub(super) fn retire(&self) {
         if self.state.get() != State::Abandoned {

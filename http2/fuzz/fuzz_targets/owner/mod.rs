@@ -53,7 +53,7 @@ fn feed(engine: &mut Connection, bytes: &[u8], now: Instant) -> bool {
     loop {
         match engine.receive(&mut input, now) {
             Ok(Some(Event::Headers { headers, .. } | Event::Trailers { headers, .. })) => {
-                engine.recycle(headers);
+                http2::stock::recycle(headers);
             }
             Ok(Some(Event::Data {
                 bytes, end_stream, ..
@@ -135,7 +135,6 @@ pub(crate) fn run(role: Role, input: &[u8]) {
                 2 => engine.close(Reason::INTERNAL_ERROR),
                 3 => engine.streams().for_each(drop),
                 4 => engine.shrink(),
-                5 => drop(engine.take_buffer()),
                 n => engine.ping(u64::from(n)),
             },
             _ => {

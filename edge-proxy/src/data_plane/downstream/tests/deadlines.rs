@@ -85,7 +85,6 @@ fn a_quiet_connection_holds_little() {
             assert!(!only(&bench).shrunk.get());
             pass(Duration::from_millis(200)).await;
             until_frozen(|| only(&bench).shrunk.get()).await;
-            assert!(only(&bench).link.engine().take_buffer().is_none());
         }
     });
 }

@@ -1,0 +1,192 @@
+//! Memory that the connections of one thread take turns with.
+//!
+//! A connection needs an arena for each header block on its way, a buffer for what it is about to write, and chunks for
+//! what it holds back: mostly for the length of a turn. If each connection kept its own, thousands of them would hold
+//! memory that they use one after the other, and each would find its own gone from the processor's caches. So a thread
+//! has one stock, last in, first out: what one connection has just given back is what the next one gets. What is kept
+//! is bounded, however many connections there are.
+//!
+//! A variable of the thread and no part of a connection: it holds no bytes of anybody's, only room for some, so that it
+//! makes no difference which connections share it, and a connection may move to another thread.
+
+use std::cell::{Cell, RefCell};
+
+use crate::headers::Headers;
+
+/// A thread's spare memory.
+#[derive(Debug)]
+struct Stock {
+    arenas: RefCell<Vec<Headers>>,
+    chunks: Shelf,
+    buffers: Shelf,
+}
+
+/// Byte vectors of one use.
+#[derive(Debug)]
+struct Shelf {
+    vectors: RefCell<Vec<Vec<u8>>>,
+    /// The capacity of all of them.
+    bytes: Cell<usize>,
+}
+
+thread_local! {
+    static STOCK: Stock = const { Stock::new() };
+}
+
+/// An empty block, with the memory of an earlier one if there is any.
+#[inline]
+pub fn arena() -> Headers {
+    taken(Stock::arena)
+}
+
+/// Keeps a block's memory.
+#[inline]
+pub fn recycle(headers: Headers) {
+    given(|stock| stock.recycle(headers));
+}
+
+/// An empty vector for a small part of a message.
+#[inline]
+pub fn chunk() -> Vec<u8> {
+    taken(|stock| {
+        let spare = stock.chunks.take();
+        spare.unwrap_or_else(|| Vec::with_capacity(SMALL_CHUNK))
+    })
+}
+
+/// Keeps a chunk's memory.
+#[inline]
+pub fn give_chunk(chunk: Vec<u8>) {
+    given(|stock| stock.chunks.give(chunk, CHUNKS));
+}
+
+/// An empty vector for a connection's output.
+#[inline]
+pub(crate) fn buffer() -> Vec<u8> {
+    taken(|stock| stock.buffers.take().unwrap_or_default())
+}
+
+/// Keeps an output's memory.
+#[inline]
+pub(crate) fn give_buffer(buffer: Vec<u8>) {
+    given(|stock| stock.buffers.give(buffer, BUFFERS));
+}
+
+#[inline]
+fn taken<T: Default>(take: impl FnOnce(&Stock) -> T) -> T {
+    // A thread that ends may have lost its stock already.
+    STOCK.try_with(take).unwrap_or_default()
+}
+
+#[inline]
+fn given(give: impl FnOnce(&Stock)) {
+    let _ = STOCK.try_with(give);
+}
+
+impl Stock {
+    const fn new() -> Self {
+        Self {
+            arenas: RefCell::new(Vec::new()),
+            chunks: Shelf::new(),
+            buffers: Shelf::new(),
+        }
+    }
+
+    #[inline]
+    fn arena(&self) -> Headers {
+        self.arenas.borrow_mut().pop().unwrap_or_default()
+    }
+
+    #[inline]
+    fn recycle(&self, mut headers: Headers) {
+        let mut arenas = self.arenas.borrow_mut();
+        if arenas.len() < ARENAS && headers.list_size() <= ARENA_SIZE {
+            headers.clear();
+            arenas.push(headers);
+        }
+    }
+}
+
+impl Shelf {
+    const fn new() -> Self {
+        Self {
+            vectors: RefCell::new(Vec::new()),
+            bytes: Cell::new(0),
+        }
+    }
+
+    #[inline]
+    fn take(&self) -> Option<Vec<u8>> {
+        let vector = self.vectors.borrow_mut().pop()?;
+        self.bytes.set(self.bytes.get() - vector.capacity());
+        Some(vector)
+    }
+
+    #[inline]
+    fn give(&self, mut vector: Vec<u8>, most: usize) {
+        let bytes = self.bytes.get() + vector.capacity();
+        if vector.capacity() > 0 && bytes <= most {
+            vector.clear();
+            self.bytes.set(bytes);
+            self.vectors.borrow_mut().push(vector);
+        }
+    }
+}
+
+/// Header blocks on their way at a time, of a busy thread: about a KiB each.
+const ARENAS: usize = 1024;
+
+/// A list above this leaves an arena too large to keep.
+const ARENA_SIZE: usize = 8 * 1024;
+
+/// A chunk's first capacity: some small gRPC messages.
+const SMALL_CHUNK: usize = 512;
+
+/// Bytes of chunks that are kept: the small messages of a thousand streams, or a few dozen full frames.
+const CHUNKS: usize = 1024 * 1024;
+
+/// Bytes of output buffers that are kept. One connection writes at a time; some are left with what their peers don't take.
+const BUFFERS: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_one_given_is_the_next_one_taken() {
+        // Each test has a thread of its own.
+        give_chunk(Vec::with_capacity(100));
+        let mut used = Vec::with_capacity(200);
+        used.push(1);
+        give_chunk(used);
+        let taken = chunk();
+        assert_eq!((taken.len(), taken.capacity()), (0, 200));
+        assert_eq!(chunk().capacity(), 100);
+        assert_eq!(chunk().capacity(), SMALL_CHUNK);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let stock = Stock::new();
+        for _ in 0..3 * ARENAS {
+            stock.recycle(Headers::with_capacity(1, 1));
+            stock.chunks.give(Vec::with_capacity(16 * 1024), CHUNKS);
+        }
+        assert_eq!(stock.arenas.borrow().len(), ARENAS);
+        assert_eq!(stock.chunks.bytes.get(), CHUNKS);
+        while stock.chunks.take().is_some() {}
+        assert_eq!(stock.chunks.bytes.get(), 0);
+        stock.chunks.give(Vec::with_capacity(CHUNKS + 1), CHUNKS);
+        stock.chunks.give(Vec::new(), CHUNKS);
+        assert!(stock.chunks.take().is_none());
+    }
+
+    #[test]
+    fn a_large_block_is_not_kept() {
+        let stock = Stock::new();
+        let mut large = Headers::new();
+        large.push(b"a", &[b'v'; ARENA_SIZE]);
+        stock.recycle(large);
+        assert!(stock.arenas.borrow().is_empty());
+    }
+}
