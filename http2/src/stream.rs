@@ -97,11 +97,10 @@ pub(crate) struct Stream {
     /// A reset that waits for earlier ones to be confirmed.
     pub(crate) doomed: Option<Reason>,
     pub(crate) queue: Queue,
-    /// What was kept of a head that is too large. Rare like `trailers`, so both are boxed: a
-    /// stream is moved twice in its life.
-    pub(crate) large_head: Option<Box<Headers>>,
+    /// What was kept of a head that is too large.
+    pub(crate) large_head: Option<Headers>,
     /// Trailers that wait behind the queue.
-    pub(crate) trailers: Option<Box<Headers>>,
+    pub(crate) trailers: Option<Headers>,
     /// Position in all bytes ever put out where our HEADERS begin.
     pub(crate) headers_at: u64,
     /// Since when queued bytes wait without progress.

@@ -227,6 +227,17 @@ impl Transport {
         Poll::Ready(Ok(n))
     }
 
+    /// Whether the socket may have more; if not, it wakes the task when it has.
+    pub(crate) fn is_readable(&self, cx: &mut Context<'_>) -> bool {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) if tls.eof => return true,
+            Self::Tls(tls) => &tls.socket,
+        };
+        // An error is found by who reads.
+        socket.poll_read_ready(cx).is_ready()
+    }
+
     /// Takes from `output` and writes. The count is of `output`'s bytes that are no longer the caller's concern: on the
     /// socket, or sealed with all earlier ones on the socket.
     pub(crate) fn poll_write(

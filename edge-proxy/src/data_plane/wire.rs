@@ -310,7 +310,8 @@ fn turn<S: Side>(
         link.engine().allow(FRAMES_PER_TURN);
         let mut failed = None;
         let mut read = Poll::Ready(Ok(1));
-        if unread.is_empty() {
+        let from_socket = unread.is_empty();
+        if from_socket {
             read = transport.poll_read(cx, &worker.scratch, |bytes| {
                 if failed.is_none() {
                     // TLS gives what one read brought record by record.
@@ -333,8 +334,9 @@ fn turn<S: Side>(
         match read {
             Poll::Ready(Ok(0)) => return Poll::Ready(End::Eof),
             Poll::Ready(Ok(n)) => {
-                more = true;
                 others_first = n == worker.scratch.borrow().len() || !unread.is_empty();
+                // A short read has drained the socket, which wakes us for the next one: no turn to find that out.
+                more = others_first || !from_socket || transport.is_readable(cx);
             }
             Poll::Ready(Err(error)) => return Poll::Ready(End::Io(error.kind())),
             Poll::Pending => {}

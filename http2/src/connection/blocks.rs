@@ -255,7 +255,7 @@ impl Connection {
         let end_stream = block.end_stream;
         if large {
             s.deaf = true;
-            s.large_head = Some(Box::new(headers));
+            s.large_head = Some(headers);
             self.streams.insert(s);
             return Ok(Some(Event::HeadersTooLarge {
                 stream,
@@ -357,7 +357,7 @@ impl Connection {
             stock::recycle(headers);
             None
         } else if large {
-            s.large_head = Some(Box::new(headers));
+            s.large_head = Some(headers);
             Some(Event::HeadersTooLarge {
                 stream,
                 key,

@@ -189,7 +189,7 @@ impl Connection {
             return false;
         };
         self.write_block(at.id, &trailers, true);
-        stock::recycle(*trailers);
+        stock::recycle(trailers);
         self.local_end(at);
         true
     }

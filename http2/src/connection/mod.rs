@@ -293,11 +293,7 @@ impl Connection {
     /// What was kept of a header list that was told as [`Event::HeadersTooLarge`]: its first
     /// fields, not validated. Once.
     pub fn take_large_head(&mut self, stream: u32) -> Option<Headers> {
-        self.streams
-            .by_id_mut(stream)?
-            .large_head
-            .take()
-            .map(|head| *head)
+        self.streams.by_id_mut(stream)?.large_head.take()
     }
 
     /// Takes all live streams out, for an owner whose connection has ended; those too that a

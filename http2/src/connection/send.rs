@@ -87,7 +87,9 @@ impl Connection {
         };
         s.finished = true;
         if s.state == State::Opening || !s.queue.is_empty() {
-            s.trailers = Some(Box::new(headers.clone()));
+            let mut waiting = stock::arena();
+            waiting.clone_from(headers);
+            s.trailers = Some(waiting);
             return;
         }
         self.write_block(stream, headers, true);

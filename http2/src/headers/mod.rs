@@ -115,8 +115,14 @@ pub struct Field<'a> {
 ///
 /// Up to 4 GiB of names and values; a field that would pass that is not taken (blocks from the network are far below,
 /// by the limits of the connection).
+///
+/// One pointer: a block is handed on a dozen times between the frame that it came in and the one that it leaves in.
 #[derive(Debug, Default)]
-pub struct Headers {
+pub struct Headers(Box<Block>);
+
+/// What is behind the pointer.
+#[derive(Debug, Default)]
+struct Block {
     /// Names and values, with gaps where fields were taken out.
     bytes: Vec<u8>,
     /// The fields, in order.
@@ -140,12 +146,13 @@ impl Clone for Headers {
 
     /// Into the buffers that are there.
     fn clone_from(&mut self, other: &Self) {
-        self.bytes.clone_from(&other.bytes);
-        self.entries.clone_from(&other.entries);
-        self.live = other.live;
-        self.seen = other.seen;
-        self.repeated = other.repeated;
-        self.first = other.first;
+        let (copy, other) = (&mut *self.0, &*other.0);
+        copy.bytes.clone_from(&other.bytes);
+        copy.entries.clone_from(&other.entries);
+        copy.live = other.live;
+        copy.seen = other.seen;
+        copy.repeated = other.repeated;
+        copy.first = other.first;
     }
 }
 
@@ -188,7 +195,7 @@ impl Meta {
 }
 
 impl Headers {
-    /// An empty block; allocates nothing.
+    /// An empty block.
     pub fn new() -> Self {
         Self::default()
     }
@@ -196,11 +203,11 @@ impl Headers {
     /// An empty block with room for `fields` fields of together `bytes` bytes.
     pub fn with_capacity(fields: usize, bytes: usize) -> Self {
         let (bytes, entries) = (Vec::with_capacity(bytes), Vec::with_capacity(fields));
-        Self {
+        Self(Box::new(Block {
             bytes,
             entries,
-            ..Self::default()
-        }
+            ..Block::default()
+        }))
     }
 
     /// Appends. Pseudo-header fields first, as RFC 9113 §8.3 wants it (the caller keeps the order).
@@ -268,78 +275,82 @@ impl Headers {
         if id.known() != Known::Other && !self.has(id.known()) {
             return None;
         }
-        let found = self.entries.iter().find(|e| e.is(&self.bytes, id, name))?;
-        Some(found.value(&self.bytes))
+        let found = self
+            .0
+            .entries
+            .iter()
+            .find(|e| e.is(&self.0.bytes, id, name))?;
+        Some(found.value(&self.0.bytes))
     }
 
     /// The values of all fields of this name, in order.
     pub fn get_all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> + 'a {
         let id = NameId::of(name);
         let any = id.known() == Known::Other || self.has(id.known());
-        let entries = if any { self.entries.as_slice() } else { &[] };
+        let entries = if any { self.0.entries.as_slice() } else { &[] };
         entries
             .iter()
-            .filter(move |e| e.is(&self.bytes, id, name))
-            .map(|e| e.value(&self.bytes))
+            .filter(move |e| e.is(&self.0.bytes, id, name))
+            .map(|e| e.value(&self.0.bytes))
     }
 
     /// The value of the first field that is `known`.
-    #[inline]
+    #[inline(always)]
     pub fn known(&self, known: Known) -> Option<&[u8]> {
         let at = self.position(known)?;
-        self.entries.get(at).map(|e| e.value(&self.bytes))
+        self.0.entries.get(at).map(|e| e.value(&self.0.bytes))
     }
 
     /// The values of all fields that are `known`, in order.
     pub fn all_known(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let from = self.position(known).unwrap_or(self.entries.len());
-        let of_name = self.entries[from..]
+        let from = self.position(known).unwrap_or(self.0.entries.len());
+        let of_name = self.0.entries[from..]
             .iter()
             .filter(move |e| e.meta.name.known() == known);
-        of_name.map(|e| e.value(&self.bytes))
+        of_name.map(|e| e.value(&self.0.bytes))
     }
 
     /// Whether there is a field that is one of `set`.
     #[inline]
     pub fn has_any(&self, set: KnownSet) -> bool {
-        self.seen & set.0 != 0
+        self.0.seen & set.0 != 0
     }
 
     /// The fields that are [`Known::Other`], in order.
     pub fn others(&self) -> impl Iterator<Item = Field<'_>> {
-        let from = self.position(Known::Other).unwrap_or(self.entries.len());
-        let others = self.entries[from..].iter();
+        let from = self.position(Known::Other).unwrap_or(self.0.entries.len());
+        let others = self.0.entries[from..].iter();
         others
             .filter(|e| e.meta.name.known() == Known::Other)
-            .map(|e| e.field(&self.bytes))
+            .map(|e| e.field(&self.0.bytes))
     }
 
     /// All fields, in order.
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
-        self.entries.iter().map(|e| e.field(&self.bytes))
+        self.0.entries.iter().map(|e| e.field(&self.0.bytes))
     }
 
     /// How many fields there are.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.0.entries.len()
     }
 
     /// Whether there is no field.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.0.entries.is_empty()
     }
 
     /// The list's size as RFC 9113 §6.5.2 counts it: names, values and 32 bytes a field.
     pub fn list_size(&self) -> usize {
-        self.live + FIELD_OVERHEAD * self.entries.len()
+        self.0.live + FIELD_OVERHEAD * self.0.entries.len()
     }
 
     /// Removes all fields and keeps the buffers for another block.
     pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.entries.clear();
-        self.live = 0;
-        (self.seen, self.repeated) = (0, 0);
+        self.0.bytes.clear();
+        self.0.entries.clear();
+        self.0.live = 0;
+        (self.0.seen, self.0.repeated) = (0, 0);
     }
 
     /// `:method` of a request.
@@ -381,38 +392,37 @@ impl Headers {
 
     #[inline]
     fn push_with(&mut self, meta: Meta, name: &[u8], value: &[u8]) {
-        let start = self.bytes.len();
+        let start = self.0.bytes.len();
         if start + name.len() + value.len() > u32::MAX as usize {
             return;
         }
-        self.bytes.extend_from_slice(name);
-        self.bytes.extend_from_slice(value);
+        self.0.bytes.extend_from_slice(name);
+        self.0.bytes.extend_from_slice(value);
         self.commit(start, name.len(), meta);
     }
 
     fn set_with(&mut self, id: NameId, name: &[u8], value: &[u8]) {
-        let has = id.known() == Known::Other || self.has(id.known());
-        let found = match has {
-            true => self
-                .entries
-                .iter()
-                .position(|e| e.is(&self.bytes, id, name)),
-            false => None,
+        let found = match id.known() {
+            Known::Other => {
+                let mut entries = self.0.entries.iter();
+                entries.position(|e| e.is(&self.0.bytes, id, name))
+            }
+            known => self.position(known),
         };
-        let alone = id.known() != Known::Other && self.repeated & id.known().bit() == 0;
+        let alone = id.known() != Known::Other && self.0.repeated & id.known().bit() == 0;
         // The new field goes to the end, and its entry to its place from there.
-        let before = self.entries.len();
+        let before = self.0.entries.len();
         self.push_with(Meta::of(id), name, value);
-        let Some(last) = self.entries.get(before).copied() else {
+        let Some(last) = self.0.entries.get(before).copied() else {
             return;
         };
         match found {
             Some(at) => {
-                self.entries.truncate(before);
-                self.live -= self.entries[at].len();
-                self.entries[at] = last;
+                self.0.entries.truncate(before);
+                self.0.live -= self.0.entries[at].len();
+                self.0.entries[at] = last;
                 if alone {
-                    self.repeated &= !id.known().bit();
+                    self.0.repeated &= !id.known().bit();
                     return self.compact_if_worth();
                 }
                 let mut position = 0;
@@ -423,12 +433,12 @@ impl Headers {
             }
             None if name.first() == Some(&b':') => {
                 let is_pseudo =
-                    |e: &Entry| self.bytes.get(e.start as usize) == Some(&b':') && e.name_len > 0;
-                let at = self.entries[..before]
+                    |e: &Entry| self.0.bytes.get(e.start as usize) == Some(&b':') && e.name_len > 0;
+                let at = self.0.entries[..before]
                     .iter()
                     .take_while(|e| is_pseudo(e))
                     .count();
-                self.entries[at..].rotate_right(1);
+                self.0.entries[at..].rotate_right(1);
                 self.note_all();
             }
             None => {}
@@ -436,16 +446,16 @@ impl Headers {
     }
 
     fn retain_entries(&mut self, mut keep: impl FnMut(&[u8], &Entry) -> bool) {
-        let (bytes, mut live, before) = (&self.bytes, self.live, self.entries.len());
-        self.entries.retain(|e| {
+        let (bytes, mut live, before) = (&self.0.bytes, self.0.live, self.0.entries.len());
+        self.0.entries.retain(|e| {
             let kept = keep(bytes, e);
             if !kept {
                 live -= e.len();
             }
             kept
         });
-        self.live = live;
-        if self.entries.len() != before {
+        self.0.live = live;
+        if self.0.entries.len() != before {
             self.note_all();
         }
         self.compact_if_worth();
@@ -453,26 +463,26 @@ impl Headers {
 
     #[inline]
     fn compact_if_worth(&mut self) {
-        if self.bytes.len() > 2 * self.live + GARBAGE {
+        if self.0.bytes.len() > 2 * self.0.live + GARBAGE {
             self.compact();
         }
     }
 
     /// Moves the entries' bytes together, in the order of the entries.
     fn compact(&mut self) {
-        let mut bytes = Vec::with_capacity(self.live);
-        for e in &mut self.entries {
+        let mut bytes = Vec::with_capacity(self.0.live);
+        for e in &mut self.0.entries {
             let start = bytes.len();
-            bytes.extend_from_slice(&self.bytes[e.range()]);
+            bytes.extend_from_slice(&self.0.bytes[e.range()]);
             e.start = start as u32;
         }
-        self.bytes = bytes;
+        self.0.bytes = bytes;
     }
 
     /// Whether there is a field that is `known`. `Known::Other` is a field like any other here.
     #[inline]
     fn has(&self, known: Known) -> bool {
-        self.seen & known.bit() != 0
+        self.0.seen & known.bit() != 0
     }
 
     /// The place of the first field that is `known`.
@@ -481,10 +491,10 @@ impl Headers {
         if !self.has(known) {
             return None;
         }
-        match self.first[known as usize] {
+        match self.0.first[known as usize] {
             BEYOND => {
                 let is = |e: &Entry| e.meta.name.known() == known;
-                let rest = self.entries.get(usize::from(BEYOND)..)?;
+                let rest = self.0.entries.get(usize::from(BEYOND)..)?;
                 Some(usize::from(BEYOND) + rest.iter().position(is)?)
             }
             at => Some(usize::from(at)),
@@ -495,18 +505,18 @@ impl Headers {
     #[inline]
     fn note(&mut self, known: Known, at: usize) {
         if self.has(known) {
-            self.repeated |= known.bit();
+            self.0.repeated |= known.bit();
         } else {
-            self.seen |= known.bit();
-            self.first[known as usize] = u8::try_from(at).unwrap_or(BEYOND);
+            self.0.seen |= known.bit();
+            self.0.first[known as usize] = u8::try_from(at).unwrap_or(BEYOND);
         }
     }
 
     /// Fields have gone, or have other places.
     fn note_all(&mut self) {
-        (self.seen, self.repeated) = (0, 0);
-        for at in 0..self.entries.len() {
-            self.note(self.entries[at].meta.name.known(), at);
+        (self.0.seen, self.0.repeated) = (0, 0);
+        for at in 0..self.0.entries.len() {
+            self.note(self.0.entries[at].meta.name.known(), at);
         }
     }
 }
@@ -516,25 +526,26 @@ impl Headers {
     /// Room for an ordinary block, in two allocations, before the first field is decoded.
     #[inline]
     pub(crate) fn make_room(&mut self) {
-        if self.entries.capacity() == 0 {
-            *self = Self::with_capacity(ORDINARY_FIELDS, ORDINARY_BYTES);
+        if self.0.entries.capacity() == 0 {
+            self.0.entries.reserve(ORDINARY_FIELDS);
+            self.0.bytes.reserve(ORDINARY_BYTES);
         }
     }
 
     /// The byte buffer, for the decoder to append a name and a value to before it calls [`commit`](Self::commit).
     #[inline]
     pub(crate) fn arena(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+        &mut self.0.bytes
     }
 
     /// Makes a field of the bytes that were appended to the arena since it was `start` long. The decoder's blocks are
     /// far below the 4 GiB that the offsets can hold.
     #[inline]
     pub(crate) fn commit(&mut self, start: usize, name_len: usize, meta: Meta) {
-        let len = self.bytes.len() - start;
-        self.live += len;
-        self.note(meta.name.known(), self.entries.len());
-        self.entries.push(Entry {
+        let len = self.0.bytes.len() - start;
+        self.0.live += len;
+        self.note(meta.name.known(), self.0.entries.len());
+        self.0.entries.push(Entry {
             start: start as u32,
             name_len: name_len as u32,
             value_len: (len - name_len) as u32,
@@ -545,19 +556,21 @@ impl Headers {
     /// Appends a field from a table: name and value in one piece.
     #[inline]
     pub(crate) fn push_line(&mut self, line: &[u8], name_len: usize, meta: Meta) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(line);
+        let start = self.0.bytes.len();
+        self.0.bytes.extend_from_slice(line);
         self.commit(start, name_len, meta);
     }
 
     /// The first `fields` fields of `other`, whose fields lie one behind the other in their order, as the decoder puts
     /// them. This block is empty.
     pub(crate) fn clone_first(&mut self, other: &Self, fields: usize) {
-        let entries = &other.entries[..fields];
+        let entries = &other.0.entries[..fields];
         let Some(last) = entries.last() else { return };
-        self.live = last.range().end;
-        self.bytes.extend_from_slice(&other.bytes[..self.live]);
-        self.entries.extend_from_slice(entries);
+        self.0.live = last.range().end;
+        self.0
+            .bytes
+            .extend_from_slice(&other.0.bytes[..self.0.live]);
+        self.0.entries.extend_from_slice(entries);
         for (at, entry) in entries.iter().enumerate() {
             self.note(entry.meta.name.known(), at);
         }
@@ -575,13 +588,13 @@ impl Headers {
     /// What is known of each field.
     #[inline]
     pub(crate) fn metas(&self) -> impl Iterator<Item = &Meta> {
-        self.entries.iter().map(|e| &e.meta)
+        self.0.entries.iter().map(|e| &e.meta)
     }
 
     /// The field at a place of [`metas`](Self::metas), looked at for its faults.
     pub(crate) fn check_at(&self, at: usize) -> Check {
-        self.entries.get(at).map_or(Check::UNKNOWN, |e| {
-            let (name, value) = self.bytes[e.range()].split_at(e.name_len as usize);
+        self.0.entries.get(at).map_or(Check::UNKNOWN, |e| {
+            let (name, value) = self.0.bytes[e.range()].split_at(e.name_len as usize);
             Check::of(e.meta.name, name, value)
         })
     }
@@ -589,9 +602,10 @@ impl Headers {
     /// Each field as name and value in one piece, the name's length, and what is known of it.
     #[inline]
     pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], usize, &Meta)> {
-        self.entries
+        self.0
+            .entries
             .iter()
-            .map(|e| (&self.bytes[e.range()], e.name_len as usize, &e.meta))
+            .map(|e| (&self.0.bytes[e.range()], e.name_len as usize, &e.meta))
     }
 }
 
@@ -619,7 +633,8 @@ impl Entry {
 
     #[inline]
     fn value<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        self.field(bytes).value
+        let start = self.start as usize;
+        &bytes[start + self.name_len as usize..start + self.len()]
     }
 
     #[inline]
@@ -657,7 +672,7 @@ impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
 pub(crate) const FIELD_OVERHEAD: usize = 32;
 /// A gRPC request of a proxy's client: a dozen fields, some with ids. Larger blocks grow.
 const ORDINARY_FIELDS: usize = 16;
-const ORDINARY_BYTES: usize = 512;
+const ORDINARY_BYTES: usize = 768;
 /// Unused bytes below this are never worth a move.
 const GARBAGE: usize = 1024;
 /// The last place that [`Headers::first`] can tell.
@@ -747,7 +762,7 @@ mod tests {
         let long = [b'v'; 100];
         for i in 0..10_000 {
             headers.set(b"x-a", &long[..i % 100]);
-            assert!(headers.bytes.len() <= 2 * headers.live + GARBAGE + long.len() + 3);
+            assert!(headers.0.bytes.len() <= 2 * headers.0.live + GARBAGE + long.len() + 3);
             assert_eq!(headers.list_size(), counted(&headers));
         }
         assert_eq!(headers.path(), Some(&b"/api.Echo/Echo"[..]));

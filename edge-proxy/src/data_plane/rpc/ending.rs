@@ -286,8 +286,8 @@ impl Rpc {
         self.client.ended(now);
         self.record
             .write(worker, &self.client, &self.head, self.is_grpc(), now);
-        stock::recycle(std::mem::take(&mut self.head));
         self.replay.release();
+        stock::recycle(self.head);
     }
 }
 
