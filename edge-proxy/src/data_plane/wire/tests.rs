@@ -6,6 +6,11 @@ use std::{
     task::Wake,
 };
 
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
+
 use super::*;
 use crate::data_plane::testing::{self, Bench, Client, backend, headers, running, until};
 
@@ -22,6 +27,33 @@ fn an_engine_that_panicked_in_anothers_turn_is_not_asked_again() {
     assert!(link.poisoned.get());
     assert!(!link.engine().can_open());
     assert!(link.engine().is_empty());
+}
+
+#[test]
+fn a_drained_socket_wakes_the_task_that_asked() {
+    running(|| async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut peer, mut transport) = (peer.unwrap(), Transport::Plain(accepted.unwrap().0));
+        let scratch = RefCell::new(vec![0; 64].into_boxed_slice());
+        peer.write_all(b"short").await.unwrap();
+        let read = poll_fn(|cx| {
+            let read = std::task::ready!(transport.poll_read(cx, &scratch, |_| {}));
+            assert!(!transport.is_readable(cx), "it was drained");
+            Poll::Ready(read)
+        });
+        assert_eq!(read.await.unwrap(), 5);
+        drop(peer);
+        // Nobody but the socket wakes this.
+        poll_fn(|cx| match transport.is_readable(cx) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+        let end = poll_fn(|cx| transport.poll_read(cx, &scratch, |_| {})).await;
+        assert_eq!(end.unwrap(), 0);
+    });
 }
 
 /// Something else on the worker that is always ready: looks once in each of its turns.
