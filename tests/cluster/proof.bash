@@ -118,9 +118,10 @@ calls() {
 }
 
 # deploy [SED-EXPRESSION…]: the whole system, current and ready, in a namespace that the proofs about faults share, so that
-# only the first of them builds and waits: `skaffold run` gives all pods a new label each time. It is as deploy/overlays/namespace has it, but for a route to echo-grpc's server
-# reflection, whose streams last as long as their clients like; further expressions edit the proxy's configuration. Sets
-# $NAMESPACE, which is kubectl's from here on, and $address; cert.pem is in the working folder.
+# only the first of them builds and waits: `skaffold run` gives all pods a new label each time. It is as
+# deploy/overlays/namespace has it, but for a route to echo-grpc's server reflection, whose streams last as long as their
+# clients like; further expressions edit the proxy's configuration. Sets $NAMESPACE, which is kubectl's from here on, and
+# $address; cert.pem is in the working folder.
 deploy() {
     NAMESPACE=${PROOF_NAMESPACE:-faults}        # of two runs at a time, each needs its own
     cp "$KUBECONFIG" kubeconfig
