@@ -125,6 +125,7 @@ clusters: [{ name: all, discovery: static, endpoints: ['127.0.0.1:1'] }]
         eligible: endpoints.clone(),
         endpoints,
         turn: Arc::default(),
+        circuits: Arc::default(),
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 
+use crate::snapshot::circuit::Circuit;
 pub use crate::telemetry::labels::Flag;
 
 /// Why the proxy answers itself: one case per row of the table of local answers.
@@ -37,8 +38,8 @@ pub enum Failure {
     HeadersTooLarge,
     /// Overload, or a limit of clients.
     Overloaded,
-    /// A circuit limit of the cluster; holds the limit's configuration key.
-    CircuitLimit(&'static str),
+    /// A circuit limit of the cluster.
+    CircuitLimit(Circuit),
     /// The process ends, and `drain.deadline` (or a connection's grace) has passed.
     Draining,
     /// A panic in the RPC's steps, or an error of ours. The detail goes to the log only.
@@ -106,8 +107,8 @@ impl Failure {
     }
 
     /// The words that the client gets: `grpc-message`, or the body of a plain answer. Empty: none.
-    pub fn text(self) -> Cow<'static, str> {
-        Cow::Borrowed(match self {
+    pub fn text(self) -> &'static str {
+        match self {
             Self::NoRoute => "",
             Self::NoEndpoint | Self::NoHealthyUpstream => "no healthy upstream",
             Self::ConnectFailed => {
@@ -139,14 +140,19 @@ impl Failure {
             Self::InvalidAuthority => "invalid authority",
             Self::HeadersTooLarge => "request header fields too large",
             Self::Overloaded => "overloaded",
-            Self::CircuitLimit(key) => {
-                return Cow::Owned(format!("upstream circuit limit reached: {key}"));
+            Self::CircuitLimit(Circuit::Connections) => {
+                "upstream circuit limit reached: max_connections"
             }
+            Self::CircuitLimit(Circuit::PendingRequests) => {
+                "upstream circuit limit reached: max_pending_requests"
+            }
+            Self::CircuitLimit(Circuit::Requests) => "upstream circuit limit reached: max_requests",
+            Self::CircuitLimit(Circuit::Retries) => "upstream circuit limit reached: max_retries",
             Self::Draining => "the proxy is shutting down",
             Self::Internal => "internal error",
             Self::GrpcOverHttp1 => "gRPC needs HTTP/2",
             Self::ConnectMethod => "CONNECT is not supported",
-        })
+        }
     }
 
     /// The flag of the access log.
@@ -355,7 +361,7 @@ mod tests {
             ),
             (Failure::Overloaded, 503, 8, "overloaded".into(), "OM"),
             (
-                Failure::CircuitLimit("max_pending_requests"),
+                Failure::CircuitLimit(Circuit::PendingRequests),
                 503,
                 14,
                 "upstream circuit limit reached: max_pending_requests".into(),
@@ -389,6 +395,14 @@ mod tests {
             assert_eq!(failure.grpc_status(), *grpc, "{failure:?}");
             assert_eq!(failure.text(), text.as_str(), "{failure:?}");
             assert_eq!(failure.flag().as_str(), *flag, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_circuit_limit_is_named_by_its_key() {
+        for circuit in Circuit::ALL {
+            let text = Failure::CircuitLimit(circuit).text();
+            assert_eq!(text.rsplit_once(": ").unwrap().1, circuit.key());
         }
     }
 

@@ -7,7 +7,13 @@
 //! hangs in `Arc`s that are carried from one snapshot to the next.
 //!
 //! Upwards go hints ([`Hints`]): "a connect to this endpoint failed", "it sent GOAWAY". They are joined: a flag per
-//! endpoint and one wake-up, so that a storm of failures costs the control plane one look, never a queue.
+//! endpoint and one wake-up, so that a storm of failures costs the control plane one look, never a queue. Failures in a
+//! row are counted in [`streak`], and what of a cluster is in use in [`circuit`]: by all workers, without a lock.
+
+// How much of a cluster may be in use at once.
+pub mod circuit;
+// How many attempts on an endpoint failed in a row.
+pub mod streak;
 
 use std::{
     net::SocketAddr,
@@ -20,6 +26,10 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
+use self::{
+    circuit::Circuits,
+    streak::{Ending, Streaks},
+};
 use crate::data_plane::route::RouteTable;
 
 /// Everything a worker needs to serve requests, as of one moment.
@@ -152,6 +162,8 @@ pub struct Cluster {
     pub eligible: Vec<Arc<Endpoint>>,
     /// The round-robin turn: shared by all workers and carried across publications, so the balance is exact.
     pub turn: Arc<AtomicUsize>,
+    /// The circuit limits and what is in use: shared and carried likewise.
+    pub circuits: Arc<Circuits>,
 }
 
 /// `clusters[]`, without its endpoints.
@@ -201,6 +213,8 @@ pub struct EndpointShared {
     pub active: AtomicU64,
     /// Open HTTP/2 connections, all workers together.
     pub connections: AtomicU64,
+    /// Attempts that failed in a row: see [`Hints`].
+    pub streaks: Streaks,
 }
 
 /// Why an endpoint is, or isn't, chosen.
@@ -298,6 +312,7 @@ impl EndpointShared {
             failures: AtomicU64::new(0),
             active: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            streaks: Streaks::default(),
         })
     }
 }
@@ -311,7 +326,15 @@ impl Hints {
         }
     }
 
-    /// The control plane's end: waits until some endpoint's `suspect` was set.
+    /// `times` attempts on `endpoint` ended so, one after the other. Costs one relaxed load if all is well.
+    #[inline]
+    pub fn attempted(&self, endpoint: &EndpointShared, ending: Ending, times: u32) {
+        if endpoint.streaks.count(ending, times) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The control plane's end: waits until some endpoint's `suspect` was set or a streak reached its threshold.
     pub async fn wait(&self) {
         self.wake.notified().await;
     }

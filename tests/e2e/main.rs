@@ -23,6 +23,12 @@ mod discovery;
 /// Health checks and what they do.
 mod health;
 
+/// Endpoints that fail in a row.
+mod outliers;
+
+/// Circuit limits of a cluster.
+mod circuits;
+
 /// Attempts: repeated when it is safe, and never otherwise.
 mod attempts;
 

@@ -238,6 +238,7 @@ fn proxy() -> anyhow::Result<Exchange> {
             eligible: endpoints.clone(),
             endpoints,
             turn: Arc::default(),
+            circuits: Arc::default(),
         }))
     });
     let snapshot = Snapshot {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{
-    cluster::ClusterState,
+    cluster::{ClusterState, EndpointState},
     config::{Discovery, Target},
-    status::{ClusterReport, EndpointReport, Standing, TargetReport},
+    status::{ClusterReport, EjectionReport, EndpointReport, Standing, TargetReport},
 };
 use crate::snapshot::{Cluster, Endpoint, Health};
 
@@ -22,37 +22,61 @@ pub(super) fn cluster(state: &ClusterState) -> Cluster {
             })
         })
         .collect();
-    let eligible = eligible(&endpoints, state.spec.panic_threshold).0;
+    let ejected: Vec<_> = state
+        .endpoints
+        .values()
+        .map(|endpoint| endpoint.passive.is_ejected())
+        .collect();
+    let eligible = eligible(&endpoints, &ejected, state.spec.panic_threshold);
     Cluster {
         name: state.spec.name.clone(),
         policy: state.spec.policy.clone(),
         endpoints,
         eligible,
         turn: state.turn.clone(),
+        circuits: state.circuits.clone(),
     }
 }
 
-/// Those that the balancer may choose from, and whether that is because `panic_threshold` acts.
+/// Those that the balancer may choose from: the healthy ones that aren't `ejected` (by the same index).
 ///
-/// As Envoy's healthy panic threshold: when less than `panic_threshold` percent are healthy, health is ignored (then
-/// it is likelier that the checks are wrong than that all these endpoints are). 0 never acts.
-fn eligible(endpoints: &[Arc<Endpoint>], panic_threshold: u8) -> (Vec<Arc<Endpoint>>, bool) {
-    let healthy: Vec<_> = endpoints
-        .iter()
-        .filter(|e| e.health == Health::Healthy)
-        .cloned()
+/// An ejection never leaves a cluster without an endpoint: should those that were in use fail their checks, the ejected
+/// ones that pass theirs are better than none.
+fn eligible(
+    endpoints: &[Arc<Endpoint>],
+    ejected: &[bool],
+    panic_threshold: u8,
+) -> Vec<Arc<Endpoint>> {
+    let healthy = || {
+        let all = endpoints.iter().zip(ejected);
+        all.filter(|(endpoint, _)| endpoint.health == Health::Healthy)
+    };
+    let in_use: Vec<_> = healthy()
+        .filter(|(_, ejected)| !**ejected)
+        .map(|(endpoint, _)| endpoint.clone())
         .collect();
-    if healthy.len() * 100 < endpoints.len() * usize::from(panic_threshold) {
-        (endpoints.to_vec(), true)
+    if panics(in_use.len(), endpoints.len(), panic_threshold) {
+        endpoints.to_vec()
+    } else if in_use.is_empty() {
+        healthy().map(|(endpoint, _)| endpoint.clone()).collect()
     } else {
-        (healthy, false)
+        in_use
     }
+}
+
+/// As Envoy's healthy panic threshold: when less than `threshold` percent are in use, health is ignored (then it is
+/// likelier that the checks are wrong than that all these endpoints are). 0 never acts.
+fn panics(in_use: usize, total: usize, threshold: u8) -> bool {
+    in_use * 100 < total * usize::from(threshold)
 }
 
 /// The cluster as operators see it; `published` is what workers have.
 pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport {
     let spec = &state.spec;
     let targets = spec.targets.iter().zip(&state.targets).enumerate();
+    let in_use =
+        |endpoint: &&EndpointState| endpoint.machine.is_healthy() && !endpoint.passive.is_ejected();
+    let in_use = state.endpoints.values().filter(in_use).count();
     ClusterReport {
         name: spec.name.to_string(),
         discovery: match spec.discovery {
@@ -84,13 +108,21 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
                     .any(|e| e.shared.id == endpoint.shared.id),
                 health_since_ms: endpoint.since_ms,
                 last_check: endpoint.last_check.clone(),
+                ejections: endpoint.passive.total(),
+                ejection: endpoint.passive.ejection().map(|ejection| EjectionReport {
+                    ejected_for: ejection.detector.key(),
+                    ejected_at_ms: endpoint.ejected_ms.0,
+                    returns_at_ms: endpoint.ejected_ms.1,
+                }),
             })
             .collect(),
         eligible: published.eligible.len(),
-        panic: eligible(&published.endpoints, spec.panic_threshold).1,
+        panic: panics(in_use, state.endpoints.len(), spec.panic_threshold),
         health_checked: spec.health_check.is_some(),
         lookups: state.lookups.clone(),
         checks: state.checks.clone(),
+        detections: state.detections.clone(),
+        circuits: state.circuits.clone(),
     }
 }
 
@@ -125,8 +157,34 @@ mod tests {
     }
 
     fn count(healthy: u8, total: u8, threshold: u8) -> (usize, bool) {
-        let (eligible, panic) = eligible(&endpoints(healthy, total), threshold);
-        (eligible.len(), panic)
+        let none_ejected = vec![false; total.into()];
+        let eligible = eligible(&endpoints(healthy, total), &none_ejected, threshold);
+        let panics = panics(healthy.into(), total.into(), threshold);
+        (eligible.len(), panics)
+    }
+
+    /// The last parts of those who are eligible of four, of which the first `healthy` are, and `ejected` are out.
+    fn of_four(healthy: u8, ejected: [bool; 4], threshold: u8) -> Vec<u8> {
+        let eligible = eligible(&endpoints(healthy, 4), &ejected, threshold);
+        let last = |endpoint: &Arc<Endpoint>| match endpoint.shared.address.ip() {
+            std::net::IpAddr::V4(ip) => ip.octets()[3],
+            std::net::IpAddr::V6(_) => unreachable!("they are made above"),
+        };
+        eligible.iter().map(last).collect()
+    }
+
+    #[test]
+    fn ejected_ones_are_used_only_when_there_is_no_other() {
+        let out = |who: &[usize]| std::array::from_fn(|i| who.contains(&i));
+        assert_eq!(of_four(4, out(&[1]), 0), [0, 2, 3]);
+        assert_eq!(of_four(2, out(&[1]), 0), [0]);
+        assert_eq!(
+            of_four(1, out(&[0, 1]), 0),
+            [0],
+            "healthy, and the only one"
+        );
+        assert!(of_four(0, out(&[0, 1]), 0).is_empty());
+        assert_eq!(of_four(3, out(&[0]), 75), [0, 1, 2, 3], "out is unhealthy");
     }
 
     #[test]

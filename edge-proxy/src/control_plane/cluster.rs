@@ -1,4 +1,4 @@
-//! One cluster's state: its addresses, their health, and when each is looked at next. Pure: told what happened and
+//! One cluster's state: its addresses, their health, who is ejected, and when each is looked at next. Pure: told what happened and
 //! what time it is, it says what is due and what changed.
 
 use std::{
@@ -16,11 +16,11 @@ use tokio::time::Instant;
 use super::{
     config::{ClusterSpec, Discovery},
     discovery::{Answer, Lookup, Membership},
-    health::{Machine, Outcome},
+    health::{Machine, Outcome, Passive, Return, may_eject},
     pace::{Pace, jittered},
-    status::{CheckReport, CheckResult, LookupResult, Problem, now_ms},
+    status::{CheckReport, CheckResult, Detected, LookupResult, Problem, now_ms},
 };
-use crate::snapshot::{EndpointShared, Health};
+use crate::snapshot::{EndpointShared, Health, circuit::Circuits, streak::Detector};
 
 /// One cluster.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub(super) struct ClusterState {
     pub(super) spec: ClusterSpec,
     /// Carried across publications and reloads.
     pub(super) turn: Arc<AtomicUsize>,
+    /// Likewise.
+    pub(super) circuits: Arc<Circuits>,
     pub(super) targets: Vec<TargetState>,
     pub(super) members: Membership,
     /// Exactly the members.
@@ -38,6 +40,8 @@ pub(super) struct ClusterState {
     inherited: BTreeMap<SocketAddr, Arc<EndpointShared>>,
     pub(super) lookups: BTreeMap<LookupResult, u64>,
     pub(super) checks: BTreeMap<CheckResult, u64>,
+    /// Streaks of failures, by what became of them.
+    pub(super) detections: BTreeMap<(Detector, Detected), u64>,
     /// The snapshot of it is out of date.
     pub(super) changed: bool,
 }
@@ -60,6 +64,9 @@ pub(super) struct EndpointState {
     pub(super) pace: Pace,
     pub(super) since_ms: u64,
     pub(super) last_check: Option<CheckReport>,
+    pub(super) passive: Passive,
+    /// When its last ejection began, and when that ends by itself.
+    pub(super) ejected_ms: (u64, u64),
 }
 
 /// Something to do now.
@@ -78,6 +85,7 @@ impl ClusterState {
         let mut state = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             turn: previous.map_or_else(Arc::default, |previous| previous.turn.clone()),
+            circuits: previous.map_or_else(Arc::default, |previous| previous.circuits.clone()),
             targets: spec.targets.iter().map(|_| TargetState::new(now)).collect(),
             members: Membership::new(spec.targets.len(), spec.health_check.is_some()),
             endpoints: BTreeMap::new(),
@@ -87,6 +95,9 @@ impl ClusterState {
                 .unwrap_or_default(),
             checks: previous
                 .map(|previous| previous.checks.clone())
+                .unwrap_or_default(),
+            detections: previous
+                .map(|previous| previous.detections.clone())
                 .unwrap_or_default(),
             changed: true,
             spec,
@@ -118,13 +129,27 @@ impl ClusterState {
     }
 
     /// Takes the parts of a configuration that don't make it another cluster.
-    pub(super) fn adopt(&mut self, spec: ClusterSpec) {
+    pub(super) fn adopt(&mut self, spec: ClusterSpec, now: Instant) {
         self.changed |= self.spec != spec;
+        let judged_anew = self.spec.outlier_detection != spec.outlier_detection;
         self.spec = spec;
+        if judged_anew {
+            self.bring_back(|endpoint| endpoint.passive.forgive(now));
+        }
+    }
+
+    /// Has the workers count by this cluster's thresholds and limits: it comes into force.
+    pub(super) fn enforce(&self) {
+        self.circuits.limit(&self.spec.circuit_breakers);
+        for endpoint in self.endpoints.values() {
+            let thresholds = &self.spec.outlier_detection.thresholds;
+            endpoint.shared.streaks.watch(thresholds);
+        }
     }
 
     /// What is to be done now; counts as started.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Due> {
+        self.bring_back(|endpoint| endpoint.passive.advance(now));
         let mut due = Vec::new();
         if self.spec.discovery == Discovery::StrictDns {
             let targets = self.targets.iter_mut().enumerate();
@@ -156,7 +181,11 @@ impl ClusterState {
             .values()
             .filter(|_| checks)
             .filter_map(|e| e.pace.due());
-        look_ups.chain(checks).min()
+        let ejections = self
+            .endpoints
+            .values()
+            .filter_map(|endpoint| Some(endpoint.passive.ejection()?.until));
+        look_ups.chain(checks).chain(ejections).min()
     }
 
     /// A look-up of `target` ended. `chance` (0 to 1) places the next one.
@@ -232,12 +261,28 @@ impl ClusterState {
             tell_health(&self.spec.name, &endpoint.shared, after.0);
             self.settle(now);
         }
+        let passed = *outcome == Outcome::Serving;
+        let threshold = self
+            .spec
+            .health_check
+            .as_ref()
+            .map_or(1, |spec| spec.healthy_threshold);
+        self.bring_back(|endpoint| {
+            if endpoint.shared.id != id {
+                return None;
+            }
+            endpoint.passive.checked(passed, started, threshold, now)
+        });
     }
 
-    /// Takes up the workers' hints: endpoints that refused or said GOAWAY are checked and their names looked up.
-    pub(super) fn hurry_suspects(&mut self, now: Instant) {
+    /// Takes up the workers' hints: endpoints that refused or said GOAWAY are checked and their names looked up, those
+    /// that failed too often in a row are ejected.
+    pub(super) fn take_hints(&mut self, now: Instant) {
         let mut suspected = false;
-        for endpoint in self.endpoints.values_mut() {
+        let mut outliers = Vec::new();
+        for (address, endpoint) in &mut self.endpoints {
+            let reached = endpoint.shared.streaks.take();
+            outliers.extend(reached.map(|detector| (*address, detector)));
             if endpoint.shared.suspect.swap(false, Ordering::Relaxed) {
                 suspected = true;
                 endpoint.pace.hurry(now);
@@ -247,6 +292,68 @@ impl ClusterState {
             for target in &mut self.targets {
                 target.pace.hurry(now);
             }
+        }
+        for (address, detector) in outliers {
+            self.outlier(address, detector, now);
+        }
+    }
+
+    /// The endpoint at `address` has failed too often in a row: ejects it, if that may be.
+    fn outlier(&mut self, address: SocketAddr, detector: Detector, now: Instant) {
+        let spec = &self.spec.outlier_detection;
+        let in_use = |endpoint: &EndpointState| {
+            endpoint.machine.is_healthy() && !endpoint.passive.is_ejected()
+        };
+        let ejected = self.endpoints.values().filter(|e| e.passive.is_ejected());
+        let ejected = ejected.count();
+        let others = self.endpoints.values().filter(|e| in_use(e)).count();
+        let total = self.endpoints.len();
+        // One that is out of use already has nothing to lose: these are its last RPCs.
+        let Some(endpoint) = self.endpoints.get_mut(&address).filter(|e| in_use(e)) else {
+            return;
+        };
+        let detected = if !spec.enforcing[detector as usize] {
+            Detected::NotEnforced
+        } else if !may_eject(ejected, others - 1, total, spec.max_ejection_percent) {
+            Detected::Overflow
+        } else {
+            Detected::Ejected
+        };
+        *self.detections.entry((detector, detected)).or_default() += 1;
+        let (cluster, address) = (&*self.spec.name, &*endpoint.shared.label);
+        let (streak, detected_as) = (detector.key(), detected.as_str());
+        if detected != Detected::Ejected {
+            // Not above: an endpoint that is kept goes on failing, and so would the lines.
+            tracing::debug!(
+                cluster,
+                endpoint = address,
+                streak,
+                detected_as,
+                "fails in a row; not ejected"
+            );
+            return;
+        }
+        let length = endpoint.passive.eject(detector, spec, now);
+        let at_ms = now_ms();
+        endpoint.ejected_ms = (at_ms, at_ms + length.as_millis() as u64);
+        self.changed = true;
+        tracing::warn!(
+            cluster,
+            endpoint = address,
+            streak,
+            for_seconds = length.as_secs_f64(),
+            "ejected: its RPCs fail in a row"
+        );
+    }
+
+    /// Ends the ejections for which `ended` gives a reason.
+    fn bring_back(&mut self, mut ended: impl FnMut(&mut EndpointState) -> Option<Return>) {
+        for endpoint in self.endpoints.values_mut() {
+            let Some(why) = ended(endpoint) else { continue };
+            endpoint.shared.streaks.clear();
+            self.changed = true;
+            let (cluster, endpoint) = (&*self.spec.name, &*endpoint.shared.label);
+            tracing::info!(cluster, endpoint, ?why, "no longer ejected");
         }
     }
 
@@ -285,6 +392,9 @@ impl ClusterState {
         for address in &change.added {
             let shared = self.inherited.remove(address);
             let shared = shared.unwrap_or_else(|| EndpointShared::new(*address));
+            shared
+                .streaks
+                .watch(&self.spec.outlier_detection.thresholds);
             let machine = match self.spec.health_check {
                 Some(_) => Machine::new(),
                 None => Machine::always_healthy(),
@@ -297,6 +407,8 @@ impl ClusterState {
                     pace: Pace::new(now),
                     since_ms: now_ms(),
                     last_check: None,
+                    passive: Passive::default(),
+                    ejected_ms: (0, 0),
                 },
             );
         }

@@ -178,7 +178,7 @@ impl Core {
             }
             () = self.hints.wait() => {
                 let now = Instant::now();
-                self.all_clusters().for_each(|cluster| cluster.hurry_suspects(now));
+                self.all_clusters().for_each(|cluster| cluster.take_hints(now));
             }
             event = self.certificate.next_event() => {
                 self.changed |= self.certificate.found(event, Instant::now());
@@ -339,6 +339,7 @@ impl Core {
 
 impl InForce {
     fn new(mut state: ClusterState) -> Self {
+        state.enforce();
         state.changed = false;
         Self {
             published: Arc::new(assemble::cluster(&state)),

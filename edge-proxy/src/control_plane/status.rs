@@ -19,7 +19,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use crate::{
     control_plane::config::Config,
-    snapshot::{EndpointShared, Health},
+    snapshot::{EndpointShared, Health, circuit::Circuits, streak::Detector},
 };
 
 /// The newest [`Report`]: written by the control plane, read by everybody.
@@ -146,6 +146,12 @@ pub struct ClusterReport {
     pub lookups: BTreeMap<LookupResult, u64>,
     /// Health checks ended, by result; their metric, too.
     pub checks: BTreeMap<CheckResult, u64>,
+    /// Streaks of failures that reached their threshold, by kind and consequence; their metric, too.
+    #[serde(serialize_with = "detections")]
+    pub detections: BTreeMap<(Detector, Detected), u64>,
+    /// Its circuit limits and what is in use; in JSON those that are set.
+    #[serde(rename = "circuit_breakers", serialize_with = "circuits")]
+    pub circuits: Arc<Circuits>,
 }
 
 /// One `host:port` of a cluster.
@@ -181,6 +187,22 @@ pub struct EndpointReport {
     pub health_since_ms: u64,
     /// The last check that ended; `None`: none yet, or the cluster has none.
     pub last_check: Option<CheckReport>,
+    /// How often failures of its RPCs have ejected it.
+    pub ejections: u64,
+    /// It is ejected now.
+    #[serde(flatten)]
+    pub ejection: Option<EjectionReport>,
+}
+
+/// An endpoint that gets no new RPCs because its last ones failed in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct EjectionReport {
+    /// The key of `outlier_detection` whose threshold was reached.
+    pub ejected_for: &'static str,
+    /// Since when.
+    pub ejected_at_ms: u64,
+    /// When it ends, if health checks don't end it earlier.
+    pub returns_at_ms: u64,
 }
 
 /// How one health check ended.
@@ -248,6 +270,17 @@ pub enum CheckResult {
     GoAway,
     /// An error of ours (a panic in the checker).
     Internal,
+}
+
+/// What became of a streak of failures. Its metric's label, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Detected {
+    /// The endpoint was ejected.
+    Ejected,
+    /// Nothing: `max_ejection_percent` are ejected already, or no other endpoint is in use.
+    Overflow,
+    /// Nothing: `enforcing_…` is false.
+    NotEnforced,
 }
 
 impl Status {
@@ -322,6 +355,20 @@ impl CheckResult {
     }
 }
 
+impl Detected {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ejected, Self::Overflow, Self::NotEnforced];
+
+    /// The word in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ejected => "ejected",
+            Self::Overflow => "overflow",
+            Self::NotEnforced => "not_enforced",
+        }
+    }
+}
+
 /// Now, in this module's unit.
 pub fn now_ms() -> u64 {
     SystemTime::now()
@@ -351,6 +398,35 @@ fn health<S: Serializer>(health: &Health, serializer: S) -> Result<S::Ok, S::Err
     map.serialize_entry("health", word)?;
     if let Some(reason) = reason {
         map.serialize_entry("reason", reason)?;
+    }
+    map.end()
+}
+
+/// By kind, then by consequence.
+fn detections<S: Serializer>(
+    detections: &BTreeMap<(Detector, Detected), u64>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let mut by_detector = BTreeMap::<_, BTreeMap<_, _>>::new();
+    for ((detector, detected), count) in detections {
+        let counts = by_detector.entry(detector.key()).or_default();
+        counts.insert(detected.as_str(), count);
+    }
+    by_detector.serialize(serializer)
+}
+
+/// The limits that are set, by key.
+fn circuits<S: Serializer>(circuits: &Arc<Circuits>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(None)?;
+    for of in circuits.uses() {
+        if let Some(limit) = of.limit {
+            let counts = [
+                ("limit", u64::from(limit)),
+                ("used", of.used.into()),
+                ("refused", of.refused),
+            ];
+            map.serialize_entry(of.circuit.key(), &BTreeMap::from(counts))?;
+        }
     }
     map.end()
 }
@@ -401,6 +477,12 @@ mod tests {
             eligible: false,
             health_since_ms: 1,
             last_check: None,
+            ejections: 2,
+            ejection: Some(EjectionReport {
+                ejected_for: "consecutive_5xx",
+                ejected_at_ms: 3,
+                returns_at_ms: 4,
+            }),
         };
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["address"], "10.0.0.7:8081");
@@ -408,6 +490,10 @@ mod tests {
         assert_eq!(json["health"], "unhealthy");
         assert_eq!(json["reason"], "NOT_SERVING");
         assert_eq!(json["standing"], "listed");
+        assert_eq!(
+            (&json["ejections"], &json["ejected_for"]),
+            (&2.into(), &"consecutive_5xx".into())
+        );
     }
 
     #[test]

@@ -63,8 +63,13 @@ pub fn failure(failure: Failure, form: Form, context: &AnswerContext<'_>) -> Ans
         _ => form,
     };
     let mut answer = match form {
-        Form::Grpc => grpc(failure.grpc_status(), &failure.text(), context),
-        form => plain(failure.http_status(), failure.text(), form, context),
+        Form::Grpc => grpc(failure.grpc_status(), failure.text(), context),
+        form => plain(
+            failure.http_status(),
+            Cow::Borrowed(failure.text()),
+            form,
+            context,
+        ),
     };
     if failure == Failure::ConnectMethod {
         // A 405 has to list what is allowed (RFC 9110 §15.5.6). On a CONNECT's target, that is nothing.
@@ -99,7 +104,7 @@ pub fn health_check(serving: bool, form: Form, context: &AnswerContext<'_>) -> A
 /// The end of a gRPC stream whose head was relayed: what failed after it.
 pub fn trailers(failure: Failure) -> Headers {
     let mut headers = Headers::new();
-    push_status(&mut headers, failure.grpc_status(), &failure.text());
+    push_status(&mut headers, failure.grpc_status(), failure.text());
     headers
 }
 

@@ -71,6 +71,7 @@ mod tests {
             eligible: endpoints[..eligible].to_vec(),
             endpoints,
             turn: Arc::new(AtomicUsize::new(0)),
+            circuits: Arc::default(),
         }
     }
 

@@ -49,9 +49,7 @@ impl Exchange {
         let now = worker.tick();
         let backends = snapshot.clusters.iter().flat_map(|cluster| {
             let attach = |endpoint: &Arc<crate::snapshot::Endpoint>| {
-                worker
-                    .pool
-                    .attach(&worker, &endpoint.shared, &cluster.policy)
+                worker.pool.attach(&worker, &endpoint.shared, cluster)
             };
             cluster.endpoints.iter().map(attach).collect::<Vec<_>>()
         });

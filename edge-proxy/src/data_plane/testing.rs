@@ -735,6 +735,7 @@ fn snapshot(backends: &[SocketAddr], listener: ListenerPolicy, policy: ClusterPo
         eligible: endpoints.clone(),
         endpoints,
         turn: Arc::default(),
+        circuits: Arc::default(),
     });
     let to_cluster = |prefix: &str| Route {
         prefix: prefix.into(),

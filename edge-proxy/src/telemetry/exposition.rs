@@ -13,8 +13,8 @@ use super::{
     process,
 };
 use crate::{
-    control_plane::status::{Report, now_ms},
-    snapshot::{Health, Heartbeats},
+    control_plane::status::{EndpointReport, Report, now_ms},
+    snapshot::{Health, Heartbeats, circuit::CircuitUse},
 };
 
 /// The `content-type` of [`render`]'s text.
@@ -88,6 +88,16 @@ families! {
         "Endpoints that the balancer may choose.";
     PANIC = "gauge" "edge_cluster_panic" ["cluster"]
         "1 while panic_threshold sends RPCs to unhealthy endpoints too.";
+    EJECTED = "gauge" "edge_endpoints_ejected" ["cluster"]
+        "Endpoints that get no new RPCs because their last ones failed in a row.";
+    OUTLIERS = "counter" "edge_outlier_detections_total" ["cluster", "streak", "result"]
+        "Streaks of failures that reached their threshold, by what became of the endpoint.";
+    CIRCUIT_LIMIT = "gauge" "edge_circuit_limit" ["cluster", "limit"]
+        "Circuit limits that are set.";
+    CIRCUIT_USED = "gauge" "edge_circuit_used" ["cluster", "limit"]
+        "What is in use of a circuit limit.";
+    CIRCUIT_REFUSED = "counter" "edge_circuit_refused_total" ["cluster", "limit"]
+        "How often a circuit limit acted.";
     CHECKS = "counter" "edge_health_checks_total" ["cluster", "result"]
         "Health checks that ended.";
     LOOKUPS = "counter" "edge_dns_lookups_total" ["cluster", "result"]
@@ -202,6 +212,20 @@ fn clusters(text: &mut Text, report: &Report) {
     for cluster in &report.clusters {
         text.sample(PANIC, &[&cluster.name], u8::from(cluster.panic));
     }
+    text.family(EJECTED);
+    for cluster in &report.clusters {
+        let ejected = |endpoint: &&EndpointReport| endpoint.ejection.is_some();
+        let count = cluster.endpoints.iter().filter(ejected).count();
+        text.sample(EJECTED, &[&cluster.name], count);
+    }
+    text.family(OUTLIERS);
+    for cluster in &report.clusters {
+        for ((detector, detected), count) in &cluster.detections {
+            let labels = [&*cluster.name, detector.key(), detected.as_str()];
+            text.sample(OUTLIERS, &labels, count);
+        }
+    }
+    circuits(text, report);
     text.family(CHECKS);
     for cluster in &report.clusters {
         for (result, count) in &cluster.checks {
@@ -228,6 +252,26 @@ fn clusters(text: &mut Text, report: &Report) {
         if let Some(at) = oldest {
             let age = Duration::from_millis(now_ms().saturating_sub(at));
             text.sample(ANSWER_AGE, &[&cluster.name], age.as_secs_f64());
+        }
+    }
+}
+
+fn circuits(text: &mut Text, report: &Report) {
+    type Value = fn(&CircuitUse, u32) -> u64;
+    let families: [(Family, Value); 3] = [
+        (CIRCUIT_LIMIT, |_, limit| limit.into()),
+        (CIRCUIT_USED, |of, _| of.used.into()),
+        (CIRCUIT_REFUSED, |of, _| of.refused),
+    ];
+    for (family, value) in families {
+        text.family(family);
+        for cluster in &report.clusters {
+            for of in cluster.circuits.uses() {
+                if let Some(limit) = of.limit {
+                    let labels = [&*cluster.name, of.circuit.key()];
+                    text.sample(family, &labels, value(&of, limit));
+                }
+            }
         }
     }
 }

@@ -22,11 +22,11 @@ use edge_proxy::{
         config::Config,
         status::{
             CertificateInfo, CertificateReport, CheckReport, CheckResult, ClusterReport,
-            ConfigurationReport, EndpointReport, LookupResult, Problem, Readiness, Report,
-            Standing, Status, TargetReport, now_ms,
+            ConfigurationReport, Detected, EndpointReport, LookupResult, Problem, Readiness,
+            Report, Standing, Status, TargetReport, now_ms,
         },
     },
-    snapshot::{EndpointShared, Health, Heartbeats},
+    snapshot::{EndpointShared, Health, Heartbeats, streak::Detector},
     telemetry::{log::SetLevelError, metrics::Metrics},
 };
 
@@ -167,6 +167,8 @@ fn cluster(name: &str, port: u16, endpoints: usize, now: u64) -> ClusterReport {
         health_checked: true,
         lookups: BTreeMap::from([(LookupResult::Answer, 3_600)]),
         checks: BTreeMap::from([(CheckResult::Pass, 3_600), (CheckResult::Timeout, 2)]),
+        detections: BTreeMap::from([((Detector::LocalOrigin, Detected::Ejected), 2)]),
+        circuits: Arc::default(),
     }
 }
 
@@ -185,6 +187,8 @@ fn endpoint(address: std::net::SocketAddr, now: u64) -> EndpointReport {
             result: CheckResult::Pass,
             detail: "SERVING".into(),
         }),
+        ejections: 0,
+        ejection: None,
     }
 }
 

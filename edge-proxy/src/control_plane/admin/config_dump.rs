@@ -8,9 +8,14 @@ use serde_json::{Value, json};
 
 use crate::{
     control_plane::config::{
-        AccessLogFormat, ClusterSpec, Config, Discovery, HealthCheckSpec, LookupFamily, Target,
+        AccessLogFormat, ClusterSpec, Config, Discovery, HealthCheckSpec, LookupFamily,
+        OutlierSpec, Target,
     },
-    snapshot::{Http2Policy, ListenerPolicy, Route, RouteAction},
+    snapshot::{
+        Http2Policy, ListenerPolicy, Route, RouteAction,
+        circuit::{Circuit, CircuitLimits},
+        streak::{Detector, Thresholds},
+    },
 };
 
 /// `config` as the file would say it. Keys without a value are left out.
@@ -132,7 +137,41 @@ fn cluster(cluster: &ClusterSpec) -> Value {
         },
         "max_replay_bytes": policy.max_replay_bytes,
         "health_check": cluster.health_check.as_ref().map(health_check),
+        "outlier_detection": outlier_detection(&cluster.outlier_detection),
+        "circuit_breakers": circuit_breakers(&cluster.circuit_breakers),
     })
+}
+
+fn outlier_detection(spec: &OutlierSpec) -> Value {
+    let Thresholds {
+        local_origin,
+        gateway_failure,
+        server_error,
+        joined,
+    } = spec.thresholds;
+    let mut keys = json!({
+        "consecutive_gateway_failure": gateway_failure,
+        "consecutive_5xx": server_error,
+        "split_external_local_origin_errors": !joined,
+        "interval": span(spec.interval),
+        "base_ejection_time": span(spec.base_ejection_time),
+        "max_ejection_time": span(spec.max_ejection_time),
+        "max_ejection_percent": spec.max_ejection_percent,
+    });
+    if !joined {
+        keys["consecutive_local_origin_failure"] = local_origin.into();
+    }
+    for (detector, enforcing) in Detector::ALL.iter().zip(spec.enforcing) {
+        keys[format!("enforcing_{}", detector.key())] = enforcing.into();
+    }
+    keys
+}
+
+fn circuit_breakers(limits: &CircuitLimits) -> Value {
+    let limits = Circuit::ALL.iter().zip(limits.0);
+    limits
+        .map(|(circuit, limit)| (circuit.key().to_owned(), json!(limit)))
+        .collect()
 }
 
 fn health_check(check: &HealthCheckSpec) -> Value {
@@ -214,6 +253,15 @@ mod tests {
                 panic_threshold: 50
                 max_connections: 4
                 health_check: { service: api.Echo, interval: 5s }
+                outlier_detection: { consecutive_5xx: 7, enforcing_consecutive_5xx: false, interval: 3s }
+                circuit_breakers: { max_requests: 100, max_retries: 3 }
+              - name: joined
+                endpoints: ['joined:1']
+                outlier_detection:
+                  consecutive_gateway_failure: 3
+                  split_external_local_origin_errors: false
+                  base_ejection_time: 10m
+                  max_ejection_percent: 50
         ";
         let parse = |text: &str| {
             Config::parse(text, Path::new("edge-proxy.yaml"))

@@ -191,12 +191,12 @@ function createCluster(cluster, onPage) {
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", "Endpoints of " + cluster.name);
   box.wanted = null;
-  box.open = onPage <= FOLD || cluster.endpoints.some((e) => e.health !== "healthy");
+  box.open = onPage <= FOLD || !cluster.endpoints.every(isFine);
   return box;
 }
 
 function drawCluster(box, cluster, now) {
-  const healthy = cluster.endpoints.filter((e) => e.health === "healthy").length;
+  const healthy = cluster.endpoints.filter(isFine).length;
   const unknown = cluster.endpoints.filter((e) => e.health === "unknown").length;
   const all = cluster.endpoints.length;
   text(box.querySelector("h3"), cluster.name);
@@ -205,10 +205,11 @@ function drawCluster(box, cluster, now) {
   cls(pill, "pill " + (all && healthy === all ? "good" : healthy === 0 ? "bad" : "warn"));
 
   const t = cluster.traffic;
-  const facts = [[rate(t.rate), "RPCs/s"], [share(t.error_share), "errors"], [millis(t.p50_ms), "p50"], [millis(t.p99_ms), "p99"]];
+  const limits = Object.entries(cluster.circuit_breakers).map(([key, of]) => [count(of.used) + " of " + count(of.limit), key, of.used >= of.limit]);
+  const facts = [[rate(t.rate), "RPCs/s"], [share(t.error_share), "errors", t.error_share >= 0.01], [millis(t.p50_ms), "p50"], [millis(t.p99_ms), "p99"], ...limits];
   keyed(box.querySelector(".facts"), facts, (f) => f[1], (f) => make("span", "", make("b", ""), " " + f[1]), (e, f) => {
     text(e.firstChild, f[0]);
-    cls(e.firstChild, f[1] === "errors" && t.error_share >= 0.01 ? "bad" : "");
+    cls(e.firstChild, f[2] ? "bad" : "");
   });
   text(box.querySelector(".where"), cluster.targets.map((target) => describe(target, cluster, now)).join("\n"));
   box.querySelector(".where").classList.toggle("bad", cluster.targets.some((target) => target.last_error));
@@ -241,6 +242,8 @@ function describe(target, cluster, now) {
   return name + (target.last_answer_at_ms == null ? " · no answer yet" : " · answered " + span(now - target.last_answer_at_ms) + " ago");
 }
 
+const isFine = (endpoint) => endpoint.health === "healthy" && !endpoint.ejected_for;
+
 function createRow() {
   const row = make("tr", "", ...COLUMNS.map(([, look], i) => make(i === 0 ? "th" : "td", look)));
   row.firstChild.scope = "row";
@@ -249,13 +252,15 @@ function createRow() {
   return row;
 }
 function drawRow(row, endpoint, cluster, now) {
-  const [look, word] = cluster.health_checked ? HEALTH[endpoint.health] : ["good", "✓ Not checked"];
+  const out = endpoint.ejected_for && endpoint.health === "healthy";
+  const [look, word] = out ? ["warn", "! Ejected"] : cluster.health_checked ? HEALTH[endpoint.health] : ["good", "✓ Not checked"];
   const health = row.children[1];
   text(health.firstChild, word);
   cls(health.firstChild, "word " + look);
   const why = [endpoint.reason];
   if (endpoint.standing === "leaving") why.push("gone from DNS; serves until another endpoint is healthy");
   if (endpoint.standing === "withdrawn") why.push("gone from DNS; stays while its check passes");
+  if (out) why.push("too many in a row: " + words(endpoint.ejected_for) + "; back in " + span(Math.max(0, endpoint.returns_at_ms - now)));
   if (endpoint.health === "healthy" && !endpoint.eligible) why.push("gets no new RPCs");
   text(health.lastChild, why.filter(Boolean).join(" · "));
   const check = endpoint.last_check;
@@ -268,7 +273,7 @@ function drawRow(row, endpoint, cluster, now) {
 }
 const filtering = () => byId("ill").checked || byId("find").value.trim() !== "";
 function matches(endpoint) {
-  if (byId("ill").checked && endpoint.health === "healthy") return false;
+  if (byId("ill").checked && isFine(endpoint)) return false;
   const wanted = byId("find").value.trim().toLowerCase();
   return !wanted || (endpoint.address + " " + endpoint.health + " " + (endpoint.reason ?? "")).toLowerCase().includes(wanted);
 }

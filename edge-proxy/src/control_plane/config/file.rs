@@ -244,6 +244,12 @@ pub(super) struct Cluster {
     pub(super) connect_timeout: Option<At<Span>>,
     /// grpc.health.v1 checks. Default: none, all endpoints count as healthy.
     pub(super) health_check: Option<HealthCheck>,
+    /// Failures in a row that take an endpoint out of use for a while. Default: 5 RPCs that it didn't take.
+    #[serde(default)]
+    pub(super) outlier_detection: OutlierDetection,
+    /// How much of the cluster may be in use at once, over all workers; an RPC above it gets 14. Default: no limit.
+    #[serde(default)]
+    pub(super) circuit_breakers: CircuitBreakers,
     /// Percent of healthy endpoints below which all are used; 0: never. Default: 0.
     #[schemars(range(max = 100))]
     pub(super) panic_threshold: Option<At<u64>>,
@@ -298,6 +304,52 @@ pub(super) struct HealthCheck {
     pub(super) unhealthy_threshold: Option<At<u64>>,
     /// Passes in a row that bring back. Default: 2.
     pub(super) healthy_threshold: Option<At<u64>>,
+}
+
+/// `clusters[].outlier_detection`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct OutlierDetection {
+    /// RPCs in a row that it didn't take: connections that fail, time out or end under them, refused streams; 0: not counted. Default: 5.
+    #[schemars(range(max = 1_048_575))]
+    pub(super) consecutive_local_origin_failure: Option<At<u64>>,
+    /// Answers in a row with gRPC status 14 or HTTP 502 to 504, and streams that it resets or breaks; 0: not counted. Default: 0.
+    #[schemars(range(max = 1_048_575))]
+    pub(super) consecutive_gateway_failure: Option<At<u64>>,
+    /// These, and gRPC status 2, 13, 15 or none and any HTTP 5xx; 0: not counted. Default: 0.
+    #[schemars(range(max = 1_048_575))]
+    pub(super) consecutive_5xx: Option<At<u64>>,
+    /// false: RPCs that it didn't take count in the other two instead. Default: true.
+    pub(super) split_external_local_origin_errors: Option<At<bool>>,
+    /// For each of these without an ejection, the next one is a step shorter. Default: 10s.
+    pub(super) interval: Option<At<Span>>,
+    /// How long the first ejection lasts; the second twice as long, and so on. Default: 30s.
+    pub(super) base_ejection_time: Option<At<Span>>,
+    /// How long any ejection lasts at most. Default: 300s, or base_ejection_time if that is more.
+    pub(super) max_ejection_time: Option<At<Span>>,
+    /// Percent of the endpoints that may be ejected at once; one may always be, the last one in use never. Default: 10.
+    #[schemars(range(max = 100))]
+    pub(super) max_ejection_percent: Option<At<u64>>,
+    /// false: counted and told, nothing is ejected. Default: true.
+    pub(super) enforcing_consecutive_local_origin_failure: Option<At<bool>>,
+    /// Likewise. Default: true.
+    pub(super) enforcing_consecutive_gateway_failure: Option<At<bool>>,
+    /// Likewise. Default: true.
+    pub(super) enforcing_consecutive_5xx: Option<At<bool>>,
+}
+
+/// `clusters[].circuit_breakers`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CircuitBreakers {
+    /// Connections to all endpoints; one for each endpoint and worker is the least that serves well. Default: no limit.
+    pub(super) max_connections: Option<At<u64>>,
+    /// RPCs that wait for a connection. Default: no limit.
+    pub(super) max_pending_requests: Option<At<u64>>,
+    /// RPCs that run. Default: no limit.
+    pub(super) max_requests: Option<At<u64>>,
+    /// Attempts after an RPC's first one. Default: no limit.
+    pub(super) max_retries: Option<At<u64>>,
 }
 
 /// `clusters[].http2`.

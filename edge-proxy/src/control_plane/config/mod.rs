@@ -14,7 +14,11 @@ use std::{
 pub use crate::data_plane::access_log::{AccessLogConfig, AccessLogFormat};
 use crate::{
     cgroup::Resources,
-    snapshot::{ClusterPolicy, ListenerPolicy, Route},
+    snapshot::{
+        ClusterPolicy, ListenerPolicy, Route,
+        circuit::CircuitLimits,
+        streak::{Detector, Thresholds},
+    },
 };
 
 mod file;
@@ -155,6 +159,10 @@ pub struct ClusterSpec {
     pub panic_threshold: u8,
     /// `None`: all endpoints are healthy.
     pub health_check: Option<HealthCheckSpec>,
+    /// Which failures of RPCs eject.
+    pub outlier_detection: OutlierSpec,
+    /// How much may be in use at once.
+    pub circuit_breakers: CircuitLimits,
 }
 
 /// `discovery`.
@@ -201,4 +209,37 @@ pub struct HealthCheckSpec {
     pub unhealthy_threshold: u32,
     /// Passes in a row that bring back.
     pub healthy_threshold: u32,
+}
+
+/// `outlier_detection`. Its default is what a cluster without one has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutlierSpec {
+    /// Failures in a row that eject.
+    pub thresholds: Thresholds,
+    /// The times of further ejections fall by one step for each of these without one.
+    pub interval: Duration,
+    /// The first ejection's time, and each further one's step.
+    pub base_ejection_time: Duration,
+    /// The longest ejection's.
+    pub max_ejection_time: Duration,
+    /// Of a cluster's endpoints, ejected at once; one may always be.
+    pub max_ejection_percent: u8,
+    /// Whether a streak ejects, or is only counted; in the order of [`Detector::ALL`].
+    pub enforcing: [bool; Detector::ALL.len()],
+}
+
+impl Default for OutlierSpec {
+    fn default() -> Self {
+        Self {
+            thresholds: Thresholds {
+                local_origin: 5,
+                ..Thresholds::default()
+            },
+            interval: Duration::from_secs(10),
+            base_ejection_time: Duration::from_secs(30),
+            max_ejection_time: Duration::from_secs(300),
+            max_ejection_percent: 10,
+            enforcing: [true; Detector::ALL.len()],
+        }
+    }
 }

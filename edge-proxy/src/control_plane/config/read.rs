@@ -77,6 +77,9 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
             did_you_mean(variant, expected.iter().copied()),
             expected.join(" or ")
         ),
+        Error::InvalidScalar { ty: "boolean", .. } => {
+            format!("{} isn't true or false: write one of them", found())
+        }
         Error::InvalidScalar { .. } => {
             format!("{} isn't a whole number from 0: write digits only, as 100", found())
         }
@@ -125,9 +128,6 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
 }
 
 fn unknown_key(written: &str, known: &[&str]) -> String {
-    if PLANNED.contains(&written) && known.contains(&"endpoints") {
-        return "not yet supported (it is planned): leave it out".to_owned();
-    }
     format!(
         "unknown key: {}known here: {}",
         did_you_mean(written, known.iter().copied()),
@@ -174,9 +174,6 @@ fn without_place(error: &Error) -> String {
     let end = text.rfind(" at line ").unwrap_or(text.len());
     text[..end].to_owned()
 }
-
-/// Envoy's keys of a cluster that files bring along and that have no effect here yet.
-const PLANNED: [&str; 2] = ["outlier_detection", "circuit_breakers"];
 
 /// Characters of a wrong value that a message repeats.
 const LONGEST_QUOTE: usize = 40;

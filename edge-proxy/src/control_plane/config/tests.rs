@@ -61,6 +61,19 @@ clusters:
     per_connection_streams: 100
     http2: { initial_stream_window_size: 262144, initial_connection_window_size: 26214400 }
     max_replay_bytes: 65536
+    outlier_detection:
+      consecutive_local_origin_failure: 5
+      consecutive_gateway_failure: 0
+      consecutive_5xx: 0
+      split_external_local_origin_errors: true
+      interval: 10s
+      base_ejection_time: 30s
+      max_ejection_time: 300s
+      max_ejection_percent: 10
+      enforcing_consecutive_local_origin_failure: true
+      enforcing_consecutive_gateway_failure: true
+      enforcing_consecutive_5xx: true
+    circuit_breakers: {}
 ";
 
 const ROOMY: Resources = Resources {
@@ -217,8 +230,9 @@ fn mistakes_that_end_the_reading() {
         format!("{MINIMAL}server_name: {{ a: b }}\n"),
         format!("{MINIMAL}    lb_policy: least_request\n"),
         format!("{MINIMAL}    discovery: strict_dsn\n"),
-        format!("{MINIMAL}    outlier_detection: {{}}\n"),
-        format!("{MINIMAL}    circuit_breakers: {{ max_requests: 1 }}\n"),
+        format!("{MINIMAL}    outlier_detection: {{ consecutive_5x: 1 }}\n"),
+        format!("{MINIMAL}    outlier_detection: {{ enforcing_consecutive_5xx: 100 }}\n"),
+        format!("{MINIMAL}    circuit_breakers: {{ max_request: 1 }}\n"),
         format!("{MINIMAL}    name: again\n"),
         format!("{MINIMAL}    connect_timeout: *nowhere\n"),
         format!("{MINIMAL}---\n{MINIMAL}"),

@@ -170,7 +170,7 @@ impl Core {
             };
             // `Kept` was planned from these very clusters, and they change only here.
             if let Some(mut state) = state {
-                state.adopt(spec.clone());
+                state.adopt(spec.clone(), now);
                 self.clusters.push(InForce::new(state));
             }
         }

@@ -1,7 +1,7 @@
 //! The loop under paused time, over a scripted network: what is looked at when, and what is published of it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     net::SocketAddr,
     path::Path,
@@ -24,9 +24,12 @@ use crate::{
         discovery::Lookup,
         health::Outcome,
         network::{Job, Network},
-        status::{CheckResult, LookupResult, Report, Standing},
+        status::{CheckResult, Detected, LookupResult, Report, Standing},
     },
-    snapshot::{Cluster, EndpointShared, Health, Hints, Reader, Snapshot},
+    snapshot::{
+        Cluster, EndpointShared, Health, Hints, Reader, Snapshot,
+        streak::{Detector, Ending},
+    },
     telemetry::captured::Log,
 };
 
@@ -597,6 +600,185 @@ async fn a_panic_in_a_check_or_a_look_up_is_counted_and_comes_again_within_a_sec
         checked[1] - checked[0] <= SECOND + SECOND / 5,
         "{checked:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_endpoint_fails_in_a_row_ejects_it_for_a_while() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2, 3]);
+    let mut running = Running::with(network, &yaml(&[("echo", UNCHECKED)]), None);
+    let snapshot = running.until_eligible(&[1, 2, 3]).await;
+    let [first, second, _] = &snapshot.clusters[0].endpoints[..] else {
+        panic!("three endpoints")
+    };
+    let hints = running.hints.clone();
+    hints.attempted(&first.shared, Ending::LocalOrigin, 4);
+    hints.attempted(&first.shared, Ending::Well, 1);
+    hints.attempted(&first.shared, Ending::LocalOrigin, 4);
+    hints.attempted(&second.shared, Ending::LocalOrigin, 5);
+    running.until_eligible(&[1, 3]).await;
+    let begin = Instant::now();
+    let report = &running.report().clusters[0];
+    let ejection = report.endpoints[1].ejection.unwrap();
+    assert_eq!(ejection.ejected_for, "consecutive_local_origin_failure");
+    assert_eq!(ejection.returns_at_ms - ejection.ejected_at_ms, 30_000);
+    // A tenth of three, but one at least: the next one has to stay.
+    hints.attempted(&first.shared, Ending::LocalOrigin, 5);
+    running.until_eligible(&[1, 2, 3]).await;
+    assert_eq!(begin.elapsed(), 30 * SECOND);
+    let report = &running.report().clusters[0];
+    assert_eq!(
+        report.detections,
+        BTreeMap::from([
+            ((Detector::LocalOrigin, Detected::Ejected), 1),
+            ((Detector::LocalOrigin, Detected::Overflow), 1),
+        ])
+    );
+    // Again at once: twice as long.
+    hints.attempted(&second.shared, Ending::LocalOrigin, 5);
+    running.until_eligible(&[1, 3]).await;
+    let begin = Instant::now();
+    running.until_eligible(&[1, 2, 3]).await;
+    assert_eq!(begin.elapsed(), 60 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn passing_checks_end_an_ejection_for_taking_no_rpcs_and_no_other() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    let more = format!("{CHECKED}\n    outlier_detection: {{ consecutive_5xx: 3 }}");
+    let mut running = Running::with(network, &yaml(&[("echo", &more)]), None);
+    let snapshot = running.until_eligible(&[1, 2]).await;
+    let first = snapshot.clusters[0].endpoints[0].shared.clone();
+    for (ending, at_least, at_most) in [
+        (Ending::LocalOrigin, SECOND, 25 * SECOND),
+        (Ending::ServerError, 60 * SECOND, 60 * SECOND),
+    ] {
+        running.hints.attempted(&first, ending, 5);
+        running.until_eligible(&[2]).await;
+        let begin = Instant::now();
+        running.until_eligible(&[1, 2]).await;
+        let lasted = begin.elapsed();
+        assert!(
+            lasted >= at_least && lasted <= at_most,
+            "{ending:?}: {lasted:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejection_never_leaves_a_cluster_without_endpoints() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    let mut running = Running::start(network.clone());
+    let snapshot = running.until_eligible(&[1, 2]).await;
+    let endpoints = &snapshot.clusters[0].endpoints;
+    running
+        .hints
+        .attempted(&endpoints[0].shared, Ending::LocalOrigin, 5);
+    running.until_eligible(&[2]).await;
+    running
+        .hints
+        .attempted(&endpoints[1].shared, Ending::LocalOrigin, 5);
+    network.check(2, refused());
+    // The ejected one is better than none.
+    running.until_eligible(&[1]).await;
+    let report = &running.report().clusters[0];
+    assert_eq!(
+        report.detections[&(Detector::LocalOrigin, Detected::Overflow)],
+        1
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_enforced_is_counted_only() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    let detection = "outlier_detection: { enforcing_consecutive_local_origin_failure: false }";
+    let mut running = Running::with(network, &yaml(&[("echo", detection)]), None);
+    let snapshot = running.until_eligible(&[1, 2]).await;
+    let first = &snapshot.clusters[0].endpoints[0].shared;
+    running.hints.attempted(first, Ending::LocalOrigin, 5);
+    sleep(SECOND).await;
+    let report = &running.report().clusters[0];
+    assert_eq!(
+        report.detections,
+        BTreeMap::from([((Detector::LocalOrigin, Detected::NotEnforced), 1)])
+    );
+    assert_eq!(report.eligible, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_minutes_without_good_dns_in_any_shape_change_nothing() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    let mut running = Running::start(network.clone());
+    running.until_eligible(&[1, 2]).await;
+    let fails = |result| Answered::Lookup(Lookup::failed(result, "on purpose".into()));
+    let shapes = [
+        fails(LookupResult::Timeout),
+        fails(LookupResult::ServFail),
+        fails(LookupResult::Refused),
+        fails(LookupResult::Error),
+        Answered::Lookup(Lookup {
+            result: LookupResult::NoName,
+            ..Lookup::empty("no such name")
+        }),
+        Answered::Lookup(Lookup::empty("no addresses")),
+        Answered::Later(
+            4 * SECOND,
+            Lookup::failed(LookupResult::Timeout, "late".into()),
+        ),
+        Answered::Panic,
+    ];
+    for shape in shapes {
+        let says = |answered: Answered| {
+            let mut script = network.0.lock().unwrap();
+            script.names.insert("echo.".into(), answered);
+        };
+        says(shape.clone());
+        for _ in 0..60 {
+            sleep(10 * SECOND).await;
+            let snapshot = running.reader.load();
+            assert_eq!(eligible(&snapshot.clusters[0]), [1, 2], "{shape:?}");
+        }
+        // Believed as soon as it is back.
+        network.name("echo.", &[1, 2, 3]);
+        running.until_eligible(&[1, 2, 3]).await;
+        network.name("echo.", &[1, 2]);
+        running.until_eligible(&[1, 2]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_flaps_between_1_and_50_addresses_is_followed_and_nothing_is_left_behind() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let refresh = "health_check: { interval: 1s, timeout: 1s }";
+    let text = yaml(&[("echo", refresh)]).replace("dns_refresh_rate: 5s", "dns_refresh_rate: 1s");
+    let mut running = Running::with(network.clone(), &text, None);
+    running.until_eligible(&[1]).await;
+    for second in 0..60_u32 {
+        // 1 to 50 addresses, of which every second one is another than the second before.
+        let count = 1 + second.wrapping_mul(2_654_435_761) % 50;
+        let last: Vec<u8> = (0..count)
+            .map(|i| (1 + (i * (1 + second % 2)) % 200) as u8)
+            .collect();
+        network.name("echo.", &last);
+        sleep(SECOND).await;
+        let cluster = running.reader.load().clusters[0].clone();
+        assert!(!cluster.eligible.is_empty(), "second {second}");
+    }
+    network.name("echo.", &[7, 8]);
+    let snapshot = running.until_eligible(&[7, 8]).await;
+    assert_eq!(snapshot.clusters[0].endpoints.len(), 2);
+    assert_eq!(running.report().panics, 0);
+    // Nobody else is checked any more.
+    sleep(2 * SECOND).await;
+    let others: usize = (9..250).map(|last| network.checked(last).len()).sum();
+    sleep(10 * SECOND).await;
+    let later: usize = (9..250).map(|last| network.checked(last).len()).sum();
+    assert_eq!(others, later);
 }
 
 #[tokio::test(start_paused = true)]

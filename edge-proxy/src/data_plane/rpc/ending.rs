@@ -15,7 +15,10 @@ use crate::{
         worker::{Phase, Worker},
     },
     error::{Failure, Flag, ResetCause},
-    snapshot::Timeouts,
+    snapshot::{
+        Timeouts,
+        circuit::{Circuit, Permits},
+    },
     telemetry::{labels, metrics::Limit},
 };
 
@@ -77,11 +80,17 @@ impl Rpc {
             self.record.given_up(outcome, self.tried.len());
             return self.fail(worker, key, failure, now);
         }
-        let name = cluster.name.clone();
+        let (name, circuits) = (cluster.name.clone(), cluster.circuits.clone());
         let mut refused_by = None;
         if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
             refused_by = Some(attempt.upstream.clone());
             attempt.leave(false);
+        }
+        self.record.attempt_failed(worker, outcome, failure);
+        // What the attempt held is given back first: an RPC never stands in its own way.
+        self.permits = Permits::default();
+        if let Err(circuit) = self.permits.enter(&circuits, Circuit::Retries) {
+            return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
         }
         // Discovery and health may have learnt something since the first attempt.
         let newest = worker
@@ -89,7 +98,7 @@ impl Rpc {
         if newest.is_some() {
             self.cluster = newest;
         }
-        self.record.retried(outcome, failure);
+        self.record.retried();
         self.attempt(worker, key, refused_by, now)
     }
 

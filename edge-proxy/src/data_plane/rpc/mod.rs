@@ -58,7 +58,7 @@ use super::{
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
-    snapshot::{Cluster, EndpointShared, Timeouts},
+    snapshot::{Cluster, EndpointShared, Timeouts, circuit::Permits},
     telemetry::{labels, metrics::Limit},
 };
 
@@ -80,6 +80,8 @@ pub(crate) struct Rpc {
     cluster: Option<Arc<Cluster>>,
     /// Endpoints that were tried, in order.
     tried: Tried,
+    /// What the next attempt holds of the cluster's circuits before it has a stream.
+    permits: Permits,
     /// gRPC messages of the response, so that it can be cut between two of them.
     messages: Messages,
     /// When the client (or the route) wants it ended.
@@ -110,6 +112,8 @@ struct Attempt {
     upstream: Rc<Upstream>,
     stream: u32,
     endpoint: Arc<EndpointShared>,
+    /// Given back when it ends.
+    _permits: Permits,
 }
 
 /// The ids of endpoints that were tried: no more than may be, so that they need no memory of their own.
@@ -460,6 +464,7 @@ impl Rpc {
             state: State::Flushing(None),
             cluster: None,
             tried: Tried::default(),
+            permits: Permits::default(),
             messages: Messages::new(),
             deadline: None,
             active: now,

@@ -1,7 +1,6 @@
 //! What is remembered of an RPC for its log line and its counters.
 
 use std::{
-    borrow::Cow,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +16,7 @@ use crate::{
         worker::ClusterState,
     },
     error::{Failure, Flag, ResetCause},
-    snapshot::{Cluster, EndpointShared, Route},
+    snapshot::{Cluster, EndpointShared, Route, streak::Ending},
     telemetry::{
         labels::{self, AttemptResult, Flags, Limit},
         metrics::{NONE, Series},
@@ -37,8 +36,8 @@ pub(super) struct Record {
     /// The response's head came from a backend.
     answered: bool,
     failure: Option<Failure>,
-    /// The last attempt is proven unprocessed, and none follows.
-    refused: bool,
+    /// How the last attempt ended, if it did so without a response and none follows.
+    given_up: Option<Outcome>,
     flags: Flags,
     attempts: u32,
     series: Option<Arc<Series>>,
@@ -59,7 +58,7 @@ impl Record {
             grpc_status: None,
             answered: false,
             failure: None,
-            refused: false,
+            given_up: None,
             flags: Flags::NONE,
             attempts: 0,
             series: None,
@@ -100,10 +99,12 @@ impl Record {
         self.endpoint = Some(endpoint.clone());
     }
 
-    /// An attempt ended so, and another follows.
-    pub(super) fn retried(&mut self, outcome: Outcome, failure: Failure) {
+    /// An attempt ended so, without a response, and isn't the RPC's last word.
+    pub(super) fn attempt_failed(&mut self, worker: &Worker, outcome: Outcome, failure: Failure) {
+        if let (Some(endpoint), Some(ending)) = (&self.endpoint, unanswered(outcome, failure)) {
+            worker.hints.attempted(endpoint, ending, 1);
+        }
         if let Some((_, state)) = &self.cluster {
-            state.series.retries.inc();
             let result = if refused(outcome) {
                 Some(AttemptResult::Refused)
             } else {
@@ -115,9 +116,16 @@ impl Record {
         }
     }
 
+    /// Another attempt follows.
+    pub(super) fn retried(&mut self) {
+        if let Some((_, state)) = &self.cluster {
+            state.series.retries.inc();
+        }
+    }
+
     /// An attempt ended so, the `attempts`th, and none follows.
     pub(super) fn given_up(&mut self, outcome: Outcome, attempts: usize) {
-        self.refused = refused(outcome);
+        self.given_up = Some(outcome);
         if outcome != Outcome::Other && attempts >= retry::MAX_ATTEMPTS as usize {
             self.flags.insert(Flag::UpstreamRetryLimit);
         }
@@ -205,6 +213,9 @@ impl Record {
                 series.attempts(result).inc();
             }
         }
+        if let (Some(endpoint), Some(ending)) = (&self.endpoint, self.ending(grpc)) {
+            worker.hints.attempted(endpoint, ending, 1);
+        }
         for flag in self.flags.iter() {
             worker.shard.flags(flag).inc();
         }
@@ -233,10 +244,7 @@ impl Record {
 
     /// What the flags say, in the words that the client got.
     fn detail(&self) -> Option<&'static str> {
-        match self.failure?.text() {
-            Cow::Borrowed("") | Cow::Owned(_) => None,
-            Cow::Borrowed(text) => Some(text),
-        }
+        Some(self.failure?.text()).filter(|text| !text.is_empty())
     }
 
     /// How the last attempt ended; `None`: there was none since the last one that was counted.
@@ -244,7 +252,7 @@ impl Record {
         if self.attempts == 0 {
             return None;
         }
-        if self.refused {
+        if self.given_up.is_some_and(refused) {
             return Some(AttemptResult::Refused);
         }
         Some(match self.failure {
@@ -254,6 +262,42 @@ impl Record {
             None if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
             None => AttemptResult::ErrorStatus,
         })
+    }
+
+    /// What the last attempt's end says about its endpoint.
+    fn ending(&self, grpc: bool) -> Option<Ending> {
+        if let Some(failure) = self.failure {
+            return unanswered(self.given_up.unwrap_or(Outcome::Other), failure);
+        }
+        if self.client_left || !self.answered {
+            return None;
+        }
+        Some(match (self.grpc_status, self.status) {
+            (Some(UNAVAILABLE), _) => Ending::GatewayFailure,
+            (Some(UNKNOWN | INTERNAL | DATA_LOSS), _) => Ending::ServerError,
+            // 4 and 12 are failures of the backend's too, as Envoy counts; but whoever asks can have them at will.
+            (Some(_), _) => Ending::Well,
+            (None, 502..=504) => Ending::GatewayFailure,
+            (None, 500..) => Ending::ServerError,
+            (None, _) if grpc => Ending::ServerError,
+            (None, _) => Ending::Well,
+        })
+    }
+}
+
+/// What an attempt without a whole response says about its endpoint. Failures of connections are counted where they are
+/// met, in `upstream/`: one may end many RPCs.
+fn unanswered(outcome: Outcome, failure: Failure) -> Option<Ending> {
+    match failure {
+        // Whoever says GOAWAY may do so.
+        _ if outcome == Outcome::AboveGoaway => None,
+        // It takes no RPCs, as one that can't be connected to.
+        _ if outcome == Outcome::RefusedStream => Some(Ending::LocalOrigin),
+        Failure::ResetBeforeHeaders(cause) | Failure::ResetAfterHeaders(cause) => match cause {
+            ResetCause::RemoteReset | ResetCause::ProtocolError => Some(Ending::GatewayFailure),
+            ResetCause::Termination => None,
+        },
+        _ => None,
     }
 }
 
@@ -294,3 +338,9 @@ fn grpc_status(headers: &Headers) -> Option<u32> {
 
 /// What a client that left would have told itself.
 const CANCELLED: u32 = 1;
+
+// A backend's word for a failure of its own.
+const UNKNOWN: u32 = 2;
+const INTERNAL: u32 = 13;
+const UNAVAILABLE: u32 = 14;
+const DATA_LOSS: u32 = 15;

@@ -18,7 +18,7 @@ use crate::{
         worker::{Timer, Worker},
     },
     error::{Failure, ResetCause},
-    snapshot::{EndpointShared, Route, RouteAction},
+    snapshot::{Endpoint, EndpointShared, Route, RouteAction, circuit::Circuit},
 };
 
 impl Rpc {
@@ -132,12 +132,22 @@ impl Rpc {
         self.record.attempted(&endpoint, now);
         match worker
             .pool
-            .acquire(worker, &endpoint, &cluster.policy, key, refused_by, now)
+            .acquire(worker, &endpoint, &cluster, key, refused_by, now)
         {
-            Some(upstream) => self.open(worker, key, upstream, endpoint, now),
-            None => {
+            Ok(Some(upstream)) => self.open(worker, key, upstream, endpoint, now),
+            Ok(None) => {
                 self.state = State::Waiting(endpoint);
                 Step::On
+            }
+            Err(circuit) => {
+                let failure = Failure::CircuitLimit(circuit);
+                let untried = |other: &Arc<Endpoint>| !self.tried.contains(&other.shared.id);
+                if circuit == Circuit::Connections && cluster.eligible.iter().any(untried) {
+                    // Another endpoint may have a connection already.
+                    self.again_or_fail(worker, key, Outcome::ConnectFailed, failure, now)
+                } else {
+                    self.fail(worker, key, failure, now)
+                }
             }
         }
     }
@@ -151,6 +161,12 @@ impl Rpc {
         endpoint: Arc<EndpointShared>,
         now: Instant,
     ) -> Step {
+        let mut permits = std::mem::take(&mut self.permits);
+        if let Some(cluster) = &self.cluster
+            && let Err(circuit) = permits.enter(&cluster.circuits, Circuit::Requests)
+        {
+            return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
+        }
         let mut head = stock::arena();
         head.clone_from(&self.head);
         if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
@@ -161,6 +177,7 @@ impl Rpc {
             Ok(stream) => stream,
             Err((_, head)) => {
                 stock::recycle(head);
+                drop(permits);
                 self.state = State::Waiting(endpoint);
                 let failure = Failure::ResetBeforeHeaders(ResetCause::Termination);
                 return self.again_or_fail(worker, key, Outcome::NeverSent, failure, now);
@@ -184,6 +201,7 @@ impl Rpc {
             upstream,
             stream,
             endpoint,
+            _permits: permits,
         });
         Step::On
     }

@@ -22,7 +22,7 @@ use crate::{
         worker::Worker,
     },
     error::{Failure, ResetCause},
-    snapshot::ClusterPolicy,
+    snapshot::{ClusterPolicy, circuit::Permits, streak::Ending},
     telemetry::metrics::{self, Limit},
 };
 
@@ -60,8 +60,14 @@ enum State {
     Abandoned,
 }
 
-/// Connects, then runs the connection until it ends. Spawned by the pool, which counted it as opening.
-pub(super) async fn open(worker: Rc<Worker>, pool: Rc<EndpointPool>, policy: Arc<ClusterPolicy>) {
+/// Connects, then runs the connection until it ends. Spawned by the pool, which counted it as opening. `_permits` are
+/// its own until then.
+pub(super) async fn open(
+    worker: Rc<Worker>,
+    pool: Rc<EndpointPool>,
+    policy: Arc<ClusterPolicy>,
+    _permits: Permits,
+) {
     let started = worker.tick();
     let connect = connect(pool.shared.address);
     let socket = match tokio::time::timeout(policy.connect_timeout, connect).await {
@@ -214,6 +220,11 @@ impl Upstream {
             }
         }
         let streams: Vec<_> = self.link.engine().streams().collect();
+        if !streams.is_empty() && !self.opening.get() && is_the_endpoints(end) {
+            // Once, however many RPCs it had: a restart is no series of failures.
+            let hints = &worker.hints;
+            hints.attempted(&self.pool.shared, Ending::LocalOrigin, 1);
+        }
         for stream in streams {
             rpc::upstream_gone(
                 worker,
@@ -376,7 +387,7 @@ impl Side for Rc<Upstream> {
             self.link.check_by(now + CONGESTED_AFTER);
         }
         match self.state.get() {
-            State::Abandoned => Some(End::TimedOut("ejected")),
+            State::Abandoned => Some(End::TimedOut(EJECTED)),
             State::Leaving if self.link.engine().is_empty() => Some(End::Finished),
             _ => None,
         }
@@ -405,6 +416,11 @@ impl Upstream {
     }
 }
 
+/// Whether a connection's end is to be held against its endpoint; none that we wanted is, nor an error of ours.
+fn is_the_endpoints(end: End) -> bool {
+    !matches!(end, End::Finished | End::Panic | End::TimedOut(EJECTED))
+}
+
 /// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel while
 /// something is unacknowledged (keep-alive PINGs would be answered with `too_many_pings`).
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
@@ -427,6 +443,9 @@ fn engine_config(policy: &ClusterPolicy) -> http2::Config {
         output_limit: 256 * 1024,
     }
 }
+
+/// Why a connection was abandoned.
+const EJECTED: &str = "ejected";
 
 /// Backends' response headers, decoded and encoded.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;

@@ -28,7 +28,11 @@ use super::{
 };
 use crate::{
     error::Failure,
-    snapshot::{ClusterPolicy, EndpointShared, Snapshot},
+    snapshot::{
+        Cluster, ClusterPolicy, EndpointShared, Snapshot,
+        circuit::{Circuit, Circuits, Permits},
+        streak::Ending,
+    },
     telemetry::metrics::Limit,
 };
 
@@ -42,6 +46,7 @@ pub(crate) struct Pool {
 pub(crate) struct EndpointPool {
     pub(crate) shared: Arc<EndpointShared>,
     policy: RefCell<Arc<ClusterPolicy>>,
+    circuits: Arc<Circuits>,
     connections: RefCell<Vec<Rc<Upstream>>>,
     /// Connections between the decision to open them and the peer's SETTINGS.
     opening: Cell<usize>,
@@ -56,26 +61,31 @@ struct Waiting {
     until: Instant,
     /// The connection that refused it: another one may not.
     avoid: Option<Rc<Upstream>>,
+    /// Given back when it waits no more.
+    _permits: Permits,
 }
 
 impl Pool {
     /// A connection with room for a stream to `endpoint`, now; or `None`, and `rpc` waits for
     /// [`rpc::connected`] or [`rpc::connect_failed`]. `avoid` has refused the RPC: it gets another one as long as there
     /// may be one.
+    ///
+    /// # Errors
+    /// A circuit limit of the cluster: it doesn't wait.
     pub(crate) fn acquire(
         &self,
         worker: &Rc<Worker>,
         endpoint: &Arc<EndpointShared>,
-        policy: &Arc<ClusterPolicy>,
+        cluster: &Cluster,
         rpc: Key,
         avoid: Option<Rc<Upstream>>,
         now: Instant,
-    ) -> Option<Rc<Upstream>> {
+    ) -> Result<Option<Rc<Upstream>>, Circuit> {
         let pool = {
             let mut endpoints = self.endpoints.borrow_mut();
             let pool = endpoints
                 .entry(endpoint.id)
-                .or_insert_with(|| Rc::new(EndpointPool::new(endpoint.clone(), policy.clone())));
+                .or_insert_with(|| Rc::new(EndpointPool::new(endpoint.clone(), cluster)));
             pool.clone()
         };
         let avoid = avoid.filter(|avoid| pool.has_other(avoid));
@@ -86,10 +96,10 @@ impl Pool {
             .iter()
             .any(|waiting| waiting.avoid.is_none());
         if !overtakes && let Some(connection) = pool.free_connection(avoid.as_ref()) {
-            return Some(connection);
+            return Ok(Some(connection));
         }
-        pool.wait(worker, rpc, avoid, now);
-        None
+        pool.wait(worker, rpc, avoid, now)?;
+        Ok(None)
     }
 
     /// A connection to `endpoint` that nobody has to open: what is on it is its owner's affair.
@@ -97,10 +107,11 @@ impl Pool {
         &self,
         worker: &Worker,
         endpoint: &Arc<EndpointShared>,
-        policy: &Arc<ClusterPolicy>,
+        cluster: &Cluster,
     ) -> Rc<Upstream> {
-        let pool = Rc::new(EndpointPool::new(endpoint.clone(), policy.clone()));
+        let pool = Rc::new(EndpointPool::new(endpoint.clone(), cluster));
         pool.opening.set(1);
+        let policy = &cluster.policy;
         let ready_by = worker.now() + policy.connect_timeout;
         let connection = Rc::new(Upstream::new(worker, pool.clone(), policy, ready_by));
         pool.add(connection.clone());
@@ -122,8 +133,10 @@ impl Pool {
         while let Some((rpc, connection)) = pool.next_served() {
             rpc::connected(worker, rpc, connection);
         }
-        if !pool.waiting.borrow().is_empty() {
-            pool.open_more(worker);
+        if !pool.waiting.borrow().is_empty()
+            && let Err(circuit) = pool.open_more(worker)
+        {
+            pool.send_elsewhere(worker, Failure::CircuitLimit(circuit));
         }
     }
 
@@ -183,10 +196,11 @@ impl Pool {
 }
 
 impl EndpointPool {
-    fn new(shared: Arc<EndpointShared>, policy: Arc<ClusterPolicy>) -> Self {
+    fn new(shared: Arc<EndpointShared>, cluster: &Cluster) -> Self {
         Self {
             shared,
-            policy: RefCell::new(policy),
+            policy: RefCell::new(cluster.policy.clone()),
+            circuits: cluster.circuits.clone(),
             connections: RefCell::default(),
             opening: Cell::new(0),
             waiting: RefCell::default(),
@@ -240,25 +254,39 @@ impl EndpointPool {
         rpc: Key,
         avoid: Option<Rc<Upstream>>,
         now: Instant,
-    ) {
+    ) -> Result<(), Circuit> {
+        let mut permits = Permits::default();
+        permits.enter(&self.circuits, Circuit::PendingRequests)?;
         let until = now + self.policy.borrow().connect_timeout;
         let first = {
             let mut waiting = self.waiting.borrow_mut();
-            waiting.push_back(Waiting { rpc, until, avoid });
+            waiting.push_back(Waiting {
+                rpc,
+                until,
+                avoid,
+                _permits: permits,
+            });
             waiting.len() == 1
         };
+        if let Err(circuit) = self.open_more(worker) {
+            self.waiting.borrow_mut().pop_back();
+            return Err(circuit);
+        }
         if first {
             worker.timers.add(until, Timer::Waiting(self.shared.id));
         }
-        self.open_more(worker);
         if self.opening.get() == 0 {
             // Someone waits and nothing is being opened: every connection that is allowed is there, and full.
             worker.shard.limits(Limit::UpstreamConnections).inc();
         }
+        Ok(())
     }
 
     /// Opens as many connections as those that wait would fill, within `max_connections`.
-    fn open_more(self: &Rc<Self>, worker: &Rc<Worker>) {
+    ///
+    /// # Errors
+    /// The cluster may have no more of them, and there is none here to wait for.
+    fn open_more(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<(), Circuit> {
         let (limit, streams) = {
             let policy = self.policy.borrow();
             (
@@ -277,10 +305,25 @@ impl EndpointPool {
                 + self.opening.get()
                 < limit
         {
+            let mut permits = Permits::default();
+            if let Err(circuit) = permits.enter(&self.circuits, Circuit::Connections) {
+                return if self.is_alive() {
+                    Ok(())
+                } else {
+                    Err(circuit)
+                };
+            }
             self.opening.set(self.opening.get() + 1);
-            let task = connection::open(worker.clone(), self.clone(), self.policy.borrow().clone());
+            let policy = self.policy.borrow().clone();
+            let task = connection::open(worker.clone(), self.clone(), policy, permits);
             tokio::task::spawn_local(task);
         }
+        Ok(())
+    }
+
+    /// There is a connection to wait for.
+    fn is_alive(&self) -> bool {
+        self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready())
     }
 
     /// A connection got its SETTINGS.
@@ -292,8 +335,15 @@ impl EndpointPool {
     fn open_failed(self: &Rc<Self>, worker: &Rc<Worker>, failure: Failure) {
         self.opening.set(self.opening.get().saturating_sub(1));
         worker.hints.suspect(&self.shared);
-        let alive =
-            self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready());
+        let alive = self.is_alive();
+        // For each RPC that has to go elsewhere, as Envoy counts.
+        let failed = if alive {
+            1
+        } else {
+            self.waiting.borrow().len().max(1)
+        };
+        let hints = &worker.hints;
+        hints.attempted(&self.shared, Ending::LocalOrigin, failed as u32);
         if !alive {
             self.send_elsewhere(worker, failure);
         } else if self.opening.get() == 0 {

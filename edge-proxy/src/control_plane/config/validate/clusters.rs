@@ -1,13 +1,18 @@
-//! `clusters`: names, endpoints, windows towards backends, health checks.
+//! `clusters`: names, endpoints, windows towards backends, health checks, passive health, circuit limits.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use super::check::{CONNECTION_WINDOW, Check, MAX_WINDOW, STREAM_WINDOW, seconds};
 use crate::{
     control_plane::config::{
-        ClusterSpec, Discovery, HealthCheckSpec, LookupFamily, Target, file, place::At, values,
+        ClusterSpec, Discovery, HealthCheckSpec, LookupFamily, OutlierSpec, Target, file,
+        place::At, values,
     },
-    snapshot::ClusterPolicy,
+    snapshot::{
+        ClusterPolicy,
+        circuit::CircuitLimits,
+        streak::{MAX_THRESHOLD, Thresholds},
+    },
 };
 
 impl Check<'_, '_> {
@@ -51,6 +56,8 @@ impl Check<'_, '_> {
                 .health_check
                 .as_ref()
                 .map(|file| self.health_check(file)),
+            outlier_detection: self.outlier_detection(&file.outlier_detection),
+            circuit_breakers: self.circuit_breakers(&file.circuit_breakers),
         }
     }
 
@@ -125,6 +132,76 @@ impl Check<'_, '_> {
             max_replay_bytes: self.number(file.max_replay_bytes.as_ref(), 65_536, 0..=64 << 20)
                 as usize,
         }
+    }
+
+    fn outlier_detection(&mut self, file: &file::OutlierDetection) -> OutlierSpec {
+        let default = OutlierSpec::default();
+        let mut threshold = |at: &Option<At<u64>>, default: u32| {
+            self.number(at.as_ref(), default.into(), 0..=MAX_THRESHOLD.into()) as u32
+        };
+        let is = |at: &Option<At<bool>>, default| at.as_ref().map_or(default, |at| at.value);
+        let split = is(&file.split_external_local_origin_errors, true);
+        let local_origin = &file.consecutive_local_origin_failure;
+        let thresholds = Thresholds {
+            local_origin: match threshold(local_origin, default.thresholds.local_origin) {
+                threshold if split => threshold,
+                _ => 0,
+            },
+            gateway_failure: threshold(&file.consecutive_gateway_failure, 0),
+            server_error: threshold(&file.consecutive_5xx, 0),
+            joined: !split,
+        };
+        if let (Some(at), false) = (&file.split_external_local_origin_errors, split) {
+            if thresholds.gateway_failure == 0 && thresholds.server_error == 0 {
+                self.report.error(
+                    at.place,
+                    "nothing would be counted: write consecutive_5xx or consecutive_gateway_failure too, or leave this out",
+                );
+            } else if let Some(at) = local_origin {
+                self.report.warning(
+                    at.place,
+                    "isn't looked at while split_external_local_origin_errors is false: take one of them out",
+                );
+            }
+        }
+        let base = self.duration(file.base_ejection_time.as_ref(), default.base_ejection_time);
+        let longest = self.duration(
+            file.max_ejection_time.as_ref(),
+            default.max_ejection_time.max(base),
+        );
+        if let (Some(at), true) = (&file.max_ejection_time, longest < base) {
+            let message = "is less than base_ejection_time: write as much or more, or leave it out";
+            self.report.error(at.place, message);
+        }
+        let percent = file.max_ejection_percent.as_ref();
+        OutlierSpec {
+            thresholds,
+            interval: self.duration(file.interval.as_ref(), default.interval),
+            base_ejection_time: base,
+            max_ejection_time: longest,
+            max_ejection_percent: self.number(percent, default.max_ejection_percent.into(), 0..=100)
+                as u8,
+            // As `Detector::ALL`.
+            enforcing: [
+                is(&file.enforcing_consecutive_local_origin_failure, true),
+                is(&file.enforcing_consecutive_gateway_failure, true),
+                is(&file.enforcing_consecutive_5xx, true),
+            ],
+        }
+    }
+
+    fn circuit_breakers(&mut self, file: &file::CircuitBreakers) -> CircuitLimits {
+        let mut limit = |at: &Option<At<u64>>| {
+            let at = at.as_ref()?;
+            Some(self.count(Some(at), 1) as u32)
+        };
+        // As `Circuit::ALL`.
+        CircuitLimits([
+            limit(&file.max_connections),
+            limit(&file.max_pending_requests),
+            limit(&file.max_requests),
+            limit(&file.max_retries),
+        ])
     }
 
     fn health_check(&mut self, file: &file::HealthCheck) -> HealthCheckSpec {
