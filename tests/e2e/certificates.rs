@@ -1,7 +1,14 @@
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use e2e::{
     certs::{Authority, Broken, Pair},
+    client::Http2,
     proxy::Proxy,
     wait::eventually,
 };
@@ -91,6 +98,51 @@ async fn a_broken_pair_is_never_served_and_the_old_one_stays() {
 }
 
 #[tokio::test]
+async fn a_hundred_swaps_fail_no_handshake_whatever_comes_between() {
+    let proxy = Proxy::builder().start().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..2)
+        .map(|_| {
+            let (address, config) = (proxy.address(), proxy.tls_config(&["h2"]));
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                let mut handshakes = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let http2 = Http2::connect(address, config.clone()).await.unwrap();
+                    let reply = http2.grpc("/a.B/C", &[]).await.unwrap();
+                    assert_eq!(reply.grpc_status(), Some(12));
+                    handshakes += 1;
+                }
+                handshakes
+            })
+        })
+        .collect();
+    let mut longest = Duration::ZERO;
+    for swap in 0..100 {
+        let broken = Broken::ALL.get(swap % 10);
+        if let Some(how) = broken {
+            let pair = proxy.files.authority.broken(*how);
+            proxy.files.secret.swap(&pair).unwrap();
+        }
+        let pair = proxy.files.authority.pair();
+        proxy.files.secret.swap(&pair).unwrap();
+        let swapped = Instant::now();
+        eventually("the new certificate", || async {
+            (served(&proxy).await == leaf(&pair)).then_some(())
+        })
+        .await;
+        longest = longest.max(swapped.elapsed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let handshakes = client.await.expect("no handshake fails");
+        assert!(handshakes > 0);
+    }
+    // Promised are 2 s, on a machine with nothing else to do.
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+}
+
+#[tokio::test]
 async fn without_a_certificate_it_waits_alive_and_not_ready() {
     let proxy = Proxy::builder().without_certificate().start_unready().await;
     eventually("the probes", || async { proxy.probe("/livez").await }).await;
@@ -119,7 +171,7 @@ async fn a_session_is_resumed() {
     let config = Arc::clone(&proxy.tls_config(&["h2"]));
     let mut resumed = false;
     for _ in 0..3 {
-        let client = e2e::client::Http2::connect(proxy.address(), config.clone())
+        let client = Http2::connect(proxy.address(), config.clone())
             .await
             .unwrap();
         client.grpc("/a.B/C", &[]).await.unwrap();

@@ -29,6 +29,9 @@ mod outliers;
 /// Circuit limits of a cluster.
 mod circuits;
 
+/// Backends that fail under load: nothing lost, nothing done twice.
+mod failures;
+
 /// Attempts: repeated when it is safe, and never otherwise.
 mod attempts;
 

@@ -94,6 +94,17 @@ impl Scripted {
         self.address
     }
 
+    /// Its process stands still, as after SIGSTOP, until the value is dropped: the kernel accepts, and nobody reads.
+    #[must_use]
+    pub fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        let (thaw, frozen) = std::sync::mpsc::channel::<()>();
+        if let Some(runtime) = &self.runtime {
+            // Its one thread is kept; an error is what it waits for.
+            runtime.spawn(async move { frozen.recv().is_err() });
+        }
+        thaw
+    }
+
     /// Listener and connections vanish.
     pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
