@@ -176,9 +176,7 @@ fn others_have_their_turn_after_64_kib() {
         cluster.max_replay_bytes = 1 << 20;
         cluster.connect_timeout = Duration::from_secs(3600);
         // Accepts, and says nothing: what comes is kept.
-        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
+        let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let bench = Bench::with(&[silent.local_addr().unwrap()], listener.clone(), cluster);
         let mut client = Client::connect_with(&bench, listener).await;
         let other = Other::looks({
