@@ -29,6 +29,7 @@ use crate::{
         memory::Memory,
         worker::{self, Handle, Parts, Phase},
     },
+    open_files,
     shutdown::{Drainer, Order},
     snapshot::{Heartbeats, Hints, Reader},
     telemetry::{
@@ -172,6 +173,7 @@ impl App {
             control,
             workers,
             memory,
+            open_files: open_files::raise(),
             phase,
             access_log,
             metrics,
@@ -251,6 +253,8 @@ struct Life {
     control: ControlPlane,
     workers: Vec<Handle>,
     memory: Arc<Memory>,
+    /// The limit of them.
+    open_files: usize,
     phase: watch::Sender<Phase>,
     access_log: AccessLog,
     metrics: Arc<Metrics>,
@@ -283,6 +287,21 @@ impl Life {
         outcome
     }
 
+    /// How many connections of clients there may be, whatever the configuration says.
+    fn room(&self) -> usize {
+        let by_memory = self.memory.connections();
+        let by_files = open_files::connections(self.open_files);
+        let wanted = self.control.reader().load().listener.max_connections;
+        if by_files < wanted.min(by_memory) {
+            tracing::warn!(
+                open_files = self.open_files,
+                "the limit of open files leaves room for {by_files} connections, not for the {wanted} of \
+                 listener.max_connections: raise it (ulimit -n)",
+            );
+        }
+        by_memory.min(by_files)
+    }
+
     async fn serve(&mut self) -> Outcome {
         let control = self.control.handle();
         let mut orders = self.orders.clone();
@@ -311,7 +330,7 @@ impl Life {
                 &self.workers,
                 self.control.reader(),
                 self.metrics.shard(),
-                &self.memory,
+                self.room(),
             )
         });
         let mut acceptor = match acceptor {

@@ -13,6 +13,8 @@ pub mod shutdown;
 
 // What the container was granted: cores, memory.
 pub mod cgroup;
+// How many files it may have open, and how many connections that leaves room for.
+pub mod open_files;
 
 // What happened, whose fault, may it be retried: HTTP and gRPC status in one table.
 pub mod error;

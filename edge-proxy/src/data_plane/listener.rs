@@ -20,10 +20,7 @@ use std::{
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{
-    memory::Memory,
-    worker::{Handle, Load},
-};
+use super::worker::{Handle, Load};
 use crate::{
     snapshot::Reader,
     telemetry::metrics::{HandshakeResult, Limit, Shard},
@@ -91,16 +88,16 @@ pub(crate) struct Acceptor {
 pub(crate) type Workers = Vec<(mpsc::UnboundedSender<Accepted>, Arc<Load>)>;
 
 impl Acceptor {
-    /// Accepts on `listener`, which is bound and listens, until [`close`](Self::close).
+    /// Accepts on `listener`, which is bound and listens, until [`close`](Self::close). There is never room for more than
+    /// `room` connections, whatever the configuration says.
     pub(crate) fn spawn(
         listener: std::net::TcpListener,
         workers: &[Handle],
         reader: Reader,
         shard: Arc<Shard>,
-        memory: &Memory,
+        room: usize,
     ) -> io::Result<Self> {
         let counts = Arc::new(Counts::default());
-        let room = memory.connections();
         let (close, closing) = watch::channel(false);
         let workers: Workers = workers
             .iter()
