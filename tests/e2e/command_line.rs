@@ -1,65 +1,20 @@
 //! The program as a process: what the tests of `edge-proxy` itself can't show, because it takes clients and backends.
 
-use std::{ffi::OsString, net::SocketAddr};
+use std::ffi::OsString;
 
 use e2e::{
     backend::Backend,
     certs::Broken,
     client, loopback, payload,
-    pb::test_client::TestClient,
     process::Process,
-    proxy::{Builder, Files, Proxy, set},
+    proxy::{Files, Known, Proxy, set},
     wait::{eventually, within},
 };
-use tonic::transport::Channel;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_edge-proxy-under-test");
 
 fn run(files: &Files) -> Vec<OsString> {
     vec!["run".into(), "--config".into(), files.config().into()]
-}
-
-/// Files for a program whose addresses are known before it runs.
-struct Known {
-    files: Files,
-    listener: SocketAddr,
-    probes: SocketAddr,
-}
-
-impl Known {
-    fn write(builder: Builder) -> Self {
-        let [listener, admin, probes] = std::array::from_fn(|_| loopback::group(1).unwrap()[0]);
-        let mut files = builder.write();
-        files.change(|config| {
-            for (key, address) in [
-                ("listener.address", listener),
-                ("admin.address", admin),
-                ("probes.address", probes),
-            ] {
-                set(config, key, address.to_string().into());
-            }
-            // The defaults: JSON, on standard output.
-            set(config, "access_log", serde_json::json!({}));
-        });
-        Self {
-            files,
-            listener,
-            probes,
-        }
-    }
-
-    async fn probed(&self, path: &str, status: u16) {
-        eventually(&format!("{path} to say {status}"), || async {
-            let answer = client::get(self.probes, path).await.ok()?;
-            (answer.status() == status).then_some(())
-        })
-        .await;
-    }
-
-    async fn test_client(&self) -> TestClient<Channel> {
-        let config = self.files.authority.client(&["h2"]);
-        TestClient::new(client::channel(self.listener, config).await.unwrap())
-    }
 }
 
 #[tokio::test]
@@ -126,6 +81,21 @@ async fn a_second_signal_ends_it_at_once_with_1() {
     let ended = program.ended().await;
     assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
     assert!(within("the RPC", running).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn too_few_open_files_are_told_at_the_start() {
+    let backend = Backend::start().await;
+    let known = Known::write(Proxy::to([&backend]));
+    let mut arguments: Vec<OsString> = vec![
+        "-c".into(),
+        "ulimit -n 300; exec \"$0\" \"$@\"".into(),
+        PROGRAM.into(),
+    ];
+    arguments.extend(run(&known.files));
+    let program = Process::start("sh", arguments);
+    known.probed("/readyz", 200).await;
+    program.reports("room for 206 connections").await;
 }
 
 #[tokio::test]

@@ -50,6 +50,9 @@ mod limits;
 /// Floods that end the connection that they come on.
 mod floods;
 
+/// Attacks on the program, beside a victim.
+mod attacks;
+
 /// HTTP/1.1, and HTTP that is not gRPC.
 mod http;
 

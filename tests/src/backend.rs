@@ -1,4 +1,5 @@
-//! Backends that behave: the tests' own service on a real tonic server, with a journal of what arrived.
+//! Backends that behave: the tests' own service on a real tonic server, with a journal of what arrived; and `api.Echo`
+//! beside it, for [`load`](crate::load) that shares their connections with a test.
 //!
 //! What an RPC does beyond returning what it is given is asked for in its metadata:
 //!
@@ -11,7 +12,7 @@
 //! | `x-test-late-status: N` | (download, chat) fails with status `N` after the replies: in trailers |
 //! | `x-test-reply-bytes: N` | each reply has `N` bytes |
 //! | `x-test-replies: N` | (download) how many replies; 1 when missing |
-//! | `x-test-interval: N` | (download) waits `N` milliseconds before each reply |
+//! | `x-test-interval: N` | (download, chat) waits `N` milliseconds before each reply |
 //! | `x-test-give`, `x-test-give-bin` | come back in the response's headers |
 //!
 //! Every response has the header `x-test-backend`, the backend's address: who served it.
@@ -106,6 +107,7 @@ impl Backend {
                 name: address.to_string(),
             })
             .add_service(HealthServer::new(health.clone()))
+            .add_service(echo_grpc::service())
             .add_service(test);
         let counted = journal.clone();
         let incoming = TcpListenerStream::new(listener)
@@ -356,10 +358,13 @@ impl Test for TestService {
         let mut messages = request.into_inner();
         let (sender, receiver) = mpsc::channel(1);
         let (journal, late_status) = (self.journal.clone(), call.late_status.take());
-        let reply_bytes = call.reply_bytes;
+        let (reply_bytes, interval) = (call.reply_bytes, call.interval);
         tokio::spawn(async move {
             while let Ok(Some(message)) = messages.message().await {
                 journal.add(|entries| entries.messages += 1);
+                if let Some(interval) = interval {
+                    tokio::time::sleep(interval).await;
+                }
                 let reply = match reply_bytes {
                     Some(length) => Message {
                         data: Bytes::from(vec![b'r'; length]),
@@ -435,7 +440,7 @@ where
                 .extensions()
                 .get::<TcpConnectInfo>()
                 .and_then(TcpConnectInfo::remote_addr);
-            self.record.journal.add(|all| all.requests.push(seen));
+            self.record.journal.begin(seen);
         }
         let name = HeaderValue::from_str(&self.record.name);
         let response = self.inner.call(request);

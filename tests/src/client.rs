@@ -123,7 +123,11 @@ impl Http2 {
         Self::over(stream, &h2::client::Builder::new()).await
     }
 
-    async fn over<S>(stream: S, settings: &h2::client::Builder) -> anyhow::Result<Self>
+    /// A connection over any byte stream.
+    ///
+    /// # Errors
+    /// When the peer doesn't speak HTTP/2.
+    pub async fn over<S>(stream: S, settings: &h2::client::Builder) -> anyhow::Result<Self>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {

@@ -6,7 +6,7 @@
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
 };
@@ -159,37 +159,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self { stream }
     }
 
-    /// Writes frames, in one go.
-    ///
-    /// # Errors
-    /// What the socket says.
-    pub async fn send(&mut self, frames: &[Frame]) -> io::Result<()> {
-        let bytes: Vec<u8> = frames.iter().flat_map(Frame::bytes).collect();
-        self.send_bytes(&bytes).await
-    }
-
-    /// Writes bytes as they are.
-    ///
-    /// # Errors
-    /// What the socket says.
-    pub async fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await?;
-        self.stream.flush().await
-    }
-
-    /// The next frame; `None`: the connection has ended.
-    pub async fn next(&mut self) -> Option<Frame> {
-        let mut head = [0; 9];
-        self.stream.read_exact(&mut head).await.ok()?;
-        let [a, b, c, kind, flags, stream @ ..] = head;
-        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
-        self.stream.read_exact(&mut payload).await.ok()?;
-        Some(Frame {
-            kind,
-            flags,
-            stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
-            payload,
-        })
+    /// Two halves, for peers that write while they read.
+    pub fn split(self) -> (Wire<ReadHalf<S>>, Wire<WriteHalf<S>>) {
+        let (read, write) = tokio::io::split(self.stream);
+        (Wire { stream: read }, Wire { stream: write })
     }
 
     /// Reads until a frame that `wanted` accepts, answering SETTINGS and PING on the way. `None`: the connection
@@ -226,6 +199,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             all.push(frame);
         }
         all
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Wire<S> {
+    /// Writes frames, in one go.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub async fn send(&mut self, frames: &[Frame]) -> io::Result<()> {
+        let bytes: Vec<u8> = frames.iter().flat_map(Frame::bytes).collect();
+        self.send_bytes(&bytes).await
+    }
+
+    /// Writes bytes as they are.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+}
+
+impl<S: AsyncRead + Unpin> Wire<S> {
+    /// The next frame; `None`: the connection has ended.
+    pub async fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).await.ok()?;
+        let [a, b, c, kind, flags, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        self.stream.read_exact(&mut payload).await.ok()?;
+        Some(Frame {
+            kind,
+            flags,
+            stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
+            payload,
+        })
     }
 }
 
@@ -283,13 +293,13 @@ impl RawBackend {
 }
 
 /// A header block of literals that enter no table.
-pub fn block(headers: &[(&str, &str)]) -> Vec<u8> {
+pub fn block<N: AsRef<[u8]>, V: AsRef<[u8]>>(headers: &[(N, V)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, value) in headers {
         bytes.push(0);
-        for text in [name, value] {
+        for text in [name.as_ref(), value.as_ref()] {
             length(text.len(), &mut bytes);
-            bytes.extend(text.as_bytes());
+            bytes.extend(text);
         }
     }
     bytes

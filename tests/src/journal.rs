@@ -1,6 +1,6 @@
 //! The journal: what a backend saw, and when. Tests read it, and wait for its entries.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Instant};
 
 use http::HeaderMap;
 use tokio::sync::watch;
@@ -20,6 +20,8 @@ pub struct Entries {
     pub connections_ended: usize,
     /// Requests whose headers arrived.
     pub requests: Vec<Seen>,
+    /// How many of them had each path.
+    calls: HashMap<String, usize>,
     /// RPCs that were cancelled before they ended: their `x-test-id` and when the backend noticed.
     pub cancelled: Vec<(String, Instant)>,
     /// Messages that arrived on streams, of all RPCs together.
@@ -78,6 +80,16 @@ impl Journal {
     /// How many requests arrived.
     pub fn count(&self) -> usize {
         self.0.borrow().requests.len()
+    }
+
+    /// Looks at it without a copy.
+    pub fn look<T>(&self, at: impl FnOnce(&Entries) -> T) -> T {
+        at(&self.0.borrow())
+    }
+
+    /// How many requests had this path.
+    pub fn calls(&self, path: &str) -> usize {
+        self.look(|all| all.calls.get(path).copied().unwrap_or_default())
     }
 
     /// How often the RPC with this `x-test-id` was begun.
@@ -139,6 +151,22 @@ impl Journal {
         };
         self.wait(&format!("RPC {id} to be cancelled at the backend"), gone)
             .await
+    }
+
+    /// A request's headers have arrived; its number, from 0.
+    pub(crate) fn begin(&self, seen: Seen) -> usize {
+        let mut number = 0;
+        self.add(|all| {
+            number = all.requests.len();
+            match all.calls.get_mut(&seen.path) {
+                Some(count) => *count += 1,
+                None => {
+                    all.calls.insert(seen.path.clone(), 1);
+                }
+            }
+            all.requests.push(seen);
+        });
+        number
     }
 
     pub(crate) fn add(&self, change: impl FnOnce(&mut Entries)) {

@@ -44,6 +44,12 @@ pub mod scripted;
 /// Peers that misbehave frame by frame.
 pub mod frames;
 
+/// A gRPC server that misbehaves in a way that is chosen at run time.
+pub mod bad_backend;
+
+/// A bad network between two peers.
+pub mod relay;
+
 /// The real services, as replicas on addresses of their own.
 pub mod replicas;
 
@@ -64,6 +70,12 @@ pub mod client;
 
 /// Load at a fixed rate, and its account, as `edge-load` makes them.
 pub mod load;
+
+/// A hostile client: HTTP/2 written by hand over TLS, and an account of what it spends.
+pub mod h2attack;
+
+/// Attacks on a proxy's process beside a victim, and the bar that they are judged by.
+pub mod attack;
 
 /// Types of `proto/test.proto`.
 #[allow(missing_docs, unused_qualifications, reason = "generated")]

@@ -87,7 +87,7 @@ impl Process {
     /// # Panics
     /// When the signal can't be sent.
     pub async fn signal(&self, name: &str) {
-        let id = self.child.id().expect("nobody has waited for it");
+        let id = self.id();
         let sent = Command::new("sh")
             .args(["-c", &format!("kill -{name} {id}")])
             .status()
@@ -128,12 +128,28 @@ impl Process {
         }
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("nobody has waited for it")
+    }
+
+    /// Has it ended by itself?
+    ///
+    /// # Panics
+    /// When the kernel doesn't know the process, which is our child.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
     /// Its resident memory, in bytes.
     ///
     /// # Panics
     /// When it has ended.
     pub fn resident_memory(&self) -> usize {
-        let id = self.child.id().expect("nobody has waited for it");
+        let id = self.id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
         let line = status
             .lines()

@@ -59,6 +59,18 @@ pub struct Files {
     config: Value,
 }
 
+/// Files for a proxy that is a process of its own: its addresses are known before it runs.
+pub struct Known {
+    /// What it reads.
+    pub files: Files,
+    /// Where it will listen for clients.
+    pub listener: SocketAddr,
+    /// Where its admin interface will be.
+    pub admin: SocketAddr,
+    /// Where its probes will be.
+    pub probes: SocketAddr,
+}
+
 /// A running proxy. It ends, abruptly, with this value.
 pub struct Proxy {
     /// What it reads.
@@ -266,6 +278,53 @@ impl Files {
         file.write_all(text.as_bytes())
             .expect("space for some bytes");
         file.persist(self.config()).expect("the directory is ours");
+    }
+}
+
+impl Known {
+    /// Writes them. The access log is what it is by default: JSON, on standard output.
+    ///
+    /// # Panics
+    /// When the files can't be written, or the kernel has no free port left.
+    pub fn write(builder: Builder) -> Self {
+        let [listener, admin, probes] =
+            std::array::from_fn(|_| loopback::group(1).expect("the kernel has a free port")[0]);
+        let mut files = builder.write();
+        files.change(|config| {
+            for (key, address) in [
+                ("listener.address", listener),
+                ("admin.address", admin),
+                ("probes.address", probes),
+            ] {
+                set(config, key, address.to_string().into());
+            }
+            set(config, "access_log", json!({}));
+        });
+        Self {
+            files,
+            listener,
+            admin,
+            probes,
+        }
+    }
+
+    /// Waits until a probe says `status`.
+    pub async fn probed(&self, path: &str, status: u16) {
+        eventually(&format!("{path} to say {status}"), || async {
+            let answer = client::get(self.probes, path).await.ok()?;
+            (answer.status() == status).then_some(())
+        })
+        .await;
+    }
+
+    /// A client of the tests' service, on a connection of its own.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub async fn test_client(&self) -> TestClient<Channel> {
+        let config = self.files.authority.client(&["h2"]);
+        let channel = client::channel(self.listener, config).await;
+        TestClient::new(channel.expect("the proxy accepts"))
     }
 }
 

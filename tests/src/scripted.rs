@@ -184,6 +184,23 @@ impl Exchange {
         stream.send_reset(reason);
     }
 
+    /// Headers and `body`, then the connection ends without a word.
+    pub async fn drop_after(mut self, response: Response<()>, body: &[u8]) {
+        let Ok(mut stream) = self.respond.send_response(response, false) else {
+            return;
+        };
+        if !body.is_empty() {
+            // As in `reply`.
+            let _ = stream.send_data(Bytes::copy_from_slice(body), false);
+        }
+        // As in `reset_after`.
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        // The connection may have ended already.
+        let _ = self.close.send(Close::Drop);
+    }
+
     /// Headers and `body`, then nothing: gives the stream, whose drop resets it.
     pub fn hold(mut self, response: Response<()>, body: &[u8]) -> Option<h2::SendStream<Bytes>> {
         let mut stream = self.respond.send_response(response, false).ok()?;
@@ -307,11 +324,7 @@ async fn serve<H, F>(
         };
         let mut seen = Seen::of(&request);
         seen.peer = Some(peer);
-        let mut number = 0;
-        journal.add(|all| {
-            number = all.requests.len();
-            all.requests.push(seen);
-        });
+        let number = journal.begin(seen);
         let (close, journal) = (close.clone(), journal.clone());
         tokio::spawn(handler(Exchange {
             request,

@@ -146,6 +146,11 @@ impl Tally {
         second
     }
 
+    /// 99 of 100 RPCs took no longer, in microseconds.
+    pub fn p99_micros(&self) -> u64 {
+        self.latencies.value_at_quantile(0.99)
+    }
+
     /// Everything, for programs. Latencies are in microseconds.
     pub fn json(&self) -> Value {
         let quantile = |quantile| self.latencies.value_at_quantile(quantile);

@@ -1,0 +1,332 @@
+//! One proxy's process, its backend and its victim.
+//!
+//! Attacker, victim and backend have threads of their own, so that the attacker's haste is not the victim's delay, and
+//! so that the kernel can tell what the attacker's threads have cost. The proxy has one worker: everything that it does
+//! for the attacker is done by the thread, and goes to the backend on the connection, that serve the victim.
+
+use std::{
+    ffi::OsString,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::json;
+use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
+
+use super::{Account, Attack, Finding, Options, Report, Scale, Usage, until, usage};
+use crate::{
+    backend::{Backend, own_thread},
+    certs::SERVER_NAME,
+    client,
+    h2attack::Attacker,
+    load::{self, tally::Tally},
+    process::Process,
+    proxy::{Known, Proxy, set},
+};
+
+/// Where one attack takes place.
+pub struct Arena {
+    /// How much of it.
+    pub scale: Scale,
+    /// What is behind the proxy, at `/e2e.Test/`.
+    pub backend: Backend,
+    /// Who attacks.
+    pub attacker: Attacker,
+    /// The proxy's addresses and files.
+    pub known: Known,
+    /// The proxy's process id.
+    process: u32,
+    /// What the proxy had before the attack.
+    pub(super) before: Usage,
+}
+
+/// The 200 RPCs a second that are to notice nothing.
+struct Victim {
+    stop: oneshot::Sender<()>,
+    load: JoinHandle<anyhow::Result<Tally>>,
+}
+
+/// Looks how much memory the proxy has, until it is dropped.
+struct Watch {
+    most: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+}
+
+/// Threads that end without waiting.
+struct Threads(Option<Runtime>);
+
+/// Performs `attack` and judges it.
+///
+/// # Errors
+/// When it could not be performed: the proxy doesn't start, a connection that should be possible isn't.
+pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
+    let Options { scale, strict, .. } = *options;
+    let backend = Backend::start().await;
+    let builder = Proxy::to([&backend])
+        .route("/api.Echo/", "test")
+        .set("workers", 1);
+    let mut known = Known::write((attack.configure)(builder, scale));
+    let log = known.files.access_log();
+    known.files.change(|config| {
+        set(
+            config,
+            "access_log",
+            json!({ "format": "json", "path": log }),
+        );
+    });
+    let arguments: [OsString; 3] = ["run".into(), "--config".into(), known.files.config().into()];
+    let mut process = Process::start(&options.program.to_string_lossy(), arguments);
+    known.probed("/readyz", 200).await;
+    let attacker = Attacker::new(known.listener, &known.files.authority.client(&["h2"]));
+    let id = process.id();
+
+    let victims = Threads(Some(own_thread("victim")));
+    let quiet = Victim::start(&victims, &known);
+    let begun = (Usage::of(id), Instant::now());
+    tokio::time::sleep(scale.of(Duration::from_secs(5), Duration::from_secs(1))).await;
+    let before = Usage::of(id);
+    let idle = (before.cpu - begun.0.cpu).as_secs_f64() / begun.1.elapsed().as_secs_f64();
+    let quiet = quiet.end().await?;
+
+    let arena = Arc::new(Arena {
+        scale,
+        backend,
+        attacker: attacker.clone(),
+        known,
+        process: id,
+        before,
+    });
+    let victim = Victim::start(&victims, &arena.known);
+    let watch = Watch::start(id);
+    let attackers = Threads(Some(own_thread("attacker")));
+    let begun = Instant::now();
+    let performance = attackers.spawn((attack.perform)(arena.clone()));
+    let performed = tokio::time::timeout(MOST, performance).await;
+    let took = begun.elapsed();
+    let attacker_cpu = usage::threads("attacker");
+    // What it leaves behind goes with its thread.
+    drop(attackers);
+    let mut findings = performed
+        .with_context(|| format!("{} has not ended after {MOST:?}", attack.name))?
+        .with_context(|| format!("{} has panicked", attack.name))?
+        .with_context(|| format!("{} could not be performed", attack.name))?;
+    let after = Usage::of(id);
+    let proxy_cpu = (after.cpu - before.cpu).saturating_sub(took.mul_f64(idle));
+
+    let wait = scale.of(Duration::from_secs(60), Duration::from_secs(10));
+    let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
+    let rest = Usage::of(id);
+    let most = watch.end();
+    let attacked = victim.end().await?;
+
+    let account = Account {
+        took,
+        written: attacker.written(),
+        attacker_cpu,
+        proxy_cpu,
+        memory: most.saturating_sub(before.memory),
+        quiet_p99: quiet.p99_micros(),
+        p99: attacked.p99_micros(),
+    };
+    findings.extend(bar(&account, &attacked));
+    let lost = arena.backend.journal.look(|all| all.connections_ended);
+    findings.push(Finding::count(
+        "connections to the backend destroyed",
+        lost,
+        0,
+    ));
+    let stderr = process.stderr();
+    let sound = !process.has_ended() && !stderr.contains("panicked");
+    findings.push(Finding::new(
+        "no panic, and the process lives",
+        if sound { "so it is" } else { stderr.as_str() },
+        sound,
+    ));
+    let mebibytes = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+    findings.push(Finding::new(
+        "memory and files back within 60 s",
+        format!(
+            "{:.1} → {:.1} MiB, {} → {} files",
+            mebibytes(before.memory),
+            mebibytes(rest.memory),
+            before.files,
+            rest.files
+        ),
+        back.is_some(),
+    ));
+    if !strict {
+        findings.retain(|finding| !SPEED.iter().any(|what| finding.promise.starts_with(what)));
+    }
+    Ok(Report {
+        name: attack.name,
+        promise: attack.promise,
+        findings,
+        account,
+    })
+}
+
+impl Arena {
+    /// A metric's value, summed over the labels that aren't given.
+    pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let page = client::get(self.known.probes, "/metrics").await;
+        page.ok()
+            .and_then(|page| client::metric(page.body(), name, labels))
+            .unwrap_or_default()
+    }
+
+    /// How often a limit has acted.
+    pub async fn limit(&self, limit: &str) -> usize {
+        self.metric("edge_limits_total", &[("limit", limit)]).await as usize
+    }
+
+    /// Sets how many files the proxy may have open; gives what it was.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn limit_files(&self, limit: Rlimit) -> std::io::Result<Rlimit> {
+        let process = i32::try_from(self.process).ok().and_then(Pid::from_raw);
+        Ok(prlimit(process, Resource::Nofile, limit)?)
+    }
+
+    /// What the proxy has now.
+    pub(super) fn usage(&self) -> Usage {
+        Usage::of(self.process)
+    }
+}
+
+/// What every attack is judged by, but for what only the kernel and the backend know.
+fn bar(account: &Account, victim: &Tally) -> Vec<Finding> {
+    let Account {
+        written,
+        attacker_cpu,
+        proxy_cpu,
+        memory,
+        quiet_p99,
+        p99,
+        ..
+    } = *account;
+    let json = victim.json();
+    let failures = format!("{} of {}: {}", victim.failed(), victim.sent, json["failed"]);
+    let most = (2 * quiet_p99).max(50_000);
+    let millis = |micros: u64| format!("{:.1} ms", micros as f64 / 1e3);
+    let memory_factor = memory as f64 / written.max(1) as f64;
+    let cpu_factor = proxy_cpu.as_secs_f64() / attacker_cpu.as_secs_f64().max(0.01);
+    vec![
+        Finding::new("the victim's RPCs that fail: 0", failures, victim.good()),
+        Finding::exactly("the victim's connections", victim.connections as usize, 1),
+        Finding::new(
+            format!("p99 of the victim: ≤ {}", millis(most)),
+            format!("{}, quiet {}", millis(p99), millis(quiet_p99)),
+            p99 <= most,
+        ),
+        Finding::new(
+            "memory per byte of the attacker: < 100",
+            format!(
+                "{memory_factor:.2}, {:.1} MiB",
+                memory as f64 / (1 << 20) as f64
+            ),
+            memory < usage::SLACK || memory_factor < 100.0,
+        ),
+        Finding::new(
+            "processor time per second of the attacker: < 100 s",
+            format!("{cpu_factor:.2}, {:.2} s", proxy_cpu.as_secs_f64()),
+            proxy_cpu < Duration::from_millis(200) || cpu_factor < 100.0,
+        ),
+    ]
+}
+
+impl Victim {
+    fn start(threads: &Threads, known: &Known) -> Self {
+        let options = load::Options {
+            target: known.listener.to_string(),
+            authority: SERVER_NAME.to_owned(),
+            tls: known.files.authority.client(&["h2"]),
+            rate: 200,
+            connections: 1,
+            duration: Duration::from_secs(3600),
+            reverse: false,
+            streams: 0,
+            stream_method: load::StreamMethod::Download,
+            stream_length: Duration::ZERO,
+            timeout: Duration::from_secs(20),
+            max_in_flight: 10_000,
+            keepalive: None,
+            run: "victim".to_owned(),
+        };
+        let (stop, stopped) = oneshot::channel();
+        let load = threads.spawn(async move {
+            let stopped = async {
+                // Stopped, or its arena is gone.
+                let _ = stopped.await;
+            };
+            load::run(options, |_, _| {}, stopped).await
+        });
+        Self { stop, load }
+    }
+
+    async fn end(self) -> anyhow::Result<Tally> {
+        // It may have ended by itself, with an error.
+        let _ = self.stop.send(());
+        self.load.await.context("the victim has panicked")?
+    }
+}
+
+impl Watch {
+    fn start(id: u32) -> Self {
+        let (most, done) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let watch = Self {
+            most: most.clone(),
+            done: done.clone(),
+        };
+        std::thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                most.fetch_max(Usage::of(id).memory, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        watch
+    }
+
+    fn end(&self) -> u64 {
+        self.done.store(true, Ordering::Relaxed);
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Threads {
+    fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.0
+            .as_ref()
+            .expect("it is there until it is dropped")
+            .spawn(future)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Longer than any attack.
+const MOST: Duration = Duration::from_secs(300);
+
+/// What depends on the machine's speed.
+const SPEED: [&str; 4] = ["p99", "memory per", "memory and files", "processor time"];

@@ -1,0 +1,751 @@
+//! Too much of something, or too slowly.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::Semaphore,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{Arena, Finding, seconds, until};
+use crate::{
+    frames::{self, Frame, Wire, block, code, flag, kind},
+    h2attack::{Flood, Metered, Plan, Reader, Secured, source},
+    scripted::framed,
+};
+
+/// HEADERS and RST_STREAM, as fast as they can be written (CVE-2023-44487).
+pub(super) async fn rapid_reset(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let headers = gated();
+    let mut floods = Vec::new();
+    for _ in 0..arena.scale.of(10, 2) {
+        let wire = arena.attacker.wire(&[]).await?;
+        let before = arena.backend.journal.calls(CHAT);
+        let flood = arena
+            .attacker
+            .flood(wire, plan(5000, true), |round| {
+                (20 * round..20 * round + 20)
+                    .flat_map(|number| {
+                        let stream = 2 * number + 1;
+                        [
+                            Frame::headers(stream, &headers, false),
+                            Frame::reset(stream, code::CANCEL),
+                        ]
+                    })
+                    .collect()
+            })
+            .await;
+        settle().await;
+        floods.push((flood, arena.backend.journal.calls(CHAT) - before));
+    }
+    let acted = arena.limit("reset_flood").await;
+    Ok(vec![
+        ended(
+            "connections that were ended",
+            floods.iter().map(|(flood, _)| flood),
+        ),
+        most(
+            "RPCs at the backend, of each",
+            floods.iter().map(|(_, calls)| *calls),
+            1000,
+        ),
+        Finding::exactly("limit reset_flood acted", acted, floods.len()),
+    ])
+}
+
+/// The same, but a PING is answered between opening and resetting: the proxy has accepted each stream.
+pub(super) async fn rapid_reset_paced(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut wire = arena.attacker.wire(&[]).await?;
+    let headers = gated();
+    let begun = Instant::now();
+    let (mut opened, mut closed) = (0_u32, None);
+    while opened < 50_000 && begun.elapsed() < Duration::from_secs(20) {
+        let streams: Vec<u32> = (opened..opened + 50).map(|number| 2 * number + 1).collect();
+        let mut opening: Vec<_> = streams
+            .iter()
+            .map(|stream| Frame::headers(*stream, &headers, false))
+            .collect();
+        opening.push(Frame::new(kind::PING, 0, 0, *b"accepted"));
+        let resetting: Vec<_> = streams
+            .iter()
+            .map(|stream| Frame::reset(*stream, code::CANCEL))
+            .collect();
+        let whole = async {
+            wire.send(&opening).await.ok()?;
+            let pong = wire.until("a PING's answer", |frame| {
+                frame.kind == kind::GOAWAY
+                    || frame.kind == kind::PING && frame.flags & flag::ACK != 0
+            });
+            pong.await.filter(|frame| frame.kind == kind::PING)?;
+            wire.send(&resetting).await.ok()
+        };
+        if whole.await.is_none() {
+            closed = Some(begun.elapsed());
+            break;
+        }
+        opened += 50;
+    }
+    settle().await;
+    Ok(vec![
+        Finding::within("the connection ended", closed, Duration::from_secs(5)),
+        Finding::count(
+            "RPCs at the backend",
+            arena.backend.journal.calls(CHAT),
+            1000,
+        ),
+    ])
+}
+
+/// Frames that are a stream's error, so that the proxy resets, and counts no stream of the client's any more
+/// (CVE-2025-8671).
+pub(super) async fn made_you_reset(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    type Mistake = fn(u32) -> Frame;
+    let ways: [(&str, bool, Mistake); 6] = [
+        ("WINDOW_UPDATE of 0", false, |stream| {
+            Frame::credit(stream, 0)
+        }),
+        ("a window above 2^31-1", false, |stream| {
+            Frame::credit(stream, 0x7fff_ffff)
+        }),
+        ("DATA after END_STREAM", true, |stream| {
+            Frame::data(stream, b"more", false)
+        }),
+        ("HEADERS after END_STREAM", true, |stream| {
+            Frame::headers(stream, &[("late", "1")], true)
+        }),
+        ("PRIORITY of 4 bytes", false, |stream| {
+            Frame::new(kind::PRIORITY, 0, stream, [0; 4])
+        }),
+        ("trailers without END_STREAM", false, |stream| {
+            Frame::headers(stream, &[("late", "1")], false)
+        }),
+    ];
+    let mut findings = Vec::new();
+    for (what, end, mistake) in ways {
+        let wire = arena.attacker.wire(&[]).await?;
+        let headers = gated();
+        let before = concurrency(&arena);
+        let highest = Arc::new(AtomicUsize::new(0));
+        let sampling = tokio::spawn({
+            let (arena, highest) = (arena.clone(), highest.clone());
+            async move {
+                loop {
+                    let now = concurrency(&arena).saturating_sub(before);
+                    highest.fetch_max(now, Ordering::Relaxed);
+                    sleep(Duration::from_millis(2)).await;
+                }
+            }
+        });
+        // A stream a round, a little apart, so that what is counted is what the proxy bears, not what is on its way; and
+        // its mistake 50 rounds later, so that it has begun at the backend.
+        let slow = Plan {
+            pause: Duration::from_micros(500),
+            ..plan(3000, true)
+        };
+        let flood = arena
+            .attacker
+            .flood(wire, slow, |round| {
+                let mut frames = vec![Frame::headers(2 * round + 1, &headers, end)];
+                if let Some(before) = round.checked_sub(LAG) {
+                    frames.push(mistake(2 * before + 1));
+                }
+                frames
+            })
+            .await;
+        settle().await;
+        sampling.abort();
+        // What was written after the 1025th was on its way.
+        let (rounds, spare) = (flood.rounds as usize, 100);
+        let held = flood.ended.is_some() && rounds <= 1025 + spare;
+        let gone = if flood.ended.is_some() {
+            "ended"
+        } else {
+            "lives"
+        };
+        findings.push(Finding::new(
+            format!("{what}: GOAWAY by the 1025th"),
+            format!("{gone}, {rounds} were written"),
+            held,
+        ));
+        let highest = highest.load(Ordering::Relaxed);
+        findings.push(Finding::count(
+            &format!("{what}: RPCs at a time at the backend"),
+            highest,
+            100,
+        ));
+    }
+    Ok(findings)
+}
+
+/// A header block that never ends: many small frames, and large ones.
+pub(super) async fn continuation(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for (size, most) in [(4, 7), (16_370, 3)] {
+        let (read, mut write) = arena.attacker.wire(&[]).await?.split();
+        let mut reader = Reader::start(read, true);
+        let start = block(&frames::grpc_request(CHAT));
+        write
+            .send(&[Frame::new(kind::HEADERS, 0, 1, start)])
+            .await?;
+        let mut sent = 1;
+        while sent < 50 && !reader.ended() {
+            let more = block(&[("a", "b".repeat(size))]);
+            if write
+                .send(&[Frame::new(kind::CONTINUATION, 0, 1, more)])
+                .await
+                .is_err()
+            {
+                break;
+            }
+            sent += 1;
+            // Frame by frame, so that what is counted isn't what was on its way.
+            reader.goaway(Duration::from_secs(1)).await;
+        }
+        findings.push(Finding::count(
+            &format!("frames of a block with {size}-byte fields"),
+            sent,
+            most,
+        ));
+    }
+    findings.push(Finding::exactly(
+        "limit header_block acted",
+        arena.limit("header_block").await,
+        2,
+    ));
+    Ok(findings)
+}
+
+/// A header block that stays open, in silence.
+pub(super) async fn open_header_block(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let most = Duration::from_secs(arena.scale.of(11, 2));
+    let mut all = JoinSet::new();
+    for number in 0..20 {
+        let mut wire = arena.attacker.wire(&[]).await?;
+        let start = block(&frames::grpc_request(CHAT));
+        // Half of them in the middle of a frame.
+        let mut bytes = Frame::new(kind::HEADERS, 0, 1, start).bytes();
+        if number % 2 == 0 {
+            bytes.truncate(bytes.len() / 2);
+        }
+        wire.send_bytes(&bytes).await?;
+        all.spawn(async move { closes(wire, most + Duration::from_secs(5)).await });
+    }
+    Ok(vec![slowest("each closed", all.join_all().await, most)])
+}
+
+/// PING and SETTINGS, while the answers are read, and while they aren't.
+pub(super) async fn control_frames(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for reading in [true, false] {
+        for (what, frame) in [
+            ("PING", Frame::new(kind::PING, 0, 0, *b"12345678")),
+            ("SETTINGS", Frame::settings(&[])),
+            (
+                "SETTINGS of 100 windows",
+                Frame::settings(&[(4, 65_535); 100]),
+            ),
+            (
+                "PRIORITY",
+                Frame::new(kind::PRIORITY, 0, 1, [0, 0, 0, 3, 0]),
+            ),
+            ("an unknown type", Frame::new(77, 0, 0, [0; 8])),
+        ] {
+            let wire = arena.attacker.wire(&[]).await?;
+            let flood = arena
+                .attacker
+                .flood(wire, plan(20_000, reading), |_| vec![frame.clone(); 10])
+                .await;
+            let how = if reading { "read" } else { "unread" };
+            findings.push(ended(&format!("{what}, {how}: ended"), [&flood]));
+        }
+    }
+    Ok(findings)
+}
+
+/// DATA that carries nothing.
+pub(super) async fn empty_data(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut padded = vec![255];
+    padded.extend([0; 255]);
+    for (what, frame) in [
+        ("empty DATA", Frame::data(1, b"", false)),
+        (
+            "padding alone",
+            Frame::new(kind::DATA, flag::PADDED, 1, padded),
+        ),
+        ("byte by byte", Frame::data(1, b"\0", false)),
+    ] {
+        let mut wire = arena.attacker.wire(&[]).await?;
+        wire.send(&[Frame::headers(1, &frames::grpc_request(UPLOAD), false)])
+            .await?;
+        let flood = arena
+            .attacker
+            .flood(wire, plan(20_000, true), |_| vec![frame.clone(); 10])
+            .await;
+        findings.push(ended(&format!("{what}: ended"), [&flood]));
+    }
+    Ok(findings)
+}
+
+/// A large field enters the table, and the block names it again and again; and tables that change their size.
+pub(super) async fn hpack_bombs(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let mut bomb = block(&frames::grpc_request(UNARY));
+    // A literal that enters the table (RFC 7541 section 6.2.1), of almost all of its 4096 bytes, then its index, 62.
+    let field = block(&[("x-bomb", "b".repeat(4000))]);
+    bomb.push(0x40);
+    bomb.extend(&field[1..]);
+    bomb.extend([0x80 | 62; 10_000]);
+    // From the smallest to the largest table and back (section 6.3), without a field.
+    let resizes = [0x20, 0x3f, 0xe1, 0x1f].repeat(4000);
+    for (what, payload) in [
+        ("a field named 10 000 times", bomb),
+        ("4000 sizes of the table", resizes),
+    ] {
+        let before = arena.usage().memory;
+        let wire = arena.attacker.wire(&[]).await?;
+        let flood = arena
+            .attacker
+            .flood(wire, plan(200, true), |round| {
+                vec![Frame::new(
+                    kind::HEADERS,
+                    flag::END_HEADERS | flag::END_STREAM,
+                    2 * round + 1,
+                    payload.clone(),
+                )]
+            })
+            .await;
+        settle().await;
+        let grown = arena.usage().memory.saturating_sub(before);
+        let how = if flood.ended.is_some() {
+            "ended"
+        } else {
+            "lives"
+        };
+        findings.push(Finding::new(
+            format!("{what}: memory grows by ≤ 8 MiB"),
+            format!(
+                "{:.1} MiB; after {} the connection {how}",
+                grown as f64 / (1 << 20) as f64,
+                flood.rounds
+            ),
+            grown <= 8 << 20,
+        ));
+    }
+    findings.push(Finding::count(
+        "of them at the backend",
+        arena.backend.journal.calls(UNARY),
+        0,
+    ));
+    Ok(findings)
+}
+
+/// SETTINGS stay unacknowledged while RPCs run, and more is sent than the windows say.
+pub(super) async fn unacknowledged_settings(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let rounds = arena.scale.of(2000, 300);
+    let before = arena.usage().memory;
+    let mut wire = arena.attacker.wire(&[]).await?;
+    let mut answers = 0;
+    let headers = frames::grpc_request(UNARY);
+    for round in 0..rounds {
+        let stream = 2 * round + 1;
+        let frames = [
+            Frame::headers(stream, &headers, false),
+            Frame::data(stream, &framed(b""), true),
+        ];
+        if wire.send(&frames).await.is_err() {
+            break;
+        }
+        // Not `until`, which would acknowledge.
+        while let Ok(Some(frame)) = timeout(Duration::from_secs(5), wire.next()).await {
+            if frame.ends_stream() && frame.stream == stream {
+                answers += 1;
+                break;
+            }
+        }
+    }
+    let grown = arena.usage().memory.saturating_sub(before);
+    Ok(vec![Finding::new(
+        "memory grows by ≤ 8 MiB",
+        format!(
+            "{:.1} MiB after {answers} RPCs",
+            grown as f64 / (1 << 20) as f64
+        ),
+        grown <= 8 << 20,
+    )])
+}
+
+/// Streams that can't be answered, since their windows are 0.
+pub(super) async fn zero_stream_windows(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let most = Duration::from_secs(arena.scale.of(60, 2) + 5);
+    let mut wire = arena.attacker.wire(&[(INITIAL_WINDOW_SIZE, 0)]).await?;
+    let mut headers = frames::grpc_request(UNARY);
+    headers.push(("x-test-reply-bytes", "100000"));
+    for number in 0..100 {
+        let stream = 2 * number + 1;
+        wire.send(&[
+            Frame::headers(stream, &headers, false),
+            Frame::data(stream, &framed(b""), true),
+        ])
+        .await?;
+    }
+    let begun = Instant::now();
+    let (mut reset, mut last) = (0, None);
+    while let Ok(Some(frame)) = timeout(most.saturating_sub(begun.elapsed()), wire.next()).await {
+        if frame.kind == kind::RST_STREAM || frame.ends_stream() {
+            reset += 1;
+            last = Some(begun.elapsed());
+        }
+        if reset == 100 {
+            break;
+        }
+    }
+    Ok(vec![
+        Finding::exactly("streams that were reset", reset, 100),
+        Finding::within("the last of them", last, most),
+    ])
+}
+
+/// Windows that are wide open, and sockets from which nothing is read.
+pub(super) async fn zero_tcp_window(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let most = Duration::from_secs(arena.scale.of(30, 2) + 5);
+    let mut headers = frames::grpc_request(DOWNLOAD);
+    headers.extend([("x-test-replies", "50"), ("x-test-reply-bytes", "1000000")]);
+    let mut wires = Vec::new();
+    let count = arena.scale.of(50, 10);
+    for _ in 0..count {
+        let tcp = arena.attacker.tcp_with(source(0), Some(4096)).await?;
+        let tls = arena.attacker.tls_over(tcp).await?;
+        let mut wire = Wire::client(tls, &[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await?;
+        wire.send(&[
+            Frame::credit(0, 0x7fff_ffff - 65_535),
+            Frame::headers(1, &headers, false),
+            Frame::data(1, &framed(b""), true),
+        ])
+        .await?;
+        wires.push(wire);
+    }
+    let files = arena.before.files;
+    let begun = Instant::now();
+    let closed = until(most + Duration::from_secs(5), || async {
+        arena.limit("write_stall").await >= count && arena.usage().files <= files + 5
+    })
+    .await;
+    drop(wires);
+    Ok(vec![Finding::within(
+        &format!("{count} sockets closed"),
+        closed.map(|_| begun.elapsed()),
+        most,
+    )])
+}
+
+/// A byte of a ClientHello every so often.
+pub(super) async fn slow_handshakes(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let count = arena.scale.of(2000, 200);
+    let most = Duration::from_millis(arena.scale.of(5500, 1500));
+    let hello = arena.attacker.client_hello();
+    let mut all = JoinSet::new();
+    for number in 0..count {
+        let mut tcp = arena.attacker.tcp_from(source(number / 200)).await?;
+        let hello = hello.clone();
+        all.spawn(async move {
+            let begun = Instant::now();
+            for byte in hello {
+                if tcp.write_all(&[byte]).await.is_err() {
+                    return Some(begun.elapsed());
+                }
+                if tcp.closes(Duration::from_millis(250)).await {
+                    return Some(begun.elapsed());
+                }
+                if begun.elapsed() > most * 3 {
+                    return None;
+                }
+            }
+            None
+        });
+    }
+    // Honest clients meanwhile.
+    let mut handshakes = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < most {
+        let started = Instant::now();
+        let tcp = arena.attacker.tcp_from(source(40)).await?;
+        let tls = timeout(Duration::from_secs(5), arena.attacker.tls_over(tcp)).await;
+        ensure!(matches!(tls, Ok(Ok(_))), "an honest handshake failed");
+        handshakes.push(started.elapsed());
+        sleep(Duration::from_millis(20)).await;
+    }
+    handshakes.sort_unstable();
+    let p99 = handshakes.get(handshakes.len() * 99 / 100).copied();
+    Ok(vec![
+        slowest("each closed", all.join_all().await, most),
+        Finding::within("others' handshakes, p99", p99, Duration::from_millis(200)),
+    ])
+}
+
+/// TLS, and then nothing; or the preface byte by byte.
+pub(super) async fn slow_prefaces(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let most = Duration::from_millis(arena.scale.of(10_500, 1500));
+    let mut all = JoinSet::new();
+    for number in 0..arena.scale.of(400, 40) {
+        let begun = Instant::now();
+        let tcp = arena.attacker.tcp_from(source(number / 200)).await?;
+        let tls = arena.attacker.tls_over(tcp).await?;
+        all.spawn(async move {
+            let mut wire = Wire::bare(tls);
+            if number.is_multiple_of(2) {
+                return closes(wire, most * 3).await.map(|_| begun.elapsed());
+            }
+            for byte in frames::PREFACE {
+                if wire.send_bytes(&[*byte]).await.is_err() {
+                    break;
+                }
+                if let Ok(None) = timeout(Duration::from_millis(900), wire.next()).await {
+                    break;
+                }
+            }
+            Some(begun.elapsed())
+        });
+    }
+    Ok(vec![slowest("each closed", all.join_all().await, most)])
+}
+
+/// ClientHellos whose answers nobody waits for, and as many that wait for ever.
+pub(super) async fn handshake_flood(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let time = Duration::from_secs(arena.scale.of(10, 2));
+    let hello = arena.attacker.client_hello();
+    let files = arena.before.files;
+    let begun = Instant::now();
+    let (mut number, mut highest) = (0, 0);
+    // The last thousand stay open.
+    let mut open = std::collections::VecDeque::new();
+    while begun.elapsed() < time {
+        let mut tcp = arena.attacker.tcp_from(source(number / 200 % 40)).await?;
+        // The proxy may have had enough.
+        let _ = tcp.write_all(&hello).await;
+        open.push_back(tcp);
+        if open.len() > 1000 {
+            open.pop_front();
+        }
+        number += 1;
+        if number.is_multiple_of(50) {
+            highest = highest.max(arena.usage().files.saturating_sub(files));
+        }
+    }
+    let limited = arena.limit("pending_handshakes").await;
+    Ok(vec![
+        // The socket of one that has just been refused counts for a moment.
+        Finding::count("handshakes at a time, by open files", highest, 512 + 16),
+        Finding::new(
+            "ClientHellos a second",
+            format!(
+                "{:.0}, {limited} met the limit",
+                number as f64 / time.as_secs_f64()
+            ),
+            true,
+        ),
+    ])
+}
+
+/// More connections than there may be, in all and from one address.
+pub(super) async fn connections(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let (offered, kept) = arena.scale.of((12_000, 10_000), (240, 200));
+    let (same, from_one) = arena.scale.of((300, 256), (50, 40));
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    ensure!(
+        most > offered as u64 + 300,
+        "{offered} connections need as many open files; `ulimit -n` is {most}"
+    );
+    let one: Vec<usize> = vec![0; same];
+    let alive = hold(&arena, &one).await?;
+    let mut findings = vec![Finding::exactly(
+        &format!("of {same} connections from one address, kept"),
+        alive.len(),
+        from_one,
+    )];
+    drop(alive);
+    let files = arena.before.files;
+    until(Duration::from_secs(10), || async {
+        arena.usage().files <= files + 5
+    })
+    .await;
+    let many: Vec<usize> = (0..offered).map(|number| 1 + number / from_one).collect();
+    let alive = hold(&arena, &many).await?;
+    // The victim's connection is one of them.
+    findings.push(Finding::exactly(
+        &format!("of {offered} connections, kept"),
+        alive.len() + 1,
+        kept,
+    ));
+    let grown = arena.usage().memory.saturating_sub(arena.before.memory);
+    findings.push(Finding::new(
+        "memory of each: ≤ 32 KiB",
+        format!("{:.1} KiB", grown as f64 / 1024.0 / kept as f64),
+        grown / kept as u64 <= 32 << 10,
+    ));
+    Ok(findings)
+}
+
+/// Connections until the proxy has no file left.
+pub(super) async fn no_files_left(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let before = getrlimit(Resource::Nofile);
+    // The proxy keeps some for itself: only a limit that shrinks while it runs leaves it none.
+    let files = arena.before.files + 40;
+    let few = Rlimit {
+        current: Some(files as u64),
+        maximum: before.maximum,
+    };
+    let enough = arena.limit_files(few)?;
+    let mut held = Vec::new();
+    for number in 0..200 {
+        held.push(arena.attacker.tcp_from(source(number / 200)).await?);
+    }
+    // They stay as long as a handshake may take, 5 s.
+    sleep(Duration::from_millis(500)).await;
+    let before = arena.usage();
+    let time = Duration::from_secs(2);
+    sleep(time).await;
+    let spent = arena.usage().cpu - before.cpu;
+    drop(held);
+    arena.limit_files(enough)?;
+    let connected = until(Duration::from_secs(5), || async {
+        matches!(
+            timeout(Duration::from_secs(5), arena.attacker.wire(&[])).await,
+            Ok(Ok(_))
+        )
+    });
+    Ok(vec![
+        Finding::exactly("files that were open", before.files, files),
+        Finding::within(
+            "processor time in 2 s without a file left",
+            Some(spent),
+            time / 4,
+        ),
+        Finding::within(
+            "a new connection after there are files again",
+            connected.await,
+            Duration::from_secs(1),
+        ),
+    ])
+}
+
+/// Connections that have got through HTTP/2's beginning, and still answer a PING after all have tried.
+async fn hold(arena: &Arc<Arena>, sources: &[usize]) -> anyhow::Result<Vec<Wire<Secured>>> {
+    let wires = Arc::new(Mutex::new(Vec::new()));
+    let places = Arc::new(Semaphore::new(100));
+    let mut all = JoinSet::new();
+    for number in sources.iter().copied() {
+        let (arena, wires) = (arena.clone(), wires.clone());
+        let place = places
+            .clone()
+            .acquire_owned()
+            .await
+            .context("nobody closes it")?;
+        all.spawn(async move {
+            let _place = place;
+            let connecting = async {
+                let tcp: Metered = arena.attacker.tcp_from(source(number)).await?;
+                Wire::client(arena.attacker.tls_over(tcp).await?, &[]).await
+            };
+            if let Ok(Ok(wire)) = timeout(Duration::from_secs(30), connecting).await {
+                let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
+                wires.push(wire);
+            }
+        });
+    }
+    all.join_all().await;
+    let wires = std::mem::take(&mut *wires.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut asking = JoinSet::new();
+    for mut wire in wires {
+        asking.spawn(async move {
+            wire.send(&[Frame::new(kind::PING, 0, 0, *b"are you?")])
+                .await
+                .ok()?;
+            let pong = |frame: &Frame| frame.kind == kind::PING && frame.flags & flag::ACK != 0;
+            wire.until("a PING's answer", pong).await?;
+            Some(wire)
+        });
+    }
+    Ok(asking.join_all().await.into_iter().flatten().collect())
+}
+
+/// Waits for the end of a connection.
+async fn closes(mut wire: Wire<Secured>, most: Duration) -> Option<Duration> {
+    let begun = Instant::now();
+    let reading = async { while wire.next().await.is_some() {} };
+    timeout(most, reading).await.ok().map(|()| begun.elapsed())
+}
+
+/// What the proxy and the backend still have on their way gets there.
+async fn settle() {
+    sleep(Duration::from_millis(300)).await;
+}
+
+/// RPCs at the backend that wait for a gate: all of an attack's.
+fn concurrency(arena: &Arena) -> usize {
+    let journal = &arena.backend.journal;
+    let gone = journal.look(|all| all.cancelled.len());
+    journal.calls(CHAT).saturating_sub(gone)
+}
+
+fn gated() -> Vec<(&'static str, &'static str)> {
+    let mut headers = frames::grpc_request(CHAT);
+    headers.push(("x-test-gate", "never"));
+    headers
+}
+
+fn plan(rounds: u32, reading: bool) -> Plan {
+    Plan {
+        rounds,
+        time: Duration::from_secs(40),
+        pause: Duration::ZERO,
+        reading,
+    }
+}
+
+fn ended<'a>(what: &str, floods: impl IntoIterator<Item = &'a Flood>) -> Finding {
+    let floods: Vec<&Flood> = floods.into_iter().collect();
+    let gone = floods.iter().filter(|flood| flood.ended.is_some()).count();
+    let slowest = floods.iter().filter_map(|flood| flood.ended).max();
+    let rounds = floods.iter().map(|flood| flood.rounds).max();
+    Finding::new(
+        what,
+        format!(
+            "{gone} of {}, after {} and {} rounds at most",
+            floods.len(),
+            slowest.map_or_else(|| "never".to_owned(), seconds),
+            rounds.unwrap_or_default(),
+        ),
+        gone == floods.len(),
+    )
+}
+
+fn most(what: &str, counts: impl Iterator<Item = usize>, most: usize) -> Finding {
+    Finding::count(what, counts.max().unwrap_or_default(), most)
+}
+
+fn slowest(what: &str, times: Vec<Option<Duration>>, most: Duration) -> Finding {
+    let all: Option<Vec<Duration>> = times.into_iter().collect();
+    Finding::within(what, all.and_then(|all| all.into_iter().max()), most)
+}
+
+/// Rounds from a stream's beginning to its mistake.
+const LAG: u32 = 50;
+
+const UNARY: &str = "/e2e.Test/Unary";
+const UPLOAD: &str = "/e2e.Test/Upload";
+const DOWNLOAD: &str = "/e2e.Test/Download";
+const CHAT: &str = "/e2e.Test/Chat";
+
+/// RFC 9113 section 6.5.2.
+const INITIAL_WINDOW_SIZE: u16 = 4;

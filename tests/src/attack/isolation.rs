@@ -1,0 +1,777 @@
+//! What one client does to others through a connection to a backend that they share.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{Arena, Finding, until};
+use crate::{
+    client::{Http2, Reply, grpc_request},
+    frames::{self, Frame, Wire, block, code, flag, kind},
+    h2attack::{Reader, Secured},
+    scripted::framed,
+};
+
+/// 50 server streams of small messages; the client reads its socket, and gives no window.
+pub(super) async fn unread_messages(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut wire = arena.attacker.wire(&[]).await?;
+    let mut waiting = HashSet::new();
+    for number in 0..50 {
+        let stream = 2 * number + 1;
+        let asked = download(&[("x-test-replies", "1000000"), ("x-test-reply-bytes", "20")]);
+        wire.send(&open(stream, &asked)).await?;
+        waiting.insert(stream);
+    }
+    let begun = Instant::now();
+    let stall = arena.scale.of(60, 2);
+    let most = Duration::from_secs(stall + 5);
+    let mut ended = None;
+    while let Ok(Some(frame)) = timeout(most.saturating_sub(begun.elapsed()), wire.next()).await {
+        if frame.kind == kind::RST_STREAM || frame.ends_stream() {
+            waiting.remove(&frame.stream);
+        }
+        if waiting.is_empty() {
+            ended = Some(begun.elapsed());
+            break;
+        }
+    }
+    Ok(vec![
+        Finding::within("all 50 streams reset", ended, most),
+        Finding::exactly(
+            "limit window_stall acted",
+            arena.limit("window_stall").await,
+            50,
+        ),
+    ])
+}
+
+/// 100 downloads of 1 MiB that nobody reads.
+pub(super) async fn stalled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut wire = arena.attacker.wire(&[]).await?;
+    for number in 0..100 {
+        let asked = download(&[("x-test-reply-bytes", "1048576")]);
+        wire.send(&open(2 * number + 1, &asked)).await?;
+    }
+    let calls = || arena.backend.journal.calls(DOWNLOAD);
+    let begun = until(Duration::from_secs(30), || async { calls() >= 100 }).await;
+    ensure!(begun.is_some(), "{} downloads have begun, of 100", calls());
+    let other = arena.attacker.http2_with(&wide()).await?;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..arena.scale.of(50, 10) {
+        let begun = Instant::now();
+        let asked = grpc_request(UNARY, &[("x-test-reply-bytes", "1048576")]);
+        let reply = timeout(Duration::from_secs(10), call(&other, asked, &framed(b"")))
+            .await
+            .context("another client's download hangs")??;
+        ensure!(
+            reply.body.len() > 1 << 20,
+            "{} bytes of 1 MiB",
+            reply.body.len()
+        );
+        slowest = slowest.max(begun.elapsed());
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(vec![Finding::within(
+        "another client's download of 1 MiB",
+        Some(slowest),
+        Duration::from_secs(1),
+    )])
+}
+
+/// Server streams that are cancelled after their first message, at a rate.
+pub(super) async fn cancelled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let count: u32 = arena.scale.of(10_000, 1000);
+    let (mut read, mut write) = arena.attacker.wire(&[]).await?.split();
+    let (came, mut comes) = tokio::sync::mpsc::unbounded_channel();
+    let reading = tokio::spawn(async move {
+        let mut seen = HashSet::new();
+        while let Some(frame) = read.next().await {
+            if frame.kind == kind::GOAWAY {
+                return;
+            }
+            if frame.kind == kind::DATA {
+                let first = seen.insert(frame.stream).then_some(frame.stream);
+                // Nobody waits for more.
+                let _ = came.send((first, frame.payload.len() as u32));
+            }
+        }
+    });
+    let asked = download(&[
+        ("x-test-replies", "1000000"),
+        ("x-test-interval", "20"),
+        ("x-test-reply-bytes", "20"),
+        ("x-test-id", "cancelled"),
+    ]);
+    let mut ticks = tokio::time::interval(Duration::from_millis(2));
+    let (mut opened, mut cancelled) = (0, 0);
+    let whole = async {
+        while cancelled < count {
+            tokio::select! {
+                _ = ticks.tick(), if opened < count && opened - cancelled < 100 => {
+                    write.send(&open(2 * opened + 1, &asked)).await?;
+                    opened += 1;
+                }
+                Some((first, bytes)) = comes.recv() => {
+                    write.send(&[Frame::credit(0, bytes)]).await?;
+                    if let Some(stream) = first {
+                        write.send(&[Frame::reset(stream, code::CANCEL)]).await?;
+                        cancelled += 1;
+                    }
+                }
+                else => break,
+            }
+        }
+        anyhow::Ok(())
+    };
+    let sent = timeout(Duration::from_secs(u64::from(count) / 50), whole).await;
+    let all = count as usize;
+    let noticed = until(Duration::from_secs(10), || async {
+        arena.backend.journal.look(|all| all.cancelled.len()) >= all
+    })
+    .await;
+    let alive = !reading.is_finished();
+    reading.abort();
+    Ok(vec![
+        Finding::exactly(
+            "streams cancelled after their first message",
+            cancelled as usize,
+            all,
+        ),
+        Finding::new(
+            "all of them noticed by the backend",
+            noticed.is_some(),
+            noticed.is_some(),
+        ),
+        Finding::new(
+            "their client's connection lives",
+            alive,
+            alive && matches!(sent, Ok(Ok(()))),
+        ),
+    ])
+}
+
+/// An upload that blocks, since the backend has stopped reading, and is reset by its client.
+pub(super) async fn blocked_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    const CONNECTIONS: usize = 20;
+    let count = arena.scale.of(1000, 100);
+    let mut wires = VecDeque::new();
+    for _ in 0..CONNECTIONS {
+        wires.push_back((arena.attacker.wire(&[]).await?, 1));
+    }
+    let mut times = Vec::new();
+    for number in 0..count {
+        let (mut wire, stream) = wires.pop_front().context("there are twenty")?;
+        let id = format!("blocked-{number}");
+        let mut headers = frames::grpc_request(UPLOAD);
+        headers.extend([("x-test-gate", "never"), ("x-test-id", id.as_str())]);
+        wire.send(&[Frame::headers(stream, &headers, false)])
+            .await?;
+        // The backend's window of 64 KiB, and a part of the proxy's. All of that isn't certain to be had: credit for
+        // what was forwarded is given by half windows.
+        upload(&mut wire, stream, 80_000).await?;
+        let begun = Instant::now();
+        wire.send(&[Frame::reset(stream, code::CANCEL)]).await?;
+        times.push(arena.backend.journal.cancelled(&id).await - begun);
+        wires.push_back((wire, stream + 2));
+    }
+    times.sort_unstable();
+    // Whole windows on both sides: each connection can send 1 MiB again, all at once.
+    let begun = Instant::now();
+    let mut whole = JoinSet::new();
+    for (mut wire, stream) in wires {
+        whole.spawn(async move {
+            wire.send(&[Frame::headers(stream, &frames::grpc_request(UPLOAD), false)])
+                .await?;
+            upload(&mut wire, stream, 1 << 20).await?;
+            wire.send(&[Frame::data(stream, b"", true)]).await?;
+            let end = wire.until("the upload's end", |frame| {
+                frame.stream == stream && (frame.ends_stream() || frame.kind == kind::RST_STREAM)
+            });
+            let end = end.await.context("the connection has ended")?;
+            ensure!(end.kind == kind::HEADERS, "the upload was reset");
+            anyhow::Ok(())
+        });
+    }
+    let ended = timeout(Duration::from_secs(20), whole.join_all()).await;
+    let good = ended.map_or(0, |all| all.iter().filter(|end| end.is_ok()).count());
+    Ok(vec![
+        Finding::within(
+            "the slowest reset noticed by the backend",
+            times.last().copied(),
+            Duration::from_millis(100),
+        ),
+        Finding::exactly(
+            "uploads of 1 MiB afterwards, one on each connection",
+            good,
+            CONNECTIONS,
+        ),
+        Finding::within(
+            "all of them",
+            Some(begun.elapsed()),
+            Duration::from_secs(10),
+        ),
+    ])
+}
+
+/// Many small messages both ways, and a backend that takes its time.
+pub(super) async fn slow_backend(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let (streams, messages) = arena.scale.of((100, 10_000), (20, 300));
+    let client = arena.attacker.http2_with(&wide()).await?;
+    let mut all = JoinSet::new();
+    for _ in 0..streams {
+        let client = client.clone();
+        all.spawn(async move {
+            let asked = grpc_request(CHAT, &[("x-test-interval", "1")]);
+            let (response, mut body) = client.open(asked, false).await?;
+            let sending = tokio::spawn(async move {
+                let message = Bytes::from(framed(&MESSAGE));
+                for _ in 0..messages {
+                    body.reserve_capacity(message.len());
+                    while body.capacity() < message.len() {
+                        match std::future::poll_fn(|cx| body.poll_capacity(cx)).await {
+                            Some(Ok(_)) => {}
+                            _ => return,
+                        }
+                    }
+                    // When the stream has ended, its reader says how.
+                    if body.send_data(message.clone(), false).is_err() {
+                        return;
+                    }
+                }
+                // As above.
+                let _ = body.send_data(Bytes::new(), true);
+            });
+            let (_, mut replies) = response.await?.into_parts();
+            let mut bytes = 0;
+            while let Some(chunk) = replies.data().await {
+                let chunk = chunk?;
+                bytes += chunk.len();
+                replies.flow_control().release_capacity(chunk.len())?;
+            }
+            let trailers = replies.trailers().await?.unwrap_or_default();
+            sending.abort();
+            let whole = messages * framed(&MESSAGE).len();
+            ensure!(bytes == whole, "{bytes} bytes of {whole}");
+            ensure!(
+                trailers
+                    .get("grpc-status")
+                    .is_some_and(|status| status == "0")
+            );
+            anyhow::Ok(())
+        });
+    }
+    let ended = timeout(Duration::from_secs(240), all.join_all())
+        .await
+        .context("they have not ended after 240 s")?;
+    let errors: Vec<_> = ended.iter().filter_map(|end| end.as_ref().err()).collect();
+    let first = errors
+        .first()
+        .map_or(String::new(), |error| format!(" ({error:#})"));
+    Ok(vec![Finding::new(
+        format!("of {streams} streams of {messages} messages each way, those that fail: 0"),
+        format!("{}{first}", errors.len()),
+        errors.is_empty(),
+    )])
+}
+
+/// Uploads to a method that never reads.
+pub(super) async fn unread_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let (mut stuck, mut clients) = (JoinSet::new(), Vec::new());
+    // Ten of them, since a connection's window is 1 MiB.
+    for _ in 0..10 {
+        let client = arena.attacker.http2().await?;
+        for _ in 0..10 {
+            let asked = grpc_request(UPLOAD, &[("x-test-gate", "never")]);
+            let (response, mut body) = client.open(asked, false).await?;
+            body.send_data(Bytes::from(framed(&vec![b'x'; 1 << 20])), true)?;
+            stuck.spawn(async move {
+                let _body = body;
+                response.await.is_ok()
+            });
+        }
+        clients.push(client);
+    }
+    let calls = || arena.backend.journal.calls(UPLOAD);
+    let begun = until(Duration::from_secs(30), || async { calls() >= 100 }).await;
+    ensure!(begun.is_some(), "{} uploads have begun, of 100", calls());
+    let other = arena.attacker.http2_with(&wide()).await?;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..arena.scale.of(50, 10) {
+        let begun = Instant::now();
+        // One field of 200 000 bytes.
+        let mut message = vec![0x0a, 0xc0, 0x9a, 0x0c];
+        message.resize(message.len() + 200_000, b'y');
+        let asked = grpc_request(UNARY, &[("x-test-reply-bytes", "1")]);
+        let reply = timeout(
+            Duration::from_secs(10),
+            call(&other, asked, &framed(&message)),
+        )
+        .await
+        .context("another client's upload hangs")??;
+        ensure!(
+            reply.grpc_status() == Some(0),
+            "status {:?}",
+            reply.grpc_status()
+        );
+        slowest = slowest.max(begun.elapsed());
+        sleep(Duration::from_millis(100)).await;
+    }
+    Ok(vec![Finding::within(
+        "another client's upload of 200 kB",
+        Some(slowest),
+        Duration::from_secs(2),
+    )])
+}
+
+/// RPCs that are reset before their answer, in batches: what ends a connection to a server of `h2` at the 21st.
+pub(super) async fn batched_cancels(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    const CONNECTIONS: u32 = 20;
+    let count: u32 = arena.scale.of(10_000, 2000);
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let (read, write) = arena.attacker.wire(&[]).await?.split();
+        clients.push((Reader::start(read, true), write));
+    }
+    let mut headers = frames::grpc_request(CHAT);
+    headers.push(("x-test-gate", "never"));
+    let begun = Instant::now();
+    let mut sent = 0;
+    // Each round: ten RPCs on one connection, the next one 5 ms later. 2000 a second, 100 on each connection.
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    for round in 0..count / 10 {
+        ticks.tick().await;
+        let first = 10 * (round / CONNECTIONS);
+        let streams = (first..first + 10).map(|number| 2 * number + 1);
+        let (_, write) = &mut clients[(round % CONNECTIONS) as usize];
+        let opening: Vec<_> = streams
+            .clone()
+            .map(|stream| Frame::headers(stream, &headers, false))
+            .collect();
+        let resetting: Vec<_> = streams
+            .map(|stream| Frame::reset(stream, code::CANCEL))
+            .collect();
+        if round.is_multiple_of(2) {
+            write.send(&[opening, resetting].concat()).await?;
+        } else {
+            write.send(&opening).await?;
+            write.send(&resetting).await?;
+        }
+        sent += 10;
+    }
+    let rate = f64::from(sent) / begun.elapsed().as_secs_f64();
+    let ends = until(Duration::from_secs(10), || async {
+        let running = arena.metric("edge_attempts_in_flight", &[]).await;
+        // The victim's own.
+        running < 5.0
+    })
+    .await;
+    let alive = clients.iter().filter(|(reader, _)| !reader.ended()).count();
+    Ok(vec![
+        Finding::new("resets a second: 2000", format!("{rate:.0}"), rate > 1000.0),
+        Finding::exactly("connections of the clients that live", alive, clients.len()),
+        Finding::within(
+            "all of them ended at the backend",
+            ends,
+            Duration::from_secs(10),
+        ),
+    ])
+}
+
+/// Honest uploads that the backend ends early.
+pub(super) async fn early_ends(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let (clients, rounds) = arena.scale.of((10, 100), (10, 10));
+    let mut all = JoinSet::new();
+    for _ in 0..clients {
+        let mut wire = arena.attacker.wire(&[]).await?;
+        all.spawn(async move {
+            let mut ended = 0;
+            for round in 0..rounds {
+                let streams: Vec<u32> = (0..10).map(|n| 2 * (10 * round + n) + 1).collect();
+                let mut headers = frames::grpc_request(UPLOAD);
+                headers.push(("x-test-status", "7"));
+                let mut frames = Vec::new();
+                for stream in &streams {
+                    frames.push(Frame::headers(*stream, &headers, false));
+                    frames.push(Frame::data(*stream, &framed(&MESSAGE), false));
+                }
+                if wire.send(&frames).await.is_err() {
+                    break;
+                }
+                let mut waiting: HashSet<u32> = streams.iter().copied().collect();
+                while !waiting.is_empty() {
+                    let end = wire.until("an early end", |frame| {
+                        frame.ends_stream() || matches!(frame.kind, kind::RST_STREAM | kind::GOAWAY)
+                    });
+                    let Some(frame) = end.await.filter(|frame| frame.kind != kind::GOAWAY) else {
+                        return ended;
+                    };
+                    if waiting.remove(&frame.stream) && frame.kind == kind::HEADERS {
+                        ended += 1;
+                        // What was on its way when the end came.
+                        let late = Frame::data(frame.stream, &framed(&MESSAGE), true);
+                        if wire.send(&[late]).await.is_err() {
+                            return ended;
+                        }
+                    }
+                }
+            }
+            let ping = Frame::new(kind::PING, 0, 0, *b"are you?");
+            let sent = wire.send(&[ping]).await.is_ok();
+            let answer = wire.until("a PING's answer", |frame| {
+                frame.kind == kind::GOAWAY
+                    || frame.kind == kind::PING && frame.flags & flag::ACK != 0
+            });
+            let alive = sent && answer.await.is_some_and(|frame| frame.kind == kind::PING);
+            if alive { ended } else { 0 }
+        });
+    }
+    // Each client does `rounds` × 10 at a time; ten clients.
+    let ended: u32 = all.join_all().await.iter().sum();
+    Ok(vec![Finding::exactly(
+        "uploads ended early, on connections that live",
+        ended as usize,
+        clients * rounds as usize * 10,
+    )])
+}
+
+/// Headers of sizes about the limits, and headers made up: some stack calls each of them a connection error.
+pub(super) async fn strict_headers(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
+    let mut sizes = Vec::new();
+    for size in [8191, 8193, 10_241, 32_769] {
+        let mut wire = arena.attacker.wire(&[]).await?;
+        let mut headers = frames::grpc_request(UNARY);
+        // RFC 9113 §10.5.1: 32 bytes of each field, and its name and value.
+        let used: usize = headers
+            .iter()
+            .map(|(name, value)| 32 + name.len() + value.len())
+            .sum();
+        let value = "v".repeat(size - used - 32 - "x-large".len());
+        headers.push(("x-large", &value));
+        let encoded = block(&headers);
+        let (first, rest) = encoded.split_at(encoded.len().min(16_000));
+        let last = |rest: &[u8]| {
+            if rest.is_empty() {
+                flag::END_HEADERS
+            } else {
+                0
+            }
+        };
+        let mut all = vec![Frame::new(
+            kind::HEADERS,
+            last(rest) | flag::END_STREAM,
+            1,
+            first,
+        )];
+        let mut chunks = rest.chunks(16_000).peekable();
+        while let Some(chunk) = chunks.next() {
+            let flags = if chunks.peek().is_none() {
+                flag::END_HEADERS
+            } else {
+                0
+            };
+            all.push(Frame::new(kind::CONTINUATION, flags, 1, chunk));
+        }
+        // The last is above what a connection may have, and ends it.
+        let _ = wire.send(&all).await;
+        let end = wire.until("an end", |frame| {
+            frame.stream == 1 && (frame.ends_stream() || frame.kind == kind::RST_STREAM)
+                || frame.kind == kind::GOAWAY
+        });
+        let end = end.await.map_or("closed", |frame| match frame.kind {
+            kind::HEADERS => "answered",
+            kind::RST_STREAM => "reset",
+            _ => "GOAWAY",
+        });
+        sizes.push(format!("{size}: {end}"));
+    }
+    let seed = arena.scale.of(rand::random(), 7);
+    let mut random = StdRng::seed_from_u64(seed);
+    let count = arena.scale.of(5000, 500);
+    let mut wire: Option<(Wire<Secured>, u32)> = None;
+    let (mut answered, mut connections) = (HashMap::<&str, usize>::new(), 0);
+    for _ in 0..count {
+        let (mut open, stream) = match wire.take() {
+            Some(open) => open,
+            None => {
+                connections += 1;
+                (arena.attacker.wire(&[]).await?, 1)
+            }
+        };
+        let written = open.send(&made_up(&mut random, stream)).await;
+        let end = timeout(
+            Duration::from_secs(5),
+            open.until("an end", |frame| {
+                frame.stream == stream && (frame.ends_stream() || frame.kind == kind::RST_STREAM)
+                    || frame.kind == kind::GOAWAY
+            }),
+        )
+        .await;
+        let what = match (written, end) {
+            (_, Err(_)) => "nothing",
+            (_, Ok(Some(frame))) if frame.kind == kind::HEADERS => "an answer",
+            (_, Ok(Some(frame))) if frame.kind == kind::RST_STREAM => "a reset",
+            _ => "the connection's end",
+        };
+        *answered.entry(what).or_default() += 1;
+        if matches!(what, "an answer" | "a reset") {
+            // A stream that waits for its upload's end goes.
+            let gone = open.send(&[Frame::reset(stream, code::CANCEL)]).await;
+            wire = gone.is_ok().then_some((open, stream + 2));
+        }
+    }
+    let mut list: Vec<_> = answered
+        .iter()
+        .map(|(what, n)| format!("{n} {what}"))
+        .collect();
+    list.sort_unstable();
+    let hangs = answered.get("nothing").copied().unwrap_or_default();
+    Ok(vec![
+        Finding::new(
+            "header lists about the limits are answered or refused",
+            sizes.join(", "),
+            true,
+        ),
+        Finding::new(
+            format!("of {count} made-up requests (seed {seed}), those without an end: 0"),
+            format!("{} on {connections} connections", list.join(", ")),
+            hangs == 0,
+        ),
+    ])
+}
+
+/// A request with one to three mistakes, or none.
+fn made_up(random: &mut StdRng, stream: u32) -> Vec<Frame> {
+    let mut headers: Vec<(Vec<u8>, Vec<u8>)> = frames::grpc_request(UNARY)
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    let mut trailers: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let add = |list: &mut Vec<(Vec<u8>, Vec<u8>)>, name: &[u8], value: &[u8]| {
+        list.push((name.to_vec(), value.to_vec()));
+    };
+    for _ in 0..random.random_range(0..=3) {
+        let odd: [u8; 3] = random.random();
+        let text = |random: &mut StdRng| -> Vec<u8> {
+            let length = random.random_range(0..=20);
+            (0..length).map(|_| random.random()).collect()
+        };
+        match random.random_range(0..20) {
+            0 => add(&mut headers, &text(random), b"x"),
+            1 => add(&mut headers, b"x-odd", &text(random)),
+            2 => add(&mut headers, &[b'x', odd[0]], &[b'a', odd[1], b'b']),
+            3 => {
+                let names: [&[u8]; 8] = [
+                    b"connection",
+                    b"keep-alive",
+                    b"proxy-connection",
+                    b"transfer-encoding",
+                    b"upgrade",
+                    b"te",
+                    b"http2-settings",
+                    b"host",
+                ];
+                let name = names.choose(random).copied().unwrap_or(b"te");
+                let values: [&[u8]; 5] =
+                    [b"close", b"chunked", b"trailers", b"h2c", b"gzip, trailers"];
+                add(
+                    &mut headers,
+                    name,
+                    values.choose(random).copied().unwrap_or(b""),
+                );
+            }
+            4 => {
+                let pseudo: [&[u8]; 8] = [
+                    b":method",
+                    b":path",
+                    b":scheme",
+                    b":authority",
+                    b":status",
+                    b":protocol",
+                    b":",
+                    b":x",
+                ];
+                let name = pseudo.choose(random).copied().unwrap_or(b":");
+                let at = random.random_range(0..=headers.len());
+                headers.insert(at, (name.to_vec(), b"/".to_vec()));
+            }
+            5 => {
+                let at = random.random_range(0..headers.len());
+                headers.remove(at);
+                if headers.is_empty() {
+                    add(&mut headers, b"x", b"y");
+                }
+            }
+            6 => {
+                let last = headers.len() - 1;
+                headers.swap(random.random_range(0..=last), random.random_range(0..=last));
+            }
+            7 => {
+                let lengths: [&[u8]; 7] = [
+                    b"-1",
+                    b"0",
+                    b"5",
+                    b"99999999999999999999",
+                    b"5, 5",
+                    b"+5",
+                    b"",
+                ];
+                add(
+                    &mut headers,
+                    b"content-length",
+                    lengths.choose(random).copied().unwrap_or(b""),
+                );
+            }
+            8 => {
+                let timeouts: [&[u8]; 6] = [b"1", b"m", b"999999999m", b"-1S", b"0n", b"99999999H"];
+                add(
+                    &mut headers,
+                    b"grpc-timeout",
+                    timeouts.choose(random).copied().unwrap_or(b""),
+                );
+            }
+            9 => {
+                let paths: [&[u8]; 8] = [
+                    b"",
+                    b"*",
+                    b"e2e.Test/Unary",
+                    b"/e2e.Test/\x00",
+                    b"/e2e.Test/ x",
+                    b"/e2e.Test/\xff",
+                    b"/e2e.Test/#f",
+                    b"https://x/e2e.Test/Unary",
+                ];
+                let path = paths.choose(random).copied().unwrap_or(b"");
+                if let Some(field) = headers.iter_mut().find(|(name, _)| name == b":path") {
+                    field.1 = path.to_vec();
+                }
+            }
+            10 => {
+                let authorities: [&[u8]; 6] = [
+                    b"",
+                    b"a b",
+                    b"user@host",
+                    b"[::1",
+                    b"\xff",
+                    b"grpc.example.com:99999999",
+                ];
+                let authority = authorities.choose(random).copied().unwrap_or(b"");
+                if let Some(field) = headers.iter_mut().find(|(name, _)| name == b":authority") {
+                    field.1 = authority.to_vec();
+                }
+            }
+            11 => {
+                for number in 0..random.random_range(50..300) {
+                    add(&mut headers, format!("x-{number}").as_bytes(), b"");
+                }
+            }
+            12 => add(
+                &mut headers,
+                &vec![b'n'; random.random_range(100..5000)],
+                b"",
+            ),
+            13 => add(
+                &mut headers,
+                b"x-long",
+                &vec![b'v'; random.random_range(100..7000)],
+            ),
+            14 => add(&mut headers, b"x-data-bin", &text(random)),
+            15 => {
+                for _ in 0..random.random_range(1..40) {
+                    add(&mut headers, b"cookie", b"a=b");
+                }
+            }
+            16 => add(&mut trailers, b":path", b"/"),
+            17 => add(&mut trailers, &[b'X', odd[0]], &text(random)),
+            18 => add(&mut trailers, b"connection", b"close"),
+            _ => add(&mut headers, b"grpc-encoding", &text(random)),
+        }
+    }
+    let encoded = block(&headers);
+    // A frame's limit; the size of headers has an attack of its own.
+    let encoded = &encoded[..encoded.len().min(16_000)];
+    let mut all = vec![Frame::new(
+        kind::HEADERS,
+        flag::END_HEADERS,
+        stream,
+        encoded,
+    )];
+    all.push(Frame::data(stream, &framed(b""), trailers.is_empty()));
+    if !trailers.is_empty() {
+        let flags = flag::END_HEADERS | flag::END_STREAM;
+        all.push(Frame::new(kind::HEADERS, flags, stream, block(&trailers)));
+    }
+    all
+}
+
+/// The frames of a download with one request.
+fn open(stream: u32, headers: &[(&str, &str)]) -> Vec<Frame> {
+    vec![
+        Frame::headers(stream, headers, false),
+        Frame::data(stream, &framed(b""), true),
+    ]
+}
+
+fn download<'a>(metadata: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut headers = frames::grpc_request(DOWNLOAD);
+    headers.extend(metadata);
+    headers
+}
+
+/// Sends `bytes` on `stream` as its window and the connection's allow. Both are taken to be whole at the start, and at
+/// least as large as HTTP/2's default.
+async fn upload(wire: &mut Wire<Secured>, stream: u32, bytes: usize) -> anyhow::Result<()> {
+    let mut window = 65_535;
+    let mut left = bytes;
+    // Messages of 8 KiB, so that the backend's decoder goes on; the last is cut short by whoever resets.
+    let chunk = framed(&[&[0x0a, 0xfd, 0x3f][..], &[b'u'; 8189]].concat());
+    loop {
+        while left > 0 && window >= chunk.len() {
+            wire.send(&[Frame::data(stream, &chunk, false)]).await?;
+            window -= chunk.len();
+            left = left.saturating_sub(chunk.len());
+        }
+        if left == 0 {
+            return Ok(());
+        }
+        let credit = wire.until("credit", |frame| {
+            frame.stream == stream && matches!(frame.kind, kind::WINDOW_UPDATE | kind::RST_STREAM)
+        });
+        let credit = timeout(Duration::from_secs(10), credit)
+            .await
+            .context("no credit within 10 s")?
+            .filter(|frame| frame.kind == kind::WINDOW_UPDATE)
+            .context("the upload was ended")?;
+        window += credit.number(0).unwrap_or_default() as usize;
+    }
+}
+
+async fn call(client: &Http2, request: http::Request<()>, body: &[u8]) -> anyhow::Result<Reply> {
+    Ok(client.call(request, body).await?)
+}
+
+/// A client with room for what it asks.
+fn wide() -> h2::client::Builder {
+    let mut settings = h2::client::Builder::new();
+    settings
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20);
+    settings
+}
+
+const UNARY: &str = "/e2e.Test/Unary";
+const UPLOAD: &str = "/e2e.Test/Upload";
+const DOWNLOAD: &str = "/e2e.Test/Download";
+const CHAT: &str = "/e2e.Test/Chat";
+
+/// A message of the tests' service: one field of 18 bytes, 20 in all.
+const MESSAGE: [u8; 20] = *b"\x0a\x12eighteen bytes now";

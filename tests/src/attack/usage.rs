@@ -1,0 +1,72 @@
+//! Memory, files and processor time, as the kernel counts them (proc(5)).
+
+use std::{fs, time::Duration};
+
+/// What a process has now, or what it has used since its start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    /// Resident memory, in bytes.
+    pub(super) memory: u64,
+    /// Open files.
+    pub(super) files: usize,
+    /// Processor time, user's and system's.
+    pub(super) cpu: Duration,
+}
+
+impl Usage {
+    /// Of the process `id`; all 0 if there is none.
+    pub(super) fn of(id: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = resident.map(|text| text.trim().trim_end_matches(" kB").parse::<u64>());
+        Self {
+            memory: kibibytes.and_then(Result::ok).unwrap_or_default() * 1024,
+            files: fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count),
+            cpu: cpu(&format!("/proc/{id}/stat")),
+        }
+    }
+
+    /// Whether memory and files are what they were `before`, but for 10 % or 8 MiB, and 5 files.
+    pub(super) fn is_back(&self, before: &Self) -> bool {
+        self.memory <= before.memory + (before.memory / 10).max(SLACK)
+            && self.files <= before.files + 5
+    }
+}
+
+/// Processor time of this process's threads of that name, those that still run.
+pub(super) fn threads(name: &str) -> Duration {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return Duration::ZERO;
+    };
+    tasks
+        .flatten()
+        .filter(|task| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .map(|task| cpu(&task.path().join("stat").display().to_string()))
+        .sum()
+}
+
+/// Fields 14 and 15, in ticks of 10 ms; the name before them may have spaces.
+fn cpu(path: &str) -> Duration {
+    let stat = fs::read_to_string(path).unwrap_or_default();
+    let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let fields = after.split_whitespace().skip(11).take(2);
+    Duration::from_millis(10 * fields.flat_map(str::parse::<u64>).sum::<u64>())
+}
+
+/// Bytes: allocators keep some.
+pub(super) const SLACK: u64 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_has_memory_and_files() {
+        let usage = Usage::of(std::process::id());
+        assert!(usage.memory > 1 << 20 && usage.files > 2);
+        assert!(usage.is_back(&usage));
+        assert_eq!(Usage::of(u32::MAX).files, 0);
+    }
+}

@@ -1,0 +1,212 @@
+//! Attacks on the proxy's process, each beside a victim, and what came of them.
+//!
+//! ```text
+//! attack LIST                        what there is
+//! attack rapid-reset continuation    some
+//! attack all --json result.json      all
+//! ```
+//!
+//! The proxy is a process of its own on loopback addresses of this process; nothing else is attacked. What is promised,
+//! and by what everything is judged, is in the crate's `attack`. Figures depend on the build: compare with those of a
+//! release build, `--proxy target/release/edge-proxy`.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use e2e::attack::{ATTACKS, Attack, Options, Report, Scale, run};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+
+/// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
+/// Attack the proxy beside a victim, and judge: exit code 1 if a promise didn't hold
+#[derive(Debug, Parser)]
+#[command(name = "attack", version)]
+struct Cli {
+    /// Attacks by name; "all", or "LIST" for their names and promises
+    #[arg(required = true, value_name = "LIST|NAME…|all")]
+    names: Vec<String>,
+
+    /// Smaller counts and shorter timeouts: seconds instead of minutes
+    #[arg(long)]
+    quick: bool,
+
+    /// The proxy's program; otherwise it is built, as a debug build, and figures of time are worse
+    #[arg(long, value_name = "FILE")]
+    proxy: Option<PathBuf>,
+
+    /// Write the reports as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match perform(Cli::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn perform(cli: Cli) -> anyhow::Result<bool> {
+    if cli
+        .names
+        .iter()
+        .any(|name| name.eq_ignore_ascii_case("list"))
+    {
+        for attack in ATTACKS {
+            say!("{:<24} {}", attack.name, attack.promise);
+        }
+        return Ok(true);
+    }
+    let attacks = chosen(&cli.names)?;
+    raise_open_files();
+    let options = Options {
+        program: match cli.proxy {
+            Some(program) => program,
+            None => build()?,
+        },
+        scale: if cli.quick { Scale::Quick } else { Scale::Full },
+        strict: true,
+    };
+    let mut reports = Vec::new();
+    let mut failed = false;
+    for attack in attacks {
+        match run(attack, &options).await {
+            Ok(report) => {
+                print(&report);
+                failed |= !report.held();
+                reports.push(report);
+            }
+            Err(error) => {
+                say!("\n✗ {}: {error:#}", attack.name);
+                failed = true;
+            }
+        }
+    }
+    summary(&reports);
+    if let Some(file) = &cli.json {
+        write(file, &options, &reports)?;
+    }
+    Ok(!failed)
+}
+
+fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Attack>> {
+    if names.iter().any(|name| name == "all") {
+        return Ok(ATTACKS.iter().collect());
+    }
+    let mut attacks = Vec::new();
+    for name in names {
+        match ATTACKS.iter().find(|attack| attack.name == name) {
+            Some(attack) => attacks.push(attack),
+            None => bail!("there is no attack {name:?}; LIST names them"),
+        }
+    }
+    Ok(attacks)
+}
+
+/// The tests' copy of the proxy's program lies beside this one; cargo makes sure that it is there, and new.
+fn build() -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    let mut build = Command::new(cargo);
+    build.args(["build", "--package", "e2e", "--bin", PROGRAM]);
+    if own.components().any(|part| part.as_os_str() == "release") {
+        build.arg("--release");
+    }
+    let status = build
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .context("cannot run cargo; --proxy names a program that exists")?;
+    if !status.success() {
+        bail!("cargo cannot build {PROGRAM}: {status}");
+    }
+    Ok(own.with_file_name(PROGRAM))
+}
+
+fn print(report: &Report) {
+    say!(
+        "\n{} {}: {}",
+        mark(report.held()),
+        report.name,
+        report.promise
+    );
+    for finding in &report.findings {
+        say!(
+            "  {} {}: {}",
+            mark(finding.held),
+            finding.promise,
+            finding.measured
+        );
+    }
+}
+
+fn summary(reports: &[Report]) {
+    say!(
+        "\n  {:<24} {:>7} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "",
+        "seconds",
+        "sent KiB",
+        "its CPU s",
+        "CPU s",
+        "MiB",
+        "quiet ms",
+        "p99 ms"
+    );
+    for report in reports {
+        let account = &report.account;
+        say!(
+            "{} {:<24} {:>7.1} {:>10} {:>9.2} {:>9.2} {:>9.1} {:>9.1} {:>9.1}",
+            mark(report.held()),
+            report.name,
+            account.took.as_secs_f64(),
+            account.written / 1024,
+            account.attacker_cpu.as_secs_f64(),
+            account.proxy_cpu.as_secs_f64(),
+            account.memory as f64 / (1 << 20) as f64,
+            account.quiet_p99 as f64 / 1e3,
+            account.p99 as f64 / 1e3,
+        );
+    }
+}
+
+fn mark(held: bool) -> char {
+    if held { '✓' } else { '✗' }
+}
+
+fn write(file: &Path, options: &Options, reports: &[Report]) -> anyhow::Result<()> {
+    let all = json!({
+        "quick": options.scale == Scale::Quick,
+        "program": options.program,
+        "attacks": reports.iter().map(Report::json).collect::<Vec<_>>(),
+    });
+    std::fs::write(file, format!("{all:#}\n"))
+        .with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// For this process and the proxy that it starts: both ends of 12 000 connections.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // Refused: attacks that need more say so.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+const PROGRAM: &str = "edge-proxy-under-test";
