@@ -4,7 +4,9 @@
 //! long-lived connections, and hashing (SO_REUSEPORT) can put all of them on one core. The limits are enforced here,
 //! before a connection costs more than its socket: connections in all, per source address, and handshakes that aren't
 //! through. What is above a limit is closed at once, counted by limit. Of pending handshakes the oldest goes that hasn't
-//! sent a whole ClientHello: whoever connects and says nothing can't keep others out.
+//! sent a whole ClientHello: whoever connects and says nothing can't keep others out. It is the worker that closes it:
+//! while a worker is behind, only a few may wait for that, and newcomers are refused instead; else a flood of connections
+//! would take as many files as it likes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -62,6 +64,8 @@ struct Pending {
     count: usize,
     /// Those of them without a whole ClientHello, oldest first, and how to tell them that they are given up.
     silent: BTreeMap<u64, Arc<Notify>>,
+    /// Those that were given up, and whose sockets aren't closed yet: not counted above.
+    given_up: usize,
     /// The next one's number.
     next: u64,
 }
@@ -261,9 +265,10 @@ impl Ticket {
     pub(crate) fn handshake_done(&mut self) {
         if let Some(handshake) = self.handshake.take() {
             let mut pending = lock(&self.counts.pending);
-            // One that was given up isn't counted any more.
             if handshake.heard || pending.silent.remove(&handshake.number).is_some() {
                 pending.count -= 1;
+            } else {
+                pending.given_up -= 1;
             }
         }
     }
@@ -289,9 +294,13 @@ impl Pending {
     fn enter(&mut self, limit: usize) -> Result<(Handshake, bool), Limit> {
         let full = self.count >= limit;
         if full {
+            if self.given_up >= GIVEN_UP {
+                return Err(Limit::PendingHandshakes);
+            }
             // Those that have said who they are are being answered.
             let (_, oldest) = self.silent.pop_first().ok_or(Limit::PendingHandshakes)?;
             oldest.notify_one();
+            self.given_up += 1;
         } else {
             self.count += 1;
         }
@@ -323,6 +332,9 @@ impl Counts {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Handshakes that were given up and wait for their worker to close them.
+const GIVEN_UP: usize = 64;
 
 /// After a failed accept.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
@@ -393,6 +405,22 @@ mod tests {
         drop(late);
         assert_eq!(lock(&counts.pending).count, 1);
         drop(newer);
+        assert_eq!(lock(&counts.pending).count, 0);
+    }
+
+    #[test]
+    fn a_worker_that_is_behind_is_given_no_more_to_close() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = || Ticket::take(&counts, &load, source(1), [1000, 1000, 2]);
+        let mut tickets: Vec<_> = (0..2 + GIVEN_UP).map(|_| take().unwrap().0).collect();
+        assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
+        assert_eq!(counts.open(), 2 + GIVEN_UP);
+        // The worker closes the oldest, which was given up first.
+        tickets.remove(0);
+        tickets.push(take().unwrap().0);
+        assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
+        tickets.clear();
+        assert_eq!(lock(&counts.pending).given_up, 0);
         assert_eq!(lock(&counts.pending).count, 0);
     }
 
