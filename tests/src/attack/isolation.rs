@@ -84,7 +84,7 @@ pub(super) async fn stalled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec<F
     Ok(vec![Finding::within(
         "another client's download of 1 MiB",
         Some(slowest),
-        Duration::from_secs(1),
+        Duration::from_secs(arena.scale.of(1, 5)),
     )])
 }
 
@@ -190,7 +190,10 @@ pub(super) async fn blocked_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     let mut whole = JoinSet::new();
     for (mut wire, stream) in wires {
         whole.spawn(async move {
-            wire.send(&[Frame::headers(stream, &frames::grpc_request(UPLOAD), false)])
+            // A short reply: this client gives no window for a long one.
+            let mut headers = frames::grpc_request(UPLOAD);
+            headers.push(("x-test-reply-bytes", "1"));
+            wire.send(&[Frame::headers(stream, &headers, false)])
                 .await?;
             upload(&mut wire, stream, 1 << 20).await?;
             wire.send(&[Frame::data(stream, b"", true)]).await?;
@@ -208,7 +211,7 @@ pub(super) async fn blocked_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
         Finding::within(
             "the slowest reset noticed by the backend",
             times.last().copied(),
-            Duration::from_millis(100),
+            Duration::from_millis(arena.scale.of(100, 1000)),
         ),
         Finding::exactly(
             "uploads of 1 MiB afterwards, one on each connection",
@@ -329,7 +332,7 @@ pub(super) async fn unread_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
     Ok(vec![Finding::within(
         "another client's upload of 200 kB",
         Some(slowest),
-        Duration::from_secs(2),
+        Duration::from_secs(arena.scale.of(2, 10)),
     )])
 }
 

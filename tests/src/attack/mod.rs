@@ -59,7 +59,7 @@ type Performance = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Finding>>> + S
 pub enum Scale {
     /// As promised: counts and timeouts as they are deployed. Minutes.
     Full,
-    /// Smaller counts and shorter timeouts. Seconds.
+    /// Smaller counts and shorter timeouts, with more patience for a machine that does other things. Seconds.
     Quick,
 }
 
