@@ -578,11 +578,9 @@ impl Headers {
 
     /// Whether both have the same fields in the same order.
     pub(crate) fn same(&self, other: &Self) -> bool {
-        let fields = self.lines().zip(other.lines());
+        let mut fields = self.lines().zip(other.lines());
         self.len() == other.len()
-            && fields
-                .map(|((a, a_name, _), (b, b_name, _))| a_name == b_name && a == b)
-                .all(|same| same)
+            && fields.all(|((a, a_name, _), (b, b_name, _))| a_name == b_name && a == b)
     }
 
     /// What is known of each field.
