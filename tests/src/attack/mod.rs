@@ -1,7 +1,7 @@
 //! Attacks on a proxy's process beside a victim, and the bar that they are judged by.
 //!
-//! Each attack is one function of [`isolation`] or [`floods`], and one line of [`ATTACKS`]: its name, what is promised,
-//! how the proxy is configured for it. [`run`] performs one in an [`Arena`] of its own: a process of the real program
+//! Each attack is one function of `isolation.rs` or `floods.rs`, and one line of `ATTACKS`: its name, what is promised,
+//! how the proxy is configured for it. `run` performs one in an `Arena` of its own: a process of the real program
 //! with one worker, one backend behind it, and a victim that sends 200 RPCs a second on a connection of its own, to the
 //! same backend, for the whole time. The attack's own findings are judged by what it promises, and every attack by the
 //! same bar:
