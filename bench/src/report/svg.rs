@@ -122,11 +122,11 @@ const SHOWN: &[(Part, Metric)] = &[
 ];
 const COLUMNS: usize = 3;
 /// Of a panel.
-const WIDTH: f64 = 360.0;
+const WIDTH: f64 = 400.0;
 /// Where bars begin, right of the names.
 const LEFT: f64 = 80.0;
 /// The longest bar; its number stands behind it.
-const LONGEST: f64 = 215.0;
+const LONGEST: f64 = 250.0;
 const HEAD: f64 = 22.0;
 const BAR: f64 = 17.0;
 const GAP: f64 = 14.0;

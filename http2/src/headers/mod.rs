@@ -767,6 +767,47 @@ mod tests {
     }
 
     #[test]
+    fn names_are_found_wherever_they_stand() {
+        let mut headers = Headers::new();
+        for at in 0..600 {
+            headers.push(b"x-other", b"o");
+            if at == 200 || at == 400 {
+                headers.push(b"te", b"t");
+            }
+            if at == 500 {
+                headers.push(b"host", b"h");
+                headers.push(b"host", b"i");
+            }
+        }
+        let all = |headers: &Headers, known| headers.all_known(known).count();
+        assert_eq!(
+            (all(&headers, Known::Te), all(&headers, Known::Host)),
+            (2, 2)
+        );
+        assert_eq!(headers.known(Known::Host), Some(&b"h"[..]));
+        // What goes from before them moves them.
+        let mut seen = 0;
+        headers.retain(|field| {
+            seen += 1;
+            field.known != Known::Other || seen > 300
+        });
+        assert_eq!(
+            (all(&headers, Known::Te), all(&headers, Known::Host)),
+            (2, 2)
+        );
+        headers.set_known(Known::Host, b"j");
+        assert_eq!(headers.all_known(Known::Host).collect::<Vec<_>>(), [b"j"]);
+        headers.set_known(Known::Host, b"k");
+        headers.remove_known(Known::Te);
+        assert_eq!(headers.known(Known::Te), None);
+        assert!(!headers.has_any(KnownSet::of(&[Known::Te, Known::Date])));
+        assert!(headers.has_any(KnownSet::of(&[Known::Date, Known::Host])));
+        assert_eq!(headers.known(Known::Host), Some(&b"k"[..]));
+        assert_eq!(headers.others().count() + 1, headers.len());
+        assert_eq!(headers.list_size(), counted(&headers));
+    }
+
+    #[test]
     fn known_names_spell_themselves() {
         assert_eq!(Known::Http2Settings.name(), "http2-settings");
         assert_eq!(Known::Other.name(), "");
