@@ -1,9 +1,9 @@
-//! A gRPC server that misbehaves in a way that is chosen at run time, on a real HTTP/2 server ([`scripted`](crate::scripted)).
+//! A gRPC server that misbehaves in a way that is chosen at run time, on a real HTTP/2 server (`scripted`(crate::scripted)).
 //!
-//! It reads each request to its end and answers as its [`Behaviour`] says; [`Journal::executions`] tells how often it
+//! It reads each request to its end and answers as its `Behaviour` says; `Journal::executions` tells how often it
 //! has begun an RPC, by the RPC's `x-test-id`: what was executed twice must not have been.
 //!
-//! [`Journal::executions`]: crate::journal::Journal::executions
+//! `Journal::executions`: crate::journal::Journal::executions
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -1,7 +1,7 @@
 //! A hostile client: HTTP/2 written by hand over TLS, and an account of what it spends.
 //!
-//! An [`Attacker`] opens TCP, TLS and HTTP/2 connections to one proxy, from any loopback address, and counts the bytes
-//! that all of them write. [`Attacker::flood`] repeats frames until the proxy ends the connection, and tells how: after
+//! An `Attacker` opens TCP, TLS and HTTP/2 connections to one proxy, from any loopback address, and counts the bytes
+//! that all of them write. `Attacker::flood` repeats frames until the proxy ends the connection, and tells how: after
 //! how many rounds, with which GOAWAY, reading the answers or letting them pile up.
 
 use std::{

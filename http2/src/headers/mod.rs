@@ -673,7 +673,7 @@ const ORDINARY_FIELDS: usize = 16;
 const ORDINARY_BYTES: usize = 768;
 /// Unused bytes below this are never worth a move.
 const GARBAGE: usize = 1024;
-/// The last place that [`Headers::first`] can tell.
+/// The last place that [`Block::first`] can tell.
 const BEYOND: u8 = u8::MAX;
 
 #[cfg(test)]
