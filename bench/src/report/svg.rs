@@ -146,8 +146,8 @@ mod tests {
             ],
         );
         let text = plot(&results);
-        assert!(text.contains("width=\"215.0\""));
-        assert!(text.contains("width=\"21.5\""));
+        assert!(text.contains("width=\"250.0\""));
+        assert!(text.contains("width=\"25.0\""));
         assert!(text.contains("1 &lt; 2: CPU per RPC, µs"));
         assert_eq!(text.matches("<g ").count(), text.matches("</g>").count());
     }
