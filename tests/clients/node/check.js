@@ -82,7 +82,10 @@ const checks = {
 
   async "a deadline"() {
     const call = unary(test, "Unary", {}, { "x-test-gate": "never" }, soon(300));
-    await assert.rejects(call, { code: grpc.status.DEADLINE_EXCEEDED });
+    // The client's clock ends it, the proxy's, or the backend's, at the same moment; the last is tonic's.
+    await assert.rejects(call, ({ code, details }) =>
+      code === grpc.status.DEADLINE_EXCEEDED
+        || (code === grpc.status.CANCELLED && details === "Timeout expired"));
   },
 
   async "all four kinds"() {
