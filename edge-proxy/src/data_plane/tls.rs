@@ -1,9 +1,11 @@
 //! Step 2: rustls behind a narrow interface, and the socket under it.
 //!
-//! rustls is driven directly, in its ordinary (buffered) form: ciphertext goes in with one `read_tls` per read of the
-//! socket, plaintext comes out as the slices that rustls already holds (no copy), and the engine's whole output of a
-//! turn is sealed at once, so that small frames share a record and bulk fills records of 16 KiB. What is sealed and
-//! not yet taken by the socket blocks further sealing, so rustls' buffer never holds more than one turn's output.
+//! rustls is driven in its unbuffered form: it opens records where they were read, and seals into memory that is lent to
+//! it, so that none of its own stays with a connection. Ciphertext is read into the worker's scratch; all that a
+//! connection keeps of it is the part of a record whose end hasn't come. The engine's whole output of a turn is sealed
+//! at once, so that small frames share a record and bulk fills records of 16 KiB, into memory of the thread
+//! ([`Room`]), and goes from there to the socket; a connection keeps what its socket didn't take, and seals nothing more
+//! before that has gone. Between two messages it keeps nothing at all: a quiet connection costs the session's keys.
 //!
 //! A handshake is the only expensive computation in here (4.6 ms with an RSA-4096 key): [`Gate`] lets one of them at a
 //! time compute on a worker, and gives everything else that is ready its turn between two.
@@ -12,13 +14,17 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
-    io::{self, BufRead as _, IoSlice, Read as _, Write as _},
+    io, mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
-use rustls::{HandshakeKind, ServerConnection};
+use rustls::{
+    HandshakeKind,
+    server::UnbufferedServerConnection,
+    unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -35,9 +41,40 @@ pub(crate) enum Transport {
 /// A server's TLS session on a socket.
 pub(crate) struct Tls {
     socket: TcpStream,
-    session: ServerConnection,
-    /// The peer's close_notify, or the end of its half, was seen.
+    session: UnbufferedServerConnection,
+    /// Ciphertext whose record isn't complete.
+    unread: Vec<u8>,
+    /// Sealed bytes that the socket hasn't taken, from `sent` on.
+    sealed: Vec<u8>,
+    sent: usize,
+    /// Plaintext for the [`AsyncRead`] side, from `taken` on.
+    plain: Vec<u8>,
+    taken: usize,
+    /// The peer's close_notify was seen.
     eof: bool,
+    /// The peer broke the protocol.
+    failed: bool,
+}
+
+/// What is to be sealed once everything that came is opened.
+enum Then<'a> {
+    Nothing,
+    Seal(&'a [u8]),
+    Close,
+}
+
+/// Memory of the thread that records are sealed into.
+struct Room {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+/// Why rustls didn't write into a [`Room`].
+enum Refused {
+    /// It takes so much.
+    Room(usize),
+    /// The keys are used up (TLS 1.2; TLS 1.3 changes them), or the session can't seal any more.
+    Exhausted,
 }
 
 /// What the handshake settled.
@@ -77,16 +114,21 @@ impl Tls {
         gate: &Gate,
         heard: impl FnOnce(),
     ) -> io::Result<(Box<Self>, Handshake)> {
-        let session = ServerConnection::new(config).map_err(io::Error::other)?;
+        let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         let mut tls = Box::new(Self {
             socket,
             session,
+            unread: Vec::new(),
+            sealed: Vec::new(),
+            sent: 0,
+            plain: Vec::new(),
+            taken: 0,
             eof: false,
+            failed: false,
         });
-        tls.session.set_buffer_limit(None);
         let mut heard = Some(heard);
         while tls.session.is_handshaking() {
-            if tls.session.wants_write() {
+            if tls.wants_write() {
                 poll_fn(|cx| tls.poll_sealed(cx)).await?;
                 continue;
             }
@@ -94,7 +136,7 @@ impl Tls {
             let pass = gate.enter().await;
             tls.read_handshake()?;
             // The answer to it is what a server says first.
-            if tls.session.wants_write()
+            if tls.wants_write()
                 && let Some(heard) = heard.take()
             {
                 heard();
@@ -115,16 +157,14 @@ impl Tls {
 
     /// The plaintext that came together with the end of the handshake.
     pub(crate) fn early(&mut self) -> Vec<u8> {
-        let mut early = Vec::new();
-        // WouldBlock says that there is no more; everything else shows at the next read.
-        let _ = self.session.reader().read_to_end(&mut early);
-        early
+        mem::take(&mut self.plain)
     }
 
     /// Without ALPN the first bytes decide: HTTP/2's preface, or HTTP/1.1. `None`: the client closed before that.
     pub(crate) async fn guess(&mut self) -> Option<(Alpn, Vec<u8>)> {
-        let mut early = self.early();
+        let mut early = Vec::new();
         loop {
+            early.append(&mut self.early());
             let n = early.len().min(PREFACE.len());
             if early[..n] != PREFACE[..n] {
                 return Some((Alpn::Http1, early));
@@ -132,77 +172,283 @@ impl Tls {
             if n == PREFACE.len() {
                 return Some((Alpn::Http2, early));
             }
-            let mut buffer = [0; 1024];
-            match tokio::io::AsyncReadExt::read(self, &mut buffer).await {
+            match poll_fn(|cx| self.poll_fill(cx)).await {
                 Ok(0) | Err(_) => return None,
-                Ok(n) => early.extend_from_slice(&buffer[..n]),
+                Ok(_) if self.eof && self.plain.is_empty() => return None,
+                Ok(_) => {}
             }
         }
     }
 
     /// Reads once and computes.
     fn read_handshake(&mut self) -> io::Result<()> {
-        match self.session.read_tls(&mut TryRead(&self.socket)) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
+        let from = self.make_room();
+        let read = self.socket.try_read(&mut self.unread[from..]);
+        self.unread.truncate(from + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => self.open_unread(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
         }
-        if let Err(error) = self.session.process_new_packets() {
+    }
+
+    /// Reads once, for [`AsyncRead`]; 0: the peer has closed its half.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let from = self.make_room();
+        let mut buffer = ReadBuf::new(&mut self.unread[from..]);
+        let polled = Pin::new(&mut self.socket).poll_read(cx, &mut buffer);
+        let n = buffer.filled().len();
+        self.unread.truncate(from + n);
+        ready!(polled)?;
+        if n > 0 {
+            self.open_unread()?;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    /// Room for a read behind `unread`; returns where it begins.
+    fn make_room(&mut self) -> usize {
+        let from = self.unread.len();
+        self.unread.resize(from + READ_WITHOUT_SCRATCH, 0);
+        from
+    }
+
+    /// Opens what is in `unread`; the plaintext goes behind `plain`.
+    fn open_unread(&mut self) -> io::Result<()> {
+        let mut cipher = mem::take(&mut self.unread);
+        let mut plain = mem::take(&mut self.plain);
+        let opened = self.open(&mut cipher, &mut |bytes| plain.extend_from_slice(bytes));
+        self.plain = plain;
+        opened
+    }
+
+    /// Takes ciphertext (what was left of the last, and what came now), gives every run of plaintext in it to `take`.
+    fn open(&mut self, cipher: &mut [u8], take: &mut impl FnMut(&[u8])) -> io::Result<()> {
+        let mut room = Room::take();
+        let opened = self.advance(cipher, &mut room, take, Then::Nothing);
+        self.sealed.extend_from_slice(room.filled());
+        let Ok(used) = opened else {
             // The alert tells the client why; if the socket doesn't take it, the client has to do without.
-            let _ = self.session.write_tls(&mut TryWrite(&self.socket));
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            let _ = self.socket.try_write(&self.sealed[self.sent..]);
+            return opened.map(|_| ());
+        };
+        let rest = &cipher[used..];
+        if rest.is_empty() || self.eof {
+            // What follows a close_notify is ignored (RFC 8446 §6.1).
+            self.unread = Vec::new();
+        } else {
+            self.unread.clear();
+            self.unread.extend_from_slice(rest);
         }
         Ok(())
+    }
+
+    /// Seals into `room`, behind what the session has to say itself.
+    fn seal(&mut self, then: Then<'_>, room: &mut Room) -> io::Result<()> {
+        // rustls must see what it hasn't used; there is no whole record in it.
+        let mut unread = mem::take(&mut self.unread);
+        let sealed = self.advance(&mut unread, room, &mut |_| {}, then);
+        self.unread = unread;
+        sealed.map(|_| ())
+    }
+
+    /// Lets the session go on as far as `cipher` does, and then do what is wanted. Returns how much of `cipher` is used.
+    fn advance(
+        &mut self,
+        cipher: &mut [u8],
+        room: &mut Room,
+        take: &mut impl FnMut(&[u8]),
+        then: Then<'_>,
+    ) -> io::Result<usize> {
+        if self.failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut used = 0;
+        loop {
+            let UnbufferedStatus { mut discard, state } =
+                self.session.process_tls_records(&mut cipher[used..]);
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record.map_err(invalid)?;
+                        discard += record.discard;
+                        take(record.payload);
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    room.put(|out| Ok(data.encode(out)?))?;
+                }
+                // It leaves before whatever is sealed later.
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed) => self.eof = true,
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    match then {
+                        Then::Nothing => {}
+                        Then::Seal(bytes) => room.put(|out| Ok(traffic.encrypt(bytes, out)?))?,
+                        Then::Close => room.put(|out| Ok(traffic.queue_close_notify(out)?))?,
+                    }
+                    return Ok(used + discard);
+                }
+                Ok(ConnectionState::BlockedHandshake) => return Ok(used + discard),
+                // Both sides have said their last word.
+                Ok(ConnectionState::Closed) => {
+                    return match then {
+                        Then::Nothing | Then::Close => Ok(used + discard),
+                        Then::Seal(_) => Err(io::ErrorKind::BrokenPipe.into()),
+                    };
+                }
+                // 0-RTT, which isn't offered, or something that a later rustls knows.
+                Ok(state) => return Err(invalid(format!("unexpected TLS state: {state:?}"))),
+                Err(error) => {
+                    self.alert(room);
+                    return Err(invalid(error));
+                }
+            }
+            used += discard;
+        }
+    }
+
+    /// Fetches what a session that has failed has to say about it, and no more: it would fail again.
+    fn alert(&mut self, room: &mut Room) {
+        self.failed = true;
+        while self.session.wants_write()
+            && let Ok(ConnectionState::EncodeTlsData(mut data)) =
+                self.session.process_tls_records(&mut []).state
+            && room.put(|out| Ok(data.encode(out)?)).is_ok()
+        {}
     }
 
     /// Writes what is sealed.
     fn poll_sealed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.session.wants_write() {
-            let mut writer = PollWrite {
-                socket: &mut self.socket,
-                cx,
-            };
-            match self.session.write_tls(&mut writer) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
+        while self.wants_write() {
+            let bytes = &self.sealed[self.sent..];
+            match ready!(Pin::new(&mut self.socket).poll_write(cx, bytes))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.sent += n,
             }
+        }
+        if self.sent > 0 {
+            (self.sealed, self.sent) = (Vec::new(), 0);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Takes ciphertext, gives every run of plaintext in it to `take`.
-    fn open(&mut self, mut cipher: &[u8], take: &mut impl FnMut(&[u8])) -> io::Result<()> {
-        while !cipher.is_empty() {
-            if self.session.read_tls(&mut cipher)? == 0 {
-                // What follows a close_notify is ignored (RFC 8446 §6.1), and rustls takes none of it.
-                break;
-            }
-            let state = match self.session.process_new_packets() {
-                Ok(state) => state,
-                Err(error) => {
-                    let _ = self.session.write_tls(&mut TryWrite(&self.socket));
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-                }
-            };
-            let mut left = state.plaintext_bytes_to_read();
-            while left > 0 {
-                let chunk = self.session.reader().into_first_chunk()?;
-                let n = chunk.len();
-                take(chunk);
-                self.session.reader().consume(n);
-                left -= n;
-            }
-            self.eof |= state.peer_has_closed();
+    fn wants_write(&self) -> bool {
+        self.sent < self.sealed.len()
+    }
+
+    /// Seals some of `plain` and writes it. `Pending`: what was sealed before isn't on the socket. The count is of bytes
+    /// that are sealed, and on the socket or about to be.
+    fn poll_seal(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_sealed(cx))?;
+        // Four frames of 16 KiB are a little more than 64 KiB: what is left over gets no record and no write of its own.
+        let n = match plain.len() {
+            all if all <= SEAL_AT_ONCE + SEAL_AT_ONCE / 4 => all,
+            _ => SEAL_AT_ONCE,
+        };
+        let mut room = Room::take();
+        self.seal(Then::Seal(&plain[..n]), &mut room)?;
+        let sealed = room.filled();
+        if sealed.is_empty() {
+            return Poll::Ready(Ok(n));
         }
-        Ok(())
+        let written = match Pin::new(&mut self.socket).poll_write(cx, sealed) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        if written < sealed.len() {
+            self.sealed.extend_from_slice(&sealed[written..]);
+            // To be woken when there is room.
+            if let Poll::Ready(Err(error)) = self.poll_sealed(cx) {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    /// close_notify, and the end of our half.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut room = Room::take();
+        // Once: rustls doesn't say it a second time.
+        self.seal(Then::Close, &mut room)?;
+        self.sealed.extend_from_slice(room.filled());
+        ready!(self.poll_sealed(cx))?;
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
+thread_local! {
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl Room {
+    /// The thread's, or a new one where that is in use.
+    fn take() -> Self {
+        Self {
+            bytes: ROOM.try_with(Cell::take).unwrap_or_default(),
+            filled: 0,
+        }
+    }
+
+    /// Calls `write` with what is free until that is enough for it.
+    fn put(
+        &mut self,
+        mut write: impl FnMut(&mut [u8]) -> Result<usize, Refused>,
+    ) -> io::Result<()> {
+        loop {
+            match write(&mut self.bytes[self.filled..]) {
+                Ok(n) => {
+                    self.filled += n;
+                    return Ok(());
+                }
+                // Filled with zeros once; after that the thread has it.
+                Err(Refused::Room(needed)) => self.bytes.resize(self.filled + needed, 0),
+                Err(Refused::Exhausted) => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+
+    fn filled(&self) -> &[u8] {
+        &self.bytes[..self.filled]
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.bytes.len() <= LARGEST_ROOM {
+            let bytes = mem::take(&mut self.bytes);
+            // A thread that ends has no use for it.
+            let _ = ROOM.try_with(|room| room.set(bytes));
+        }
+    }
+}
+
+impl From<EncodeError> for Refused {
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::InsufficientSize(size) => Self::Room(size.required_size),
+            EncodeError::AlreadyEncoded => Self::Exhausted,
+        }
+    }
+}
+
+impl From<EncryptError> for Refused {
+    fn from(error: EncryptError) -> Self {
+        match error {
+            EncryptError::InsufficientSize(size) => Self::Room(size.required_size),
+            EncryptError::EncryptExhausted => Self::Exhausted,
+        }
+    }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
 impl Transport {
-    /// Reads the socket once into `scratch` and gives the plaintext to `take`. `Ok(0)`: the peer has closed its half.
+    /// Reads the socket once into `scratch` and gives the plaintext to `take`. `Ok(0)`: the peer has closed its half. As
+    /// many bytes as `scratch` has: it is full, and the socket may have more.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -210,21 +456,29 @@ impl Transport {
         mut take: impl FnMut(&[u8]),
     ) -> Poll<io::Result<usize>> {
         let mut scratch = scratch.borrow_mut();
-        let mut buffer = ReadBuf::new(&mut scratch);
-        let socket = match self {
-            Self::Plain(socket) => &mut *socket,
+        let (socket, rest) = match self {
+            Self::Plain(socket) => (&mut *socket, 0),
             Self::Tls(tls) if tls.eof => return Poll::Ready(Ok(0)),
-            Self::Tls(tls) => &mut tls.socket,
+            Self::Tls(tls) => (&mut tls.socket, tls.unread.len()),
         };
-        std::task::ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+        let Some(room) = scratch.get_mut(rest..).filter(|room| !room.is_empty()) else {
+            return Poll::Ready(Err(invalid("a TLS message without an end")));
+        };
+        let mut buffer = ReadBuf::new(room);
+        ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
         let n = buffer.filled().len();
-        if n > 0 {
-            match self {
-                Self::Plain(_) => take(buffer.filled()),
-                Self::Tls(tls) => tls.open(buffer.filled(), &mut take)?,
+        if n == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let all = &mut scratch[..rest + n];
+        match self {
+            Self::Plain(_) => take(all),
+            Self::Tls(tls) => {
+                all[..rest].copy_from_slice(&tls.unread);
+                tls.open(all, &mut take)?;
             }
         }
-        Poll::Ready(Ok(n))
+        Poll::Ready(Ok(rest + n))
     }
 
     /// Whether the socket may have more; if not, it wakes the task when it has.
@@ -247,15 +501,7 @@ impl Transport {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, output),
-            Self::Tls(tls) => {
-                std::task::ready!(tls.poll_sealed(cx))?;
-                let n = output.len().min(SEAL_AT_ONCE);
-                tls.session.writer().write_all(&output[..n])?;
-                match tls.poll_sealed(cx) {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(n)),
-                }
-            }
+            Self::Tls(tls) => tls.poll_seal(cx, output),
         }
     }
 
@@ -263,21 +509,17 @@ impl Transport {
     pub(crate) fn wants_write(&self) -> bool {
         match self {
             Self::Plain(_) => false,
-            Self::Tls(tls) => tls.session.wants_write(),
+            Self::Tls(tls) => tls.wants_write(),
         }
     }
 
     /// close_notify, and the end of our half.
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
-        if let Self::Tls(tls) = self {
-            tls.session.send_close_notify();
-            poll_fn(|cx| tls.poll_sealed(cx)).await?;
-        }
-        let socket = match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(tls) => &mut tls.socket,
-        };
-        poll_fn(|cx| Pin::new(&mut *socket).poll_shutdown(cx)).await
+        poll_fn(|cx| match self {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(tls) => tls.poll_close(cx),
+        })
+        .await
     }
 
     /// Reads and drops what still comes, until the peer closes or `limit` bytes came.
@@ -340,29 +582,19 @@ impl AsyncRead for Tls {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let tls = self.get_mut();
-        loop {
-            match tls.session.reader().read(buffer.initialize_unfilled()) {
-                Ok(n) => {
-                    buffer.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+        while tls.taken == tls.plain.len() {
+            if tls.eof || ready!(tls.poll_fill(cx))? == 0 {
+                return Poll::Ready(Ok(()));
             }
-            let mut reader = PollRead {
-                socket: &mut tls.socket,
-                cx,
-            };
-            match tls.session.read_tls(&mut reader) {
-                Ok(0) => return Poll::Ready(Ok(())),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-            tls.session
-                .process_new_packets()
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         }
+        let plain = &tls.plain[tls.taken..];
+        let n = plain.len().min(buffer.remaining());
+        buffer.put_slice(&plain[..n]);
+        tls.taken += n;
+        if tls.taken == tls.plain.len() {
+            (tls.plain, tls.taken) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -372,13 +604,7 @@ impl AsyncWrite for Tls {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let tls = self.get_mut();
-        std::task::ready!(tls.poll_sealed(cx))?;
-        let n = tls.session.writer().write(bytes)?;
-        match tls.poll_sealed(cx) {
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(n)),
-        }
+        self.get_mut().poll_seal(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -386,81 +612,21 @@ impl AsyncWrite for Tls {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let tls = self.get_mut();
-        tls.session.send_close_notify();
-        std::task::ready!(tls.poll_sealed(cx))?;
-        Pin::new(&mut tls.socket).poll_shutdown(cx)
-    }
-}
-
-/// Reads without a task: readiness is decided by `try_read` alone.
-struct TryRead<'a>(&'a TcpStream);
-
-/// Writes without a task.
-struct TryWrite<'a>(&'a TcpStream);
-
-/// Reads for a task: a socket that has nothing wakes it later.
-struct PollRead<'a, 'b, 'c> {
-    socket: &'a mut TcpStream,
-    cx: &'b mut Context<'c>,
-}
-
-/// Writes for a task, several records with one system call.
-struct PollWrite<'a, 'b, 'c> {
-    socket: &'a mut TcpStream,
-    cx: &'b mut Context<'c>,
-}
-
-impl io::Read for TryRead<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
-    }
-}
-
-impl io::Write for TryWrite<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl io::Read for PollRead<'_, '_, '_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut buffer = ReadBuf::new(buffer);
-        match Pin::new(&mut *self.socket).poll_read(self.cx, &mut buffer) {
-            Poll::Ready(Ok(())) => Ok(buffer.filled().len()),
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-}
-
-impl io::Write for PollWrite<'_, '_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.socket).poll_write(self.cx, bytes))
-    }
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.socket).poll_write_vectored(self.cx, slices))
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn or_would_block(poll: Poll<io::Result<usize>>) -> io::Result<usize> {
-    match poll {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        self.get_mut().poll_close(cx)
     }
 }
 
 /// RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Four full records: enough for one vectored write, little enough to hold back for a slow reader.
+/// Four full records: enough for one write, little enough to hold back for a slow reader.
 const SEAL_AT_ONCE: usize = 64 * 1024;
+
+/// The most room that a thread keeps: what is sealed at once, and the records' heads and tags.
+const LARGEST_ROOM: usize = 96 * 1024;
+
+/// How much is read at once where no scratch is at hand: handshakes, HTTP/1.1.
+const READ_WITHOUT_SCRATCH: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -532,7 +698,7 @@ mod tests {
                 // An RPC's turn.
                 let mut yielded = false;
                 poll_fn(|cx| {
-                    if std::mem::replace(&mut yielded, true) {
+                    if mem::replace(&mut yielded, true) {
                         return Poll::Ready(());
                     }
                     cx.waker().wake_by_ref();
@@ -606,6 +772,171 @@ mod tests {
                 > 0
             {}
             assert_eq!(got, b"last words");
+        });
+    }
+
+    /// What a client's session writes now.
+    fn sealed(session: &mut rustls::ClientConnection, plain: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        session.set_buffer_limit(None);
+        session.writer().write_all(plain).unwrap();
+        while session.wants_write() {
+            session.write_tls(&mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    /// Reads until there are `n` bytes, with a scratch of `scratch` bytes.
+    async fn read(transport: &mut Transport, n: usize, scratch: usize) -> io::Result<Vec<u8>> {
+        let scratch = RefCell::new(vec![0; scratch].into_boxed_slice());
+        let mut got = Vec::new();
+        while got.len() < n {
+            let read = poll_fn(|cx| {
+                transport.poll_read(cx, &scratch, |bytes| got.extend_from_slice(bytes))
+            });
+            if read.await? == 0 {
+                break;
+            }
+        }
+        Ok(got)
+    }
+
+    fn held(transport: &Transport) -> usize {
+        match transport {
+            Transport::Plain(_) => 0,
+            Transport::Tls(tls) => {
+                tls.unread.capacity() + tls.sealed.capacity() + tls.plain.capacity()
+            }
+        }
+    }
+
+    #[test]
+    fn records_come_in_any_pieces() {
+        let message: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        let expected = message.clone();
+        running(|| async move {
+            let tls = session(move |session| sealed(session, &message)).await;
+            let mut transport = Transport::Tls(tls);
+            // A record of 16 KiB and 22 bytes has room, and most reads end within one.
+            let got = read(&mut transport, expected.len(), 17_000).await.unwrap();
+            assert!(got == expected);
+            // The session ticket leaves with our first words.
+            poll_fn(|cx| transport.poll_write(cx, b"ok")).await.unwrap();
+            assert_eq!(held(&transport), 0, "a quiet connection holds nothing");
+        });
+    }
+
+    #[test]
+    fn a_record_that_no_scratch_holds_is_an_error() {
+        running(|| async {
+            let tls = session(|session| sealed(session, &[1; 8192])).await;
+            let mut transport = Transport::Tls(tls);
+            let error = read(&mut transport, 8192, 4096).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        });
+    }
+
+    #[test]
+    fn a_slow_reader_gets_everything_in_order() {
+        const ALL: usize = 8 * 1024 * 1024;
+        let message: Vec<u8> = (0..ALL).map(|n| (n / 251) as u8).collect();
+        let expected = message.clone();
+        let (told, checked) = std::sync::mpsc::channel();
+        running(|| async move {
+            let (server, client) = testing::tls();
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let address = listener.local_addr().unwrap();
+            let (begin, begun) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let name = "localhost".try_into().unwrap();
+                let session = rustls::ClientConnection::new(client, name).unwrap();
+                let socket = std::net::TcpStream::connect(address).unwrap();
+                let mut stream = rustls::StreamOwned::new(session, socket);
+                stream.flush().unwrap();
+                // Not before the sockets' buffers are full.
+                begun.recv().unwrap();
+                let mut got = vec![0; ALL];
+                io::Read::read_exact(&mut stream, &mut got).unwrap();
+                told.send(got == expected).unwrap();
+                io::Read::read_to_end(&mut stream, &mut Vec::new()).unwrap();
+            });
+            let (socket, _) = listener.accept().await.unwrap();
+            let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+            let mut transport = Transport::Tls(accepted.unwrap().0);
+            let mut written = 0;
+            let mut begin = Some(begin);
+            while written < ALL || transport.wants_write() {
+                let rest = &message[written..];
+                let polled = poll_fn(|cx| Poll::Ready(transport.poll_write(cx, rest))).await;
+                match polled {
+                    Poll::Ready(n) => written += n.unwrap(),
+                    Poll::Pending => {
+                        assert!(held(&transport) > 0, "what was sealed waits");
+                        if let Some(begin) = begin.take() {
+                            begin.send(()).unwrap();
+                        }
+                        written += poll_fn(|cx| transport.poll_write(cx, rest)).await.unwrap();
+                    }
+                }
+            }
+            assert!(begin.is_none(), "the sockets' buffers took everything");
+            assert_eq!(held(&transport), 0);
+            transport.shutdown().await.unwrap();
+            assert!(checked.recv().unwrap());
+        });
+    }
+
+    #[test]
+    fn the_clients_change_of_keys_is_answered_with_one() {
+        running(|| async {
+            let tls = session(|session| {
+                session.refresh_traffic_keys().unwrap();
+                sealed(session, b"new keys")
+            })
+            .await;
+            let mut transport = Transport::Tls(tls);
+            assert_eq!(read(&mut transport, 8, 4096).await.unwrap(), b"new keys");
+            let n = poll_fn(|cx| transport.poll_write(cx, b"answer")).await;
+            assert_eq!(n.unwrap(), 6);
+            assert!(!transport.wants_write());
+        });
+    }
+
+    #[test]
+    fn garbage_is_told_with_an_alert() {
+        running(|| async {
+            let (server, client) = testing::tls();
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let address = listener.local_addr().unwrap();
+            let talk = std::thread::spawn(move || {
+                let name = "localhost".try_into().unwrap();
+                let mut session = rustls::ClientConnection::new(client, name).unwrap();
+                let mut socket = std::net::TcpStream::connect(address).unwrap();
+                while session.is_handshaking() {
+                    session.complete_io(&mut socket).unwrap();
+                }
+                // A record of application data that nobody has sealed.
+                let mut record = vec![0x17, 3, 3, 0, 64];
+                record.extend_from_slice(&[7; 64]);
+                socket.write_all(&record).unwrap();
+                loop {
+                    session.read_tls(&mut socket).unwrap();
+                    if let Err(error) = session.process_new_packets() {
+                        return error;
+                    }
+                }
+            });
+            let (socket, _) = listener.accept().await.unwrap();
+            let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+            let mut transport = Transport::Tls(accepted.unwrap().0);
+            let error = read(&mut transport, 1, 4096).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            let alert = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
+            assert_eq!(talk.join().unwrap(), alert);
         });
     }
 }
