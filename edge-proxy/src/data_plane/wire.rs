@@ -11,6 +11,11 @@
 //! rest, its own or another's ([`Wakes`]): while nobody else has work, what one read brought still leaves in one write
 //! per connection; when somebody has, nobody waits for the rest.
 //!
+//! A large message comes in pieces of 16 KiB, a TLS record or a frame each, and a worker with time to spare would pass on
+//! each by itself. So a turn that read such a piece breaks off too, a few times at the most: the sockets are looked at
+//! once more, and what has come meanwhile leaves in the same write. (A pause instead would bring still larger writes, and
+//! was tried: 100 µs cost one stream on its own 40 % of its throughput.)
+//!
 //! No step borrows two engines: an event leaves one, that borrow ends, then the event is applied to the other, whose
 //! task is woken and flushes in a turn of its own.
 
@@ -49,6 +54,8 @@ pub(crate) struct Link {
     held: Cell<usize>,
     /// Bytes that were read, and are left for the next turn.
     unread: Cell<usize>,
+    /// Turns in a row that broke off after a piece of a large message.
+    pieces: Cell<u8>,
     wakes: Rc<Wakes>,
     /// The task has ended: whatever is still said to the engine leads nowhere.
     closed: Cell<bool>,
@@ -121,6 +128,7 @@ impl Link {
             write_blocked: Cell::new(None),
             held: Cell::new(0),
             unread: Cell::new(0),
+            pieces: Cell::new(0),
             wakes,
             closed: Cell::new(false),
         }
@@ -268,7 +276,8 @@ pub(crate) async fn run<S: Side>(
         link.in_turn.set(false);
         let turn = turn.unwrap_or(Poll::Ready(End::Panic));
         // A turn that doesn't read its rest, since its peer doesn't read, sleeps until the peer does.
-        let broke_off = turn.is_pending() && !unread.is_empty() && !link.engine().overfull();
+        let rest = !unread.is_empty() && !link.engine().overfull();
+        let broke_off = turn.is_pending() && (rest || link.pieces.get() > 0);
         worker.wakes.end_turn(broke_off);
         turn
     })
@@ -334,7 +343,16 @@ fn turn<S: Side>(
         match read {
             Poll::Ready(Ok(0)) => return Poll::Ready(End::Eof),
             Poll::Ready(Ok(n)) => {
-                others_first = n == worker.scratch.borrow().len() || !unread.is_empty();
+                let full = worker.scratch.borrow().len();
+                others_first = n == full || !unread.is_empty();
+                if from_socket && !others_first && n >= PIECE && link.pieces.get() < PIECES {
+                    link.pieces.set(link.pieces.get() + 1);
+                    // The next turn is certain: nobody needs to wake it.
+                    link.dirty.set(true);
+                    // Behind those too whose sockets have become ready meanwhile.
+                    let _ = pin!(tokio::task::yield_now()).poll(cx);
+                    return Poll::Pending;
+                }
                 // A short read has drained the socket, which wakes us for the next one: no turn to find that out.
                 more = others_first || !from_socket || transport.is_readable(cx);
             }
@@ -342,6 +360,8 @@ fn turn<S: Side>(
             Poll::Pending => {}
         }
     }
+
+    link.pieces.set(0);
 
     // 3. Frame and write; 4. tell the other legs. Each round either moved bytes or was asked for by `wake`.
     let mut rounds = 0;
@@ -559,6 +579,12 @@ pub(crate) async fn close<S: Side>(side: &S, transport: &mut Transport, end: End
 
 /// How many frames of its peer's one turn takes; the read bounds their bytes.
 const FRAMES_PER_TURN: usize = 100;
+
+/// A read of so much, and no more, is a piece of a large message.
+const PIECE: usize = 8 * 1024;
+
+/// How many of them are read before they are passed on.
+const PIECES: u8 = 4;
 
 /// How often one turn may flush before the other connections of the worker have theirs.
 const ROUNDS_PER_TURN: usize = 8;

@@ -234,3 +234,88 @@ fn who_is_woken_by_a_turn_that_broke_off_writes_once_for_all_of_it() {
     writes.wake();
     assert_eq!(woken.0.load(Ordering::Relaxed), 2);
 }
+
+/// Leaves something to flush for another connection with every event.
+struct Passes {
+    link: Link,
+    to: Link,
+    events: Cell<usize>,
+}
+
+impl Side for Passes {
+    fn link(&self) -> &Link {
+        &self.link
+    }
+    fn on_event(&self, _: &Rc<Worker>, _: Event<'_>, _: Instant) {
+        self.events.set(self.events.get() + 1);
+        self.to.dirty.set(false);
+        self.to.wake();
+    }
+    fn on_sent(&self, _: &Rc<Worker>, _: Sent) {}
+    fn check(&self, _: &Rc<Worker>, now: Instant) -> Check {
+        Check::Until(now + FAR)
+    }
+    fn after_turn(&self, _: &Rc<Worker>, _: Instant) -> Option<End> {
+        None
+    }
+}
+
+#[test]
+fn pieces_of_a_large_message_are_passed_on_together() {
+    running(|| async {
+        let bench = Bench::with(&[], testing::policy(), testing::cluster_policy());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut peer, mut transport) = (peer.unwrap(), Transport::Plain(accepted.unwrap().0));
+        let now = bench.worker.tick();
+        let link = |role| {
+            let engine = Connection::new(role, Config::default(), now);
+            Link::new(engine, bench.worker.wakes.clone(), now)
+        };
+        let side = Passes {
+            link: link(Role::Server),
+            to: link(Role::Client),
+            events: Cell::new(0),
+        };
+        let woken = Arc::<Woken>::default();
+        *side.to.waker.borrow_mut() = Some(Waker::from(woken.clone()));
+        // What a client says first, a head, and two frames of a body.
+        let mut client = Connection::new(Role::Client, Config::default(), now);
+        side.link.engine().flush(now);
+        let hello = side.link.engine().output().to_vec();
+        let mut input = &hello[..];
+        while client.receive(&mut input, now).unwrap().is_some() {}
+        let stream = client.open(testing::grpc("/direct/"), false, 0).unwrap();
+        client.flush(now);
+        let mut head = client.output().to_vec();
+        client.consume(head.len());
+        client.send_data(stream, &[0; 10_000], false, now);
+        client.flush(now);
+        head.extend_from_slice(client.output());
+        client.consume(client.output().len());
+        client.send_data(stream, &[0; 1_000], false, now);
+        client.flush(now);
+        let small = client.output().to_vec();
+
+        let mut run = pin!(run(&side, &bench.worker, &mut transport, Vec::new()));
+        let mut turn = async |side: &Passes| {
+            let before = side.events.get();
+            poll_fn(|cx| {
+                let _ = run.as_mut().poll(cx);
+                match side.events.get() > before {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+            woken.0.load(Ordering::Relaxed)
+        };
+        peer.write_all(&head).await.unwrap();
+        assert_eq!(turn(&side).await, 0, "there may be more");
+        assert_eq!(side.link.pieces.get(), 1);
+        peer.write_all(&small).await.unwrap();
+        assert!(turn(&side).await > 0, "a small piece is the last");
+        assert_eq!(side.link.pieces.get(), 0);
+    });
+}
