@@ -214,6 +214,15 @@ impl ClusterState {
         self.settle(now);
     }
 
+    /// A look-up of `target` ended by a panic: as one that failed, but it comes again in a second, whatever the refresh.
+    pub(super) fn look_up_panicked(&mut self, target: usize, now: Instant, chance: f64) {
+        let failed = Lookup::failed(LookupResult::Error, "internal error".into());
+        self.looked_up(target, failed, now, chance);
+        if let Some(state) = self.targets.get_mut(target) {
+            state.pace.hurry(now);
+        }
+    }
+
     /// A check of the endpoint at `address` ended; `id` says whether it is still the one that was asked.
     pub(super) fn checked(
         &mut self,

@@ -214,7 +214,10 @@ impl Core {
                 lookup,
             } => {
                 if let Some(cluster) = self.all_clusters().find(|c| c.id() == cluster) {
-                    cluster.looked_up(target, lookup, now, chance);
+                    match lookup {
+                        Some(lookup) => cluster.looked_up(target, lookup, now, chance),
+                        None => cluster.look_up_panicked(target, now, chance),
+                    }
                 }
             }
             Ended::Check {

@@ -1,9 +1,14 @@
 //! What the loop has others do: look-ups, checks, reading the configuration.
 //!
 //! All are in one [`JoinSet`]: dropped with it, and one that panics is reported as a failed look-up or check, which
-//! comes again in at most a second.
+//! comes again in at most a second. So is one that panics before there is anything to await: it counts as running since
+//! the loop was told that it is due, and nothing else would ever say that it has ended.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+};
 
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -13,8 +18,7 @@ use crate::{
         config::reload::Read,
         discovery::Lookup,
         health::Outcome,
-        network::Network,
-        status::LookupResult,
+        network::{self, Network},
         supervise::Panics,
     },
     snapshot::EndpointShared,
@@ -32,11 +36,11 @@ pub(super) struct Jobs {
 /// How a job ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// A look-up of a cluster's target.
+    /// A look-up of a cluster's target; `None`: it panicked.
     LookUp {
         cluster: u64,
         target: usize,
-        lookup: Lookup,
+        lookup: Option<Lookup>,
     },
     /// A check of a cluster's endpoint.
     Check {
@@ -75,9 +79,8 @@ impl Jobs {
     pub(super) fn start(&mut self, cluster: &ClusterState, due: Due) {
         let task = match &due {
             Due::LookUp(target) => {
-                let job = self
-                    .network
-                    .look_up(&cluster.spec.targets[*target], cluster.spec.family);
+                let target = &cluster.spec.targets[*target];
+                let job = made(|| self.network.look_up(target, cluster.spec.family));
                 self.tasks.spawn(async { Finished::LookUp(job.await) })
             }
             Due::Check(endpoint) => {
@@ -85,7 +88,7 @@ impl Jobs {
                 let Some(spec) = &cluster.spec.health_check else {
                     return;
                 };
-                let job = self.network.check(endpoint, spec);
+                let job = made(|| self.network.check(endpoint, spec));
                 self.tasks.spawn(async { Finished::Check(job.await) })
             }
         };
@@ -157,8 +160,8 @@ impl Jobs {
                 due: Due::LookUp(target),
             } => {
                 let lookup = match finished {
-                    Some(Finished::LookUp(lookup)) => lookup,
-                    _ => Lookup::failed(LookupResult::Error, "internal error".into()),
+                    Some(Finished::LookUp(lookup)) => Some(lookup),
+                    _ => None,
                 };
                 Ended::LookUp {
                     cluster,
@@ -186,4 +189,11 @@ impl Jobs {
             }),
         })
     }
+}
+
+/// What `make` makes; if that panics, a job that panics as soon as it runs. The panic hook has logged it then.
+fn made<T: 'static>(make: impl FnOnce() -> network::Job<T>) -> network::Job<T> {
+    // What it leaves half done are the connections that are kept for checks: each is made anew when it is missing.
+    catch_unwind(AssertUnwindSafe(make))
+        .unwrap_or_else(|panic| Box::pin(async move { resume_unwind(panic) }))
 }

@@ -52,6 +52,8 @@ enum Answered {
     /// After so long.
     Later(Duration, Lookup),
     Panic,
+    /// Before there is a job.
+    PanicAtOnce,
 }
 
 #[derive(Clone, Debug)]
@@ -59,6 +61,8 @@ enum Checked {
     Outcome(Outcome),
     Never,
     Panic,
+    /// Before there is a job.
+    PanicAtOnce,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -69,6 +73,10 @@ impl Network for Scripted {
         let mut script = self.0.lock().unwrap();
         script.looked_up.push((Instant::now(), target.host.clone()));
         let said = script.names.get(&target.host).cloned();
+        drop(script);
+        if matches!(said, Some(Answered::PanicAtOnce)) {
+            panic!("on purpose");
+        }
         Box::pin(async move {
             match said {
                 Some(Answered::Lookup(lookup)) => lookup,
@@ -76,7 +84,7 @@ impl Network for Scripted {
                     sleep(after).await;
                     lookup
                 }
-                Some(Answered::Panic) => panic!("on purpose"),
+                Some(Answered::Panic | Answered::PanicAtOnce) => panic!("on purpose"),
                 None => std::future::pending().await,
             }
         })
@@ -86,11 +94,15 @@ impl Network for Scripted {
         let mut script = self.0.lock().unwrap();
         script.checked.push((Instant::now(), endpoint.address));
         let said = script.checks.get(&endpoint.address).cloned();
+        drop(script);
+        if matches!(said, Some(Checked::PanicAtOnce)) {
+            panic!("on purpose");
+        }
         Box::pin(async move {
             match said {
                 None => Outcome::Serving,
                 Some(Checked::Outcome(outcome)) => outcome,
-                Some(Checked::Panic) => panic!("on purpose"),
+                Some(Checked::Panic | Checked::PanicAtOnce) => panic!("on purpose"),
                 Some(Checked::Never) => std::future::pending().await,
             }
         })
@@ -600,6 +612,39 @@ async fn a_panic_in_a_check_or_a_look_up_is_counted_and_comes_again_within_a_sec
         checked[1] - checked[0] <= SECOND + SECOND / 5,
         "{checked:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panics_before_it_runs_or_long_after_the_start_is_back_in_a_second_too() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    let mut running = Running::start(network.clone());
+    running.until_eligible(&[1, 2]).await;
+    // The look-ups 5 s apart, the checks 10.
+    for panics in [
+        (Answered::PanicAtOnce, Checked::PanicAtOnce),
+        (Answered::Panic, Checked::Panic),
+    ] {
+        let before = running.report().panics;
+        {
+            let mut script = network.0.lock().unwrap();
+            script.names.insert("echo.".into(), panics.0);
+            script.checks.insert(ip(1), panics.1);
+        }
+        sleep(12 * SECOND).await;
+        assert!(running.report().panics >= before + 2);
+        let (looked_up, checked) = (network.looked_up("echo."), network.checked(1));
+        for times in [looked_up, checked] {
+            let last = &times[times.len() - 2..];
+            assert!(last[1] - last[0] <= SECOND + SECOND / 5, "{last:?}");
+        }
+        // Nothing else has noticed: the last answer holds, and the other endpoint's checks.
+        let snapshot = running.reader.load();
+        assert_eq!(eligible(&snapshot.clusters[0]), [1, 2]);
+        network.name("echo.", &[1, 2]);
+        network.check(1, Outcome::Serving);
+        sleep(12 * SECOND).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
