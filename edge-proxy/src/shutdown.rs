@@ -240,8 +240,8 @@ const SAME_SIGNAL: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(20);
 /// The listener closes early when nothing has been open and nothing has arrived for this long.
 const QUIET: Duration = Duration::from_secs(1);
-/// For trailers and GOAWAYs to leave after `drain.deadline`.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For trailers and GOAWAYs to leave after `drain.deadline`: half of the second that a process has to end in then.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

@@ -74,6 +74,11 @@ impl Account {
         }
     }
 
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.memory.held.len()
+    }
+
     /// Something that held `before` bytes holds `after` now.
     pub(crate) fn change(&self, before: usize, after: usize) {
         if before == after {

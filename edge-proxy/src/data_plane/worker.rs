@@ -325,7 +325,7 @@ impl Worker {
         }
         let state = Rc::new(ClusterState {
             series: self.shard.cluster(name),
-            budget: RefCell::new(Budget::new(self.now())),
+            budget: RefCell::new(Budget::new(self.now(), self.memory.workers())),
         });
         self.clusters
             .borrow_mut()

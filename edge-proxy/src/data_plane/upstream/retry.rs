@@ -50,20 +50,26 @@ pub enum Retry {
     No,
 }
 
-/// Tokens for attempts that a backend had to refuse: 0.2 for each RPC, 3 for each second. One per cluster and worker.
+/// Tokens for attempts that a backend had to refuse: 0.2 for each RPC, 3 for each second. One per cluster and worker;
+/// of the 3, each worker has its part.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    /// Thousandths of a token, so that sums are exact.
-    millitokens: u64,
+    /// Millionths of a token, so that sums are exact but for what a division by the workers leaves.
+    microtokens: u64,
+    /// What a millisecond earns.
+    per_millisecond: u64,
     /// Until when the time's share has been added.
     since: Instant,
 }
 
 impl Budget {
-    /// Full, so that a rollout in the first second goes as well as any other.
-    pub fn new(now: Instant) -> Self {
+    /// One of `workers`. Full, so that a rollout in the first second goes as well as any other.
+    pub fn new(now: Instant, workers: usize) -> Self {
+        // As many workers as fit no u64 earn nothing, which is right.
+        let workers = u64::try_from(workers).unwrap_or(u64::MAX).max(1);
         Self {
-            millitokens: CAP,
+            microtokens: CAP,
+            per_millisecond: PER_MILLISECOND / workers,
             since: now,
         }
     }
@@ -72,14 +78,14 @@ impl Budget {
     #[cfg(test)]
     pub(crate) fn empty(since: Instant) -> Self {
         Self {
-            millitokens: 0,
-            since,
+            microtokens: 0,
+            ..Self::new(since, 1)
         }
     }
 
     /// An RPC began.
     pub fn deposit(&mut self) {
-        self.millitokens = (self.millitokens + PER_RPC).min(CAP);
+        self.microtokens = (self.microtokens + PER_RPC).min(CAP);
     }
 
     fn withdraw(&mut self, now: Instant) -> bool {
@@ -87,13 +93,13 @@ impl Budget {
         let elapsed = now.saturating_duration_since(self.since);
         let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         if milliseconds > 0 {
-            let earned = milliseconds.saturating_mul(PER_MILLISECOND);
-            self.millitokens = self.millitokens.saturating_add(earned).min(CAP);
+            let earned = milliseconds.saturating_mul(self.per_millisecond);
+            self.microtokens = self.microtokens.saturating_add(earned).min(CAP);
             self.since = now - (elapsed - std::time::Duration::from_millis(milliseconds));
         }
-        match self.millitokens.checked_sub(TOKEN) {
+        match self.microtokens.checked_sub(TOKEN) {
             Some(left) => {
-                self.millitokens = left;
+                self.microtokens = left;
                 true
             }
             None => false,
@@ -129,12 +135,12 @@ pub fn decide(
 /// An RPC's first attempt and two more.
 pub const MAX_ATTEMPTS: u32 = 3;
 
-/// One token, in thousandths.
-const TOKEN: u64 = 1000;
+/// One token, in millionths.
+const TOKEN: u64 = 1_000_000;
 /// 0.2 tokens.
-const PER_RPC: u64 = 200;
-/// 3 tokens a second.
-const PER_MILLISECOND: u64 = 3;
+const PER_RPC: u64 = 200_000;
+/// 3 tokens a second, of all workers together.
+const PER_MILLISECOND: u64 = 3000;
 /// 100 tokens: as many as streams that one connection's GOAWAY can leave unprocessed at once.
 const CAP: u64 = 100 * TOKEN;
 
@@ -154,7 +160,7 @@ mod tests {
     #[test]
     fn only_what_no_backend_processed_is_attempted_again() {
         let now = Instant::now();
-        let mut budget = Budget::new(now);
+        let mut budget = Budget::new(now, 1);
         for outcome in FREE {
             assert_eq!(
                 decide(outcome, 1, true, &mut budget, now),
@@ -198,9 +204,9 @@ mod tests {
         for outcome in FREE {
             let mut budget = Budget::empty(now);
             assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::Free);
-            budget = Budget::new(now);
+            budget = Budget::new(now, 1);
             decide(outcome, 1, true, &mut budget, now);
-            assert_eq!(budget.millitokens, CAP, "{outcome:?} takes no token");
+            assert_eq!(budget.microtokens, CAP, "{outcome:?} takes no token");
         }
         for outcome in PAID {
             let mut budget = Budget::empty(now);
@@ -212,18 +218,18 @@ mod tests {
     fn at_most_twice_and_only_with_the_whole_body() {
         let now = Instant::now();
         for outcome in FREE.into_iter().chain(PAID).chain([Outcome::Other]) {
-            let mut budget = Budget::new(now);
-            let full = budget.millitokens;
+            let mut budget = Budget::new(now, 1);
+            let full = budget.microtokens;
             assert_eq!(decide(outcome, 3, true, &mut budget, now), Retry::No);
             assert_eq!(decide(outcome, 1, false, &mut budget, now), Retry::No);
-            assert_eq!(budget.millitokens, full, "a refusal costs nothing");
+            assert_eq!(budget.microtokens, full, "a refusal costs nothing");
         }
         assert_eq!(
             decide(FREE[0], 2, true, &mut Budget::empty(now), now),
             Retry::Free
         );
         assert_eq!(
-            decide(PAID[0], 2, true, &mut Budget::new(now), now),
+            decide(PAID[0], 2, true, &mut Budget::new(now, 1), now),
             Retry::Paid
         );
     }
@@ -284,9 +290,25 @@ mod tests {
     }
 
     #[test]
+    fn workers_share_what_time_pays_for() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(20);
+        let again = |budget: &mut Budget, now| decide(Outcome::AboveGoaway, 1, true, budget, now);
+        let mut paid = 0;
+        for _ in 0..4 {
+            let mut budget = Budget::new(start, 4);
+            while again(&mut budget, start) == Retry::Paid {}
+            while again(&mut budget, later) == Retry::Paid {
+                paid += 1;
+            }
+        }
+        assert_eq!(paid, 60);
+    }
+
+    #[test]
     fn the_budget_is_capped_and_time_may_stand_still_or_be_long() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = Budget::new(start, 1);
         for _ in 0..1000 {
             budget.deposit();
         }
