@@ -53,6 +53,9 @@ mod floods;
 /// Attacks on the program, beside a victim.
 mod attacks;
 
+/// Rollouts and failures around the program, under load.
+mod rollouts;
+
 /// HTTP/1.1, and HTTP that is not gRPC.
 mod http;
 

@@ -82,13 +82,32 @@ impl Backend {
     /// When the port can't be had.
     pub async fn start_at(address: SocketAddr) -> Self {
         let runtime = own_thread("backend");
-        let (journal, health) = (Journal::default(), HealthSwitch::default());
-        let gates = Arc::new(watch::Sender::default());
         let listener = runtime
             .spawn(TcpListener::bind(address))
             .await
             .expect("binding doesn't panic")
             .unwrap_or_else(|error| panic!("backend can't listen on {address}: {error}"));
+        Self::serve(runtime, listener)
+    }
+
+    /// Starts one on a socket that listens: of another network namespace, for one.
+    ///
+    /// # Errors
+    /// When it can't be made to wait without blocking.
+    pub fn on(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let runtime = own_thread("backend");
+        let listener = {
+            // The listener takes the runtime that it is made on.
+            let _on = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        Ok(Self::serve(runtime, listener))
+    }
+
+    fn serve(runtime: Runtime, listener: TcpListener) -> Self {
+        let (journal, health) = (Journal::default(), HealthSwitch::default());
+        let gates = Arc::new(watch::Sender::default());
         let address = listener.local_addr().expect("it is bound");
         let (stop, stopped) = oneshot::channel::<()>();
 

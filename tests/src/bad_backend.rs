@@ -24,7 +24,8 @@ pub struct BadBackend {
     behaviour: Arc<watch::Sender<Behaviour>>,
 }
 
-/// What it does with an RPC. Wherever nothing else is said the answer is the request's body, status 0.
+/// What it does with an RPC. Wherever nothing else is said the answer is the request's body, status 0; to a health check
+/// it is SERVING.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Behaviour {
     /// Everything right.
@@ -95,6 +96,12 @@ impl BadBackend {
         &self.server.journal
     }
 
+    /// Its process stands still until the value is dropped: see [`Scripted::freeze`].
+    #[must_use]
+    pub fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        self.server.freeze()
+    }
+
     /// Listener and connections vanish.
     pub fn kill(&mut self) {
         self.server.kill();
@@ -116,9 +123,14 @@ async fn answer(mut exchange: Exchange, behaviour: Behaviour) {
         _ => {}
     }
     // Cut off: the client has gone.
-    let Some(body) = exchange.body().await else {
+    let Some(mut body) = exchange.body().await else {
         return;
     };
+    let path = exchange.request.uri().path();
+    if path.starts_with("/grpc.health.v1.Health/") {
+        // HealthCheckResponse { status: SERVING }.
+        body = framed(&[8, 1]);
+    }
     let half = &body[..body.len() / 2];
     match behaviour {
         Behaviour::GoAwayEvery(count) => {

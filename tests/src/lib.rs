@@ -77,6 +77,9 @@ pub mod h2attack;
 /// Attacks on a proxy's process beside a victim, and the bar that they are judged by.
 pub mod attack;
 
+/// Rollouts and failures around a proxy's process, under load.
+pub mod rollouts;
+
 /// Types of `proto/test.proto`.
 #[allow(missing_docs, unused_qualifications, reason = "generated")]
 pub mod pb {

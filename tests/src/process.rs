@@ -128,6 +128,14 @@ impl Process {
         }
     }
 
+    /// Waits for its end, however long it takes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn exit(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
     /// Its process id.
     ///
     /// # Panics

@@ -1,9 +1,18 @@
 //! A TCP relay that is a bad network between two peers: delay, little bandwidth, stalls, RST, half-open connections.
+//! With several targets it is a load balancer of connections as well, which can leave a target without touching the
+//! connections that are there.
 //!
 //! What it does can be changed while it runs, for all of its connections at once. Bytes are never lost or reordered:
 //! that is TCP's business, below what can be done here.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
@@ -20,6 +29,8 @@ use crate::{loopback, proxy::Address};
 pub struct Relay {
     address: SocketAddr,
     network: Arc<watch::Sender<Network>>,
+    targets: Arc<watch::Sender<Vec<SocketAddr>>>,
+    refused: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -54,18 +65,45 @@ impl Relay {
     /// # Panics
     /// When no port can be had.
     pub async fn to(target: &impl Address) -> Self {
+        Self::among(vec![target.address()]).await
+    }
+
+    /// Relays each connection to one of `targets`, in turn.
+    ///
+    /// # Panics
+    /// When no port can be had.
+    pub async fn among(targets: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind((loopback::address(), 0))
             .await
             .expect("the kernel has a free port");
         let address = listener.local_addr().expect("it is bound");
         let network = Arc::new(watch::Sender::new(Network::default()));
+        let targets = Arc::new(watch::Sender::new(targets));
+        let refused = Arc::<AtomicUsize>::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, target.address(), network.clone()));
+        tasks.spawn(accept(
+            listener,
+            targets.clone(),
+            refused.clone(),
+            network.clone(),
+        ));
         Self {
             address,
             network,
+            targets,
+            refused,
             _tasks: tasks,
         }
+    }
+
+    /// New connections go to one of these from now on; those that are there stay.
+    pub fn choose(&self, targets: Vec<SocketAddr>) {
+        self.targets.send_replace(targets);
+    }
+
+    /// How many connections their target did not take.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Changes the network, at once.
@@ -85,16 +123,42 @@ impl Address for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, network: Arc<watch::Sender<Network>>) {
+async fn accept(
+    listener: TcpListener,
+    targets: Arc<watch::Sender<Vec<SocketAddr>>>,
+    refused: Arc<AtomicUsize>,
+    network: Arc<watch::Sender<Network>>,
+) {
     let mut connections = JoinSet::new();
+    let mut turn = 0_usize;
     while let Ok((near, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        connections.spawn(relay(near, target, network.subscribe()));
+        turn = turn.wrapping_add(1);
+        let target = {
+            let targets = targets.borrow();
+            let place = turn.checked_rem(targets.len()).unwrap_or_default();
+            targets.get(place).copied()
+        };
+        let (refused, network) = (refused.clone(), network.subscribe());
+        connections.spawn(async move {
+            match target {
+                Some(target) => relay(near, target, &refused, network).await,
+                None => {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
     }
 }
 
-async fn relay(near: TcpStream, target: SocketAddr, network: watch::Receiver<Network>) {
+async fn relay(
+    near: TcpStream,
+    target: SocketAddr,
+    refused: &AtomicUsize,
+    network: watch::Receiver<Network>,
+) {
     let Ok(far) = TcpStream::connect(target).await else {
+        refused.fetch_add(1, Ordering::Relaxed);
         return;
     };
     for stream in [&near, &far] {
@@ -224,6 +288,19 @@ mod tests {
             ..Network::default()
         });
         assert!(round(&mut stream, 20_000).await.unwrap() >= Duration::from_millis(150));
+    }
+
+    #[tokio::test]
+    async fn leaves_a_target_and_not_its_connections() {
+        let (first, second) = (echo().await, loopback::refused().unwrap());
+        let relay = Relay::among(vec![first]).await;
+        let mut stays = TcpStream::connect(relay.address()).await.unwrap();
+        round(&mut stays, 10).await.unwrap();
+        relay.choose(vec![second]);
+        let mut refused = TcpStream::connect(relay.address()).await.unwrap();
+        assert!(round(&mut refused, 10).await.is_err());
+        assert_eq!(relay.refused(), 1);
+        round(&mut stays, 10).await.unwrap();
     }
 
     #[tokio::test]

@@ -58,7 +58,7 @@ struct Watch {
 }
 
 /// Threads that end without waiting.
-struct Threads(Option<Runtime>);
+pub(crate) struct Threads(Option<Runtime>);
 
 /// Performs `attack` and judges it.
 ///
@@ -85,7 +85,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let attacker = Attacker::new(known.listener, &known.files.authority.client(&["h2"]));
     let id = process.id();
 
-    let victims = Threads(Some(own_thread("victim")));
+    let victims = Threads::new("victim");
     let quiet = Victim::start(&victims, &known);
     let begun = (Usage::of(id), Instant::now());
     tokio::time::sleep(scale.of(Duration::from_secs(5), Duration::from_secs(1))).await;
@@ -111,7 +111,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     .await
     .context("the victim sends nothing")?;
     let watch = Watch::start(id);
-    let attackers = Threads(Some(own_thread("attacker")));
+    let attackers = Threads::new("attacker");
     let begun = Instant::now();
     let performance = attackers.spawn((attack.perform)(arena.clone()));
     let performed = tokio::time::timeout(MOST, performance).await;
@@ -174,7 +174,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
         name: attack.name,
         promise: attack.promise,
         findings,
-        account,
+        account: Some(account),
     })
 }
 
@@ -313,7 +313,13 @@ impl Drop for Watch {
 }
 
 impl Threads {
-    fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    /// One, of that name.
+    pub(crate) fn new(name: &str) -> Self {
+        Self(Some(own_thread(name)))
+    }
+
+    /// Runs `future` on it.
+    pub(crate) fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,

@@ -34,6 +34,7 @@ use std::{
 
 use serde_json::{Value, json};
 
+pub(crate) use arena::Threads;
 pub use arena::{Arena, run};
 use usage::Usage;
 
@@ -52,7 +53,7 @@ pub struct Attack {
 }
 
 /// An attack under way.
-type Performance = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Finding>>> + Send>>;
+pub(crate) type Performance = Pin<Box<dyn Future<Output = anyhow::Result<Vec<Finding>>> + Send>>;
 
 /// How much of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +96,8 @@ pub struct Report {
     pub promise: &'static str,
     /// What the attack promises, then the bar.
     pub findings: Vec<Finding>,
-    /// What the attacker spent, and what the proxy did, for the record.
-    pub account: Account,
+    /// What the attacker spent, and what the proxy did, for the record; `None`: nobody attacks.
+    pub account: Option<Account>,
 }
 
 /// What was spent.
@@ -181,15 +182,6 @@ impl Report {
 
     /// Everything, for programs.
     pub fn json(&self) -> Value {
-        let Account {
-            took,
-            written,
-            attacker_cpu,
-            proxy_cpu,
-            memory,
-            quiet_p99,
-            p99,
-        } = self.account;
         let findings = self.findings.iter().map(|finding| {
             let Finding {
                 promise,
@@ -203,6 +195,23 @@ impl Report {
             "promise": self.promise,
             "held": self.held(),
             "findings": findings.collect::<Vec<_>>(),
+            "account": self.account.as_ref().map(Account::json),
+        })
+    }
+}
+
+impl Account {
+    fn json(&self) -> Value {
+        let Self {
+            took,
+            written,
+            attacker_cpu,
+            proxy_cpu,
+            memory,
+            quiet_p99,
+            p99,
+        } = self;
+        json!({
             "seconds": took.as_secs_f64(),
             "attacker": { "bytes": written, "cpu_seconds": attacker_cpu.as_secs_f64() },
             "proxy": { "memory_bytes": memory, "cpu_seconds": proxy_cpu.as_secs_f64() },
@@ -212,7 +221,7 @@ impl Report {
 }
 
 /// A time as people read it.
-fn seconds(time: Duration) -> String {
+pub(crate) fn seconds(time: Duration) -> String {
     if time < Duration::from_secs(1) {
         format!("{:.1} ms", time.as_secs_f64() * 1e3)
     } else {
@@ -221,7 +230,7 @@ fn seconds(time: Duration) -> String {
 }
 
 /// Asks until it is so, at most so long; how long it took.
-async fn until<F>(most: Duration, mut so: impl FnMut() -> F) -> Option<Duration>
+pub(crate) async fn until<F>(most: Duration, mut so: impl FnMut() -> F) -> Option<Duration>
 where
     F: Future<Output = bool>,
 {

@@ -1,13 +1,15 @@
-//! Attacks on the proxy's process, each beside a victim, and what came of them.
+//! Attacks on the proxy's process, each beside a victim, and what came of them; rollouts and failures around it, each
+//! under load.
 //!
 //! ```text
 //! attack LIST                        what there is
 //! attack rapid-reset continuation    some
+//! attack rollouts                    the rollouts and failures
 //! attack all --json result.json      all
 //! ```
 //!
 //! The proxy is a process of its own on loopback addresses of this process; nothing else is attacked. What is promised,
-//! and by what everything is judged, is in the crate's `attack`. Figures depend on the build: compare with those of a
+//! and by what everything is judged, is in the crate's `attack` and `rollouts`. Figures depend on the build: compare with those of a
 //! release build, `--proxy target/release/edge-proxy`.
 
 use std::{
@@ -18,7 +20,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use e2e::attack::{ATTACKS, Attack, Options, Report, Scale, run};
+use e2e::{
+    attack::{self, ATTACKS, Attack, Options, Report, Scale},
+    rollouts::{self, ROLLOUTS, Rollout},
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
@@ -33,7 +38,7 @@ macro_rules! say {
 #[derive(Debug, Parser)]
 #[command(name = "attack", version)]
 struct Cli {
-    /// Attacks by name; "all", or "LIST" for their names and promises
+    /// By name; "attacks", "rollouts", "all", or "LIST" for their names and promises
     #[arg(required = true, value_name = "LIST|NAME…|all")]
     names: Vec<String>,
 
@@ -48,6 +53,48 @@ struct Cli {
     /// Write the reports as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What can be performed.
+#[derive(Clone, Copy)]
+enum Proof {
+    Attack(&'static Attack),
+    Rollout(&'static Rollout),
+}
+
+impl Proof {
+    fn all() -> impl Iterator<Item = Self> {
+        let attacks = ATTACKS.iter().map(Self::Attack);
+        attacks.chain(ROLLOUTS.iter().map(Self::Rollout))
+    }
+
+    fn is_called(self, name: &str) -> bool {
+        match (self, name) {
+            (_, "all") | (Self::Attack(_), "attacks") | (Self::Rollout(_), "rollouts") => true,
+            _ => self.name() == name,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Attack(attack) => attack.name,
+            Self::Rollout(rollout) => rollout.name,
+        }
+    }
+
+    fn promise(self) -> &'static str {
+        match self {
+            Self::Attack(attack) => attack.promise,
+            Self::Rollout(rollout) => rollout.promise,
+        }
+    }
+
+    async fn run(self, options: &Options) -> anyhow::Result<Report> {
+        match self {
+            Self::Attack(attack) => attack::run(attack, options).await,
+            Self::Rollout(rollout) => rollouts::run(rollout, options).await,
+        }
+    }
 }
 
 #[tokio::main]
@@ -68,12 +115,12 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
         .iter()
         .any(|name| name.eq_ignore_ascii_case("list"))
     {
-        for attack in ATTACKS {
-            say!("{:<24} {}", attack.name, attack.promise);
+        for proof in Proof::all() {
+            say!("{:<24} {}", proof.name(), proof.promise());
         }
         return Ok(true);
     }
-    let attacks = chosen(&cli.names)?;
+    let proofs = chosen(&cli.names)?;
     raise_open_files();
     let options = Options {
         program: match cli.proxy {
@@ -85,15 +132,15 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
     };
     let mut reports = Vec::new();
     let mut failed = false;
-    for attack in attacks {
-        match run(attack, &options).await {
+    for proof in proofs {
+        match proof.run(&options).await {
             Ok(report) => {
                 print(&report);
                 failed |= !report.held();
                 reports.push(report);
             }
             Err(error) => {
-                say!("\n✗ {}: {error:#}", attack.name);
+                say!("\n✗ {}: {error:#}", proof.name());
                 failed = true;
             }
         }
@@ -105,18 +152,13 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
     Ok(!failed)
 }
 
-fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Attack>> {
-    if names.iter().any(|name| name == "all") {
-        return Ok(ATTACKS.iter().collect());
+fn chosen(names: &[String]) -> anyhow::Result<Vec<Proof>> {
+    let unknown = |name: &&String| !Proof::all().any(|proof| proof.is_called(name));
+    if let Some(name) = names.iter().find(unknown) {
+        bail!("there is no {name:?}; LIST has all names");
     }
-    let mut attacks = Vec::new();
-    for name in names {
-        match ATTACKS.iter().find(|attack| attack.name == name) {
-            Some(attack) => attacks.push(attack),
-            None => bail!("there is no attack {name:?}; LIST names them"),
-        }
-    }
-    Ok(attacks)
+    let chosen = |proof: &Proof| names.iter().any(|name| proof.is_called(name));
+    Ok(Proof::all().filter(chosen).collect())
 }
 
 /// The tests' copy of the proxy's program lies beside this one; cargo makes sure that it is there, and new.
@@ -155,7 +197,11 @@ fn print(report: &Report) {
     }
 }
 
+/// What attacks have cost.
 fn summary(reports: &[Report]) {
+    if reports.iter().all(|report| report.account.is_none()) {
+        return;
+    }
     say!(
         "\n  {:<24} {:>7} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}",
         "",
@@ -168,7 +214,9 @@ fn summary(reports: &[Report]) {
         "p99 ms"
     );
     for report in reports {
-        let account = &report.account;
+        let Some(account) = &report.account else {
+            continue;
+        };
         say!(
             "{} {:<24} {:>7.1} {:>10} {:>9.2} {:>9.2} {:>9.1} {:>9.1} {:>9.1}",
             mark(report.held()),

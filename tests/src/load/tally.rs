@@ -32,6 +32,8 @@ pub struct Tally {
     failed: BTreeMap<&'static str, u64>,
     failures: Vec<Failure>,
     latencies: Histogram<u64>,
+    /// Of those that ended well alone.
+    well: Histogram<u64>,
     second: Histogram<u64>,
     seconds: Vec<Second>,
     before: (u64, u64, u64),
@@ -86,6 +88,7 @@ impl Tally {
             failed: BTreeMap::new(),
             failures: Vec::new(),
             latencies: histogram(),
+            well: histogram(),
             second: histogram(),
             seconds: Vec::new(),
             before: (0, 0, 0),
@@ -101,6 +104,7 @@ impl Tally {
         } else if self.hostnames.len() < MAX_HOSTNAMES {
             self.hostnames.insert(hostname.to_owned(), 1);
         }
+        self.well.saturating_record(micros(latency));
         self.record(latency);
     }
 
@@ -151,6 +155,16 @@ impl Tally {
         self.latencies.value_at_quantile(0.99)
     }
 
+    /// As [`p99_micros`](Self::p99_micros), of those that ended well alone: of RPCs that a fault is to leave alone.
+    pub fn p99_micros_of_ok(&self) -> u64 {
+        self.well.value_at_quantile(0.99)
+    }
+
+    /// The failures, the first some thousands of them.
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
     /// Everything, for programs. Latencies are in microseconds.
     pub fn json(&self) -> Value {
         let quantile = |quantile| self.latencies.value_at_quantile(quantile);
@@ -173,8 +187,7 @@ impl Tally {
     }
 
     fn record(&mut self, latency: Duration) {
-        // What is longer than the histogram's end counts as its end.
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        let micros = micros(latency);
         self.latencies.saturating_record(micros);
         self.second.saturating_record(micros);
     }
@@ -238,6 +251,11 @@ pub fn name(code: Code) -> &'static str {
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
+}
+
+/// What is longer than a histogram's end counts as its end.
+fn micros(latency: Duration) -> u64 {
+    u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn histogram() -> Histogram<u64> {
