@@ -80,6 +80,9 @@ pub mod attack;
 /// Rollouts and failures around a proxy's process, under load.
 pub mod rollouts;
 
+/// gRPC's interoperability cases through the proxy, of several clients to several backends.
+pub mod interop;
+
 /// Types of `proto/test.proto`.
 #[allow(missing_docs, unused_qualifications, reason = "generated")]
 pub mod pb {

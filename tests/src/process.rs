@@ -2,10 +2,12 @@
 
 use std::{
     ffi::OsStr,
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::Arc,
 };
 
+use anyhow::{Context as _, bail};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
@@ -207,4 +209,28 @@ impl Output {
         let _ = within("the end of a program's output", self.reader).await;
         self.text.borrow().clone()
     }
+}
+
+/// The proxy's program, for programs that no test starts: the tests' copy of it, which lies beside the running one.
+/// Cargo makes sure that it is there, and new.
+///
+/// # Errors
+/// When it can't be built.
+pub fn proxy_program() -> anyhow::Result<PathBuf> {
+    const PROGRAM: &str = "edge-proxy-under-test";
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    let mut build = std::process::Command::new(cargo);
+    build.args(["build", "--package", "e2e", "--bin", PROGRAM]);
+    if own.components().any(|part| part.as_os_str() == "release") {
+        build.arg("--release");
+    }
+    let status = build
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .context("cannot run cargo; --proxy names a program that exists")?;
+    if !status.success() {
+        bail!("cargo cannot build {PROGRAM}: {status}");
+    }
+    Ok(own.with_file_name(PROGRAM))
 }

@@ -15,13 +15,14 @@
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use e2e::{
     attack::{self, ATTACKS, Attack, Options, Report, Scale},
+    process::proxy_program,
     rollouts::{self, ROLLOUTS, Rollout},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -125,7 +126,7 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
     let options = Options {
         program: match cli.proxy {
             Some(program) => program,
-            None => build()?,
+            None => proxy_program()?,
         },
         scale: if cli.quick { Scale::Quick } else { Scale::Full },
         strict: true,
@@ -159,25 +160,6 @@ fn chosen(names: &[String]) -> anyhow::Result<Vec<Proof>> {
     }
     let chosen = |proof: &Proof| names.iter().any(|name| proof.is_called(name));
     Ok(Proof::all().filter(chosen).collect())
-}
-
-/// The tests' copy of the proxy's program lies beside this one; cargo makes sure that it is there, and new.
-fn build() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let own = std::env::current_exe().context("cannot tell which program this is")?;
-    let mut build = Command::new(cargo);
-    build.args(["build", "--package", "e2e", "--bin", PROGRAM]);
-    if own.components().any(|part| part.as_os_str() == "release") {
-        build.arg("--release");
-    }
-    let status = build
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("cannot run cargo; --proxy names a program that exists")?;
-    if !status.success() {
-        bail!("cargo cannot build {PROGRAM}: {status}");
-    }
-    Ok(own.with_file_name(PROGRAM))
 }
 
 fn print(report: &Report) {
@@ -256,5 +238,3 @@ fn raise_open_files() {
     // Refused: attacks that need more say so.
     let _ = setrlimit(Resource::Nofile, raised);
 }
-
-const PROGRAM: &str = "edge-proxy-under-test";
