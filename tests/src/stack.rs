@@ -25,6 +25,7 @@ use crate::{
     dns::DnsServer,
     loopback,
     replicas::{Kind, Replica},
+    scripted::{Exchange, Scripted},
     wait::PATIENCE,
 };
 
@@ -74,12 +75,13 @@ pub struct Stack {
     authority: Authority,
     shutdown: ShutdownHandle,
     running: Option<Running>,
-    _test_service: Option<Backend>,
+    _test_service: Option<(Backend, Scripted)>,
 }
 
 impl Stack {
     /// Starts everything, with its files in `directory`, and waits until the proxy is ready. With `test_service`, the
-    /// tests' own service is there as well, under `/e2e.Test/`.
+    /// tests' own service is there as well, under `/e2e.Test/`, and one that never answers under `/e2e.Silent/`: not a
+    /// tonic server, which would end RPCs at their deadline by itself.
     ///
     /// # Errors
     /// [`Busy`] before anything is started; or what went wrong.
@@ -118,7 +120,8 @@ impl Stack {
             }
         }
         let test_service = if test_service {
-            Some(Backend::start().await)
+            let silent = Scripted::start(async |exchange: Exchange| exchange.hang().await);
+            Some((Backend::start().await, silent.await))
         } else {
             None
         };
@@ -134,7 +137,9 @@ impl Stack {
                 (Kind::Echo, echo[0].port()),
                 (Kind::Reverse, reverse[0].port()),
             ],
-            test_service: test_service.as_ref().map(Backend::address),
+            test_service: test_service
+                .as_ref()
+                .map(|(test, silent)| [("test", test.address()), ("silent", silent.address())]),
         };
         std::fs::write(&config, text.to_string())
             .with_context(|| format!("cannot write {}", config.display()))?;
@@ -296,7 +301,7 @@ struct Yaml<'a> {
     secret: &'a SecretDir,
     access_log: &'a Path,
     clusters: [(Kind, u16); 2],
-    test_service: Option<SocketAddr>,
+    test_service: Option<[(&'static str, SocketAddr); 2]>,
 }
 
 impl fmt::Display for Yaml<'_> {
@@ -339,6 +344,7 @@ impl fmt::Display for Yaml<'_> {
         }
         if self.test_service.is_some() {
             writeln!(f, "  - {{ prefix: /e2e.Test/, cluster: test }}")?;
+            writeln!(f, "  - {{ prefix: /e2e.Silent/, cluster: silent }}")?;
         }
         writeln!(f, "clusters:")?;
         for (kind, port) in self.clusters {
@@ -352,10 +358,10 @@ impl fmt::Display for Yaml<'_> {
                 kind.service()
             )?;
         }
-        if let Some(address) = self.test_service {
+        for (name, address) in self.test_service.iter().flatten() {
             writeln!(
                 f,
-                "  - {{ name: test, discovery: static, endpoints: [\"{address}\"] }}"
+                "  - {{ name: {name}, discovery: static, endpoints: [\"{address}\"] }}"
             )?;
         }
         Ok(())
