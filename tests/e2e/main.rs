@@ -38,6 +38,9 @@ mod attempts;
 /// Answers that the proxy gives itself.
 mod answers;
 
+/// Negative HTTP/2 behaviours of gRPC's interoperability tests.
+mod negative;
+
 /// Deadlines and cancels.
 mod deadlines;
 
