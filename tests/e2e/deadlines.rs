@@ -47,6 +47,30 @@ async fn a_deadline_is_enforced_and_the_backend_told() {
 }
 
 #[tokio::test]
+async fn a_backend_that_ends_it_at_the_deadline_by_a_reset_changes_nothing() {
+    // grpc-go's servers do, and their clock may be looked at before the proxy's.
+    let backend = Scripted::start(async |exchange: Exchange| {
+        let told = exchange.request.headers()["grpc-timeout"].to_str().unwrap();
+        tokio::time::sleep(parse(told)).await;
+        exchange.reset(h2::Reason::CANCEL);
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let mut all = tokio::task::JoinSet::new();
+    for millis in 1..=100 {
+        let client = client.clone();
+        all.spawn(async move {
+            let timeout = format!("{millis}m");
+            let headers = [("grpc-timeout", timeout.as_str())];
+            let reply = client.grpc("/e2e.Test/Unary", &headers).await.unwrap();
+            reply.grpc_status()
+        });
+    }
+    assert_eq!(all.join_all().await, [Some(4); 100]);
+}
+
+#[tokio::test]
 async fn what_is_passed_on_is_what_remains() {
     let backend = Backend::start().await;
     let proxy = Proxy::to([&backend]).start().await;

@@ -33,6 +33,13 @@ impl Rpc {
         now: Instant,
     ) -> Step {
         if let State::Open(_) | State::Relaying(_) = self.state {
+            // The backend was told the deadline and ends the RPC by its own clock: grpc-go's servers reset the stream.
+            if self
+                .deadline
+                .is_some_and(|deadline| now + DEADLINE_SLACK >= deadline)
+            {
+                return self.fail(worker, key, Failure::DeadlineExceeded, now);
+            }
             let counted = match cause {
                 ResetCause::RemoteReset => labels::ResetCause::UpstreamReset,
                 ResetCause::ProtocolError => labels::ResetCause::Malformed,
@@ -299,6 +306,10 @@ impl Rpc {
         stock::recycle(self.head);
     }
 }
+
+/// By how much a backend's clock may be before ours: what `grpc-timeout` rounds off (a millisecond at most, below a
+/// day), and a turn, within which our clock stands still.
+const DEADLINE_SLACK: Duration = Duration::from_millis(5);
 
 /// A response that was cut short waits this long for the client's window before its stream is reset.
 const CUT_FLUSH: Duration = Duration::from_secs(5);
