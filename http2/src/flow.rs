@@ -99,6 +99,11 @@ impl RecvWindow {
         self.due(size) || (self.due(stream) && i64::from(self.credit) >= self.open)
     }
 
+    /// What the peer may still send, and the credit that isn't announced yet.
+    pub(crate) fn parts(&self) -> (i64, u32) {
+        (self.open, self.credit)
+    }
+
     /// Announces all credit: the increment of the WINDOW_UPDATE.
     pub(crate) fn announce(&mut self) -> u32 {
         let n = std::mem::take(&mut self.credit);

@@ -80,7 +80,9 @@ mod queue;
 // Spare memory, for all connections of a thread.
 pub mod stock;
 
-pub use connection::{Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Role, Sent};
+pub use connection::{
+    Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Role, Sent, Windows,
+};
 pub use error::{ConnectionError, Limit, Reason};
 pub use headers::{Field, Headers, Known, KnownSet};
 pub use settings::Config;

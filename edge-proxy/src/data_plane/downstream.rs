@@ -190,7 +190,7 @@ pub(super) async fn http2(
     let id = worker.next_client();
     let entry = ClientConnection::Http2(connection.clone());
     worker.clients.borrow_mut().insert(id, entry);
-    connection.follow(worker.phase.get(), now);
+    connection.follow(worker, worker.phase.get(), now);
     let end = wire::run(&connection, worker, &mut transport, early).await;
     worker.clients.borrow_mut().remove(&id);
     connection.ended(worker, end);
@@ -199,10 +199,10 @@ pub(super) async fn http2(
 
 impl ClientConnection {
     /// The process wants something else of its connections.
-    pub(crate) fn follow(&self, phase: Phase, now: Instant) {
+    pub(crate) fn follow(&self, worker: &Worker, phase: Phase, now: Instant) {
         match self {
             Self::Http1(connection) => connection.follow(phase, now),
-            Self::Http2(connection) => connection.follow(phase, now),
+            Self::Http2(connection) => connection.follow(worker, phase, now),
         }
     }
 }
@@ -218,7 +218,7 @@ impl Downstream {
         let now = worker.now();
         let age = policy.max_connection_age;
         // ± 10 %, so that clients that came together don't come back together.
-        let age = age.mul_f64(rand::rng().random_range(0.9..=1.1));
+        let age = age.mul_f64(worker.random.borrow_mut().random_range(0.9..=1.1));
         Self {
             link: Link::new(
                 Connection::new(Role::Server, engine_config(&policy), now),
@@ -323,13 +323,13 @@ impl Downstream {
     }
 
     /// The process wants something else of its connections.
-    pub(crate) fn follow(&self, phase: Phase, now: Instant) {
+    pub(crate) fn follow(&self, worker: &Worker, phase: Phase, now: Instant) {
         match phase {
             Phase::Running => {}
             Phase::Draining { until, .. } => {
                 if !self.is_late(phase) {
                     let span = until.saturating_duration_since(now);
-                    let at = now + span.mul_f64(rand::rng().random_range(0.0..1.0));
+                    let at = now + span.mul_f64(worker.random.borrow_mut().random_range(0.0..1.0));
                     self.leave_at.set(self.leave_at.get().min(at));
                     self.link.check_by(at);
                 }

@@ -111,7 +111,7 @@ impl Account {
     }
 
     /// What this worker holds.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn held(&self) -> usize {
         self.held.get()
     }

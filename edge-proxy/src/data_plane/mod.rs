@@ -52,6 +52,16 @@ pub mod message;
 // All of it but sockets, TLS and tasks, for who counts instructions.
 pub mod exchange;
 
+// All of it but sockets and TLS, for who gives it seeds.
+#[cfg(any(test, fuzzing))]
+pub mod pipe;
+#[cfg(any(test, fuzzing))]
+pub mod stage;
+
 /// A worker, a backend and a client's socket for the tests of these modules.
 #[cfg(test)]
 mod testing;
+
+/// Clients, the data path and backends that fail, by a seed.
+#[cfg(test)]
+mod simulation;

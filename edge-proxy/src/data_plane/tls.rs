@@ -36,6 +36,9 @@ pub(crate) enum Transport {
     Plain(TcpStream),
     /// Towards clients.
     Tls(Box<Tls>),
+    /// Either, without a socket.
+    #[cfg(any(test, fuzzing))]
+    Memory(super::pipe::End),
 }
 
 /// A server's TLS session on a socket.
@@ -456,27 +459,32 @@ impl Transport {
         mut take: impl FnMut(&[u8]),
     ) -> Poll<io::Result<usize>> {
         let mut scratch = scratch.borrow_mut();
-        let (socket, rest) = match self {
-            Self::Plain(socket) => (&mut *socket, 0),
+        let rest = match self {
             Self::Tls(tls) if tls.eof => return Poll::Ready(Ok(0)),
-            Self::Tls(tls) => (&mut tls.socket, tls.unread.len()),
+            Self::Tls(tls) => tls.unread.len(),
+            _ => 0,
         };
         let Some(room) = scratch.get_mut(rest..).filter(|room| !room.is_empty()) else {
             return Poll::Ready(Err(invalid("a TLS message without an end")));
         };
         let mut buffer = ReadBuf::new(room);
-        ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+        ready!(match self {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
+            Self::Tls(tls) => Pin::new(&mut tls.socket).poll_read(cx, &mut buffer),
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(end) => Pin::new(end).poll_read(cx, &mut buffer),
+        })?;
         let n = buffer.filled().len();
         if n == 0 {
             return Poll::Ready(Ok(0));
         }
         let all = &mut scratch[..rest + n];
         match self {
-            Self::Plain(_) => take(all),
             Self::Tls(tls) => {
                 all[..rest].copy_from_slice(&tls.unread);
                 tls.open(all, &mut take)?;
             }
+            _ => take(all),
         }
         Poll::Ready(Ok(rest + n))
     }
@@ -487,6 +495,8 @@ impl Transport {
             Self::Plain(socket) => socket,
             Self::Tls(tls) if tls.eof => return true,
             Self::Tls(tls) => &tls.socket,
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(end) => return end.poll_readable(cx).is_ready(),
         };
         // An error is found by who reads.
         socket.poll_read_ready(cx).is_ready()
@@ -502,6 +512,8 @@ impl Transport {
         match self {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, output),
             Self::Tls(tls) => tls.poll_seal(cx, output),
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(end) => Pin::new(end).poll_write(cx, output),
         }
     }
 
@@ -510,6 +522,8 @@ impl Transport {
         match self {
             Self::Plain(_) => false,
             Self::Tls(tls) => tls.wants_write(),
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(_) => false,
         }
     }
 
@@ -518,6 +532,8 @@ impl Transport {
         poll_fn(|cx| match self {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Tls(tls) => tls.poll_close(cx),
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(end) => Pin::new(end).poll_shutdown(cx),
         })
         .await
     }
@@ -527,6 +543,8 @@ impl Transport {
         let socket = match self {
             Self::Plain(socket) => socket,
             Self::Tls(tls) => &mut tls.socket,
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(end) => return end.drain(limit).await,
         };
         let mut dropped = 0;
         let mut buffer = vec![0; 4096];
@@ -803,10 +821,10 @@ mod tests {
 
     fn held(transport: &Transport) -> usize {
         match transport {
-            Transport::Plain(_) => 0,
             Transport::Tls(tls) => {
                 tls.unread.capacity() + tls.sealed.capacity() + tls.plain.capacity()
             }
+            _ => 0,
         }
     }
 

@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use rand::rngs::SmallRng;
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::LocalSet,
@@ -74,10 +75,15 @@ pub(crate) struct Worker {
     pub(crate) clients: RefCell<HashMap<u64, ClientConnection, foldhash::fast::FixedState>>,
     /// What the process wants.
     pub(crate) phase: Cell<Phase>,
+    /// For moments that are not to be everybody's: when connections leave.
+    pub(crate) random: RefCell<SmallRng>,
+    /// Where backends are looked for instead of the kernel.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) network: RefCell<Option<Rc<dyn super::stage::Network>>>,
     now: Cell<Instant>,
     next_client: Cell<u64>,
     /// Pairs of a wall clock and a monotonic moment, so that log lines don't ask the kernel.
-    epoch: (SystemTime, Instant),
+    epoch: Cell<(SystemTime, Instant)>,
 }
 
 /// A cluster, as one worker serves it; kept across snapshots.
@@ -227,6 +233,8 @@ pub(crate) async fn fire_timers(worker: Rc<Worker>) {
             }
         };
         tokio::select! {
+            // In order, and not by lot: the same events lead to the same steps.
+            biased;
             () = worker.timers.changed.notified() => {}
             () = sleep => {
                 let now = worker.tick();
@@ -273,10 +281,23 @@ impl Worker {
             date: RefCell::new(DateCache::new(SystemTime::now())),
             clients: RefCell::default(),
             phase: Cell::new(Phase::Running),
+            random: RefCell::new(rand::make_rng()),
+            #[cfg(any(test, fuzzing))]
+            network: RefCell::default(),
             now: Cell::new(now),
             next_client: Cell::new(0),
-            epoch: (SystemTime::now(), now),
+            epoch: Cell::new((SystemTime::now(), now)),
         })
+    }
+
+    /// Takes the wall clock's time and all randomness from these, so that a run can be repeated.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn seed(&self, seed: u64, wall: SystemTime) {
+        use rand::SeedableRng as _;
+        *self.random.borrow_mut() = SmallRng::seed_from_u64(seed);
+        *self.filters.borrow_mut() = Filters::with(SmallRng::seed_from_u64(!seed));
+        *self.date.borrow_mut() = DateCache::new(wall);
+        self.epoch.set((wall, self.now()));
     }
 
     /// The moment of this turn; asked of the kernel here and nowhere else.
@@ -294,7 +315,8 @@ impl Worker {
 
     /// `moment` on the wall clock.
     pub(crate) fn wall(&self, moment: Instant) -> SystemTime {
-        self.epoch.0 + moment.saturating_duration_since(self.epoch.1)
+        let (wall, since) = self.epoch.get();
+        wall + moment.saturating_duration_since(since)
     }
 
     /// What is served now.
@@ -357,7 +379,7 @@ impl Worker {
         self.phase.set(phase);
         let clients: Vec<_> = self.clients.borrow().values().cloned().collect();
         for client in clients {
-            client.follow(phase, self.tick());
+            client.follow(self, phase, self.tick());
         }
         if phase == Phase::Cutting {
             rpc::cut_all(self);

@@ -207,13 +207,13 @@ impl Shard {
     }
 
     /// Every series made so far, that of the unrouted too.
-    pub(super) fn all_series(&self) -> Vec<Arc<Series>> {
+    pub(crate) fn all_series(&self) -> Vec<Arc<Series>> {
         let series = lock(&self.series);
         series.values().chain([&self.unrouted]).cloned().collect()
     }
 
     /// Every cluster met so far.
-    pub(super) fn all_clusters(&self) -> Vec<(Arc<str>, Arc<ClusterSeries>)> {
+    pub(crate) fn all_clusters(&self) -> Vec<(Arc<str>, Arc<ClusterSeries>)> {
         let clusters = lock(&self.clusters);
         clusters
             .iter()

@@ -151,3 +151,24 @@ pub struct Orphan {
     /// [`consume`](super::Connection::consume).
     pub headers_left: bool,
 }
+
+/// What a connection's own windows hold. With nothing of a frame or a stream under way, `open` and `unannounced` make
+/// `size`, and `open` is what the peer's `send` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// The receive window that we announced at the start.
+    pub size: u32,
+    /// What the peer may still send, by what we have announced.
+    pub open: i64,
+    /// Credit that the owner gave and that isn't announced yet.
+    pub unannounced: u32,
+    /// What the peer lets us send now.
+    pub send: usize,
+}
+
+impl Windows {
+    /// Bytes that the peer has sent, or begun to, and that nobody has given credit for.
+    pub fn outstanding(&self) -> i64 {
+        i64::from(self.size) - self.open - i64::from(self.unannounced)
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Blocked, BlockedBy, Connection, OVERFULL};
+use super::{Blocked, BlockedBy, Connection, OVERFULL, Windows};
 use crate::stream::{State, Stream};
 
 impl Connection {
@@ -107,6 +107,17 @@ impl Connection {
     /// Since when a header block is incomplete.
     pub fn header_block_since(&self) -> Option<Instant> {
         self.header_since
+    }
+
+    /// The connection's own windows (not a stream's), for who checks that nothing of them gets lost.
+    pub fn windows(&self) -> Windows {
+        let (open, unannounced) = self.recv.parts();
+        Windows {
+            size: self.config.receive_window(),
+            open,
+            unannounced,
+            send: self.send.available(),
+        }
     }
 
     /// Whether the output is so full of heads, trailers and answers that the owner should read no

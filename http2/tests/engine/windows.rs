@@ -108,6 +108,21 @@ fn padding_is_credited_at_once() {
 }
 
 #[test]
+fn a_window_tells_what_nobody_gave_credit_for() {
+    let mut s = Script::server(small());
+    s.requested(1, false);
+    let whole = s.engine.windows();
+    assert_eq!((whole.outstanding(), whole.unannounced), (0, 0));
+    s.feed(&data(1, &[0; 600], false)).unwrap();
+    assert_eq!(s.engine.windows().outstanding(), 600);
+    s.engine.credit(1, 200);
+    let some = s.engine.windows();
+    assert_eq!((some.outstanding(), some.unannounced), (400, 200));
+    s.engine.reset(1, Reason::CANCEL);
+    assert_eq!(s.engine.windows().outstanding(), 0);
+}
+
+#[test]
 fn what_a_stream_held_is_credited_to_the_connection_when_it_goes() {
     let mut s = Script::server(Config {
         stream_window: 70_000,

@@ -99,8 +99,13 @@ pub struct Filters {
 impl Filters {
     /// Seeds the generator from the operating system's.
     pub fn new() -> Self {
+        Self::with(rand::make_rng())
+    }
+
+    /// With this generator.
+    pub(crate) fn with(random: SmallRng) -> Self {
         Self {
-            random: rand::make_rng(),
+            random,
             buffer: Vec::new(),
         }
     }

@@ -91,7 +91,7 @@ impl Table {
     }
 
     /// How many run: what tests wait for.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn len(&self) -> usize {
         self.rpcs.len()
     }

@@ -70,8 +70,10 @@ pub(super) async fn open(
 ) {
     let started = worker.tick();
     let connect = connect(pool.shared.address);
-    let socket = match tokio::time::timeout(policy.connect_timeout, connect).await {
-        Ok(Ok(socket)) => socket,
+    #[cfg(any(test, fuzzing))]
+    let connect = crate::data_plane::stage::instead(&worker, pool.shared.address, connect);
+    let mut transport = match tokio::time::timeout(policy.connect_timeout, connect).await {
+        Ok(Ok(transport)) => transport,
         Ok(Err(_)) => return pool.open_failed(&worker, Failure::ConnectFailed),
         Err(_) => return pool.open_failed(&worker, Failure::ConnectTimeout),
     };
@@ -84,7 +86,6 @@ pub(super) async fn open(
         .connections(metrics::Side::Upstream)
         .opened
         .inc();
-    let mut transport = Transport::Plain(socket);
     let end = wire::run(&connection, &worker, &mut transport, Vec::new()).await;
     connection.ended(&worker, end);
     worker
@@ -423,11 +424,11 @@ fn is_the_endpoints(end: End) -> bool {
 
 /// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel while
 /// something is unacknowledged (keep-alive PINGs would be answered with `too_many_pings`).
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(address: SocketAddr) -> io::Result<Transport> {
     let socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
     SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    Ok(socket)
+    Ok(Transport::Plain(socket))
 }
 
 fn engine_config(policy: &ClusterPolicy) -> http2::Config {

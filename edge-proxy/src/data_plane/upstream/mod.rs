@@ -119,6 +119,23 @@ impl Pool {
         connection
     }
 
+    /// The connections that are open, of all endpoints.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn connections(&self) -> Vec<Rc<Upstream>> {
+        let endpoints = self.endpoints.borrow();
+        let connections = endpoints.values().map(|pool| pool.connections.borrow());
+        connections.flat_map(|of| of.clone()).collect()
+    }
+
+    /// How many endpoints are known, connections being opened, and RPCs waiting.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        let endpoints = self.endpoints.borrow();
+        let opening = endpoints.values().map(|pool| pool.opening.get()).sum();
+        let waiting = endpoints.values().map(|pool| pool.waiting.borrow().len());
+        (endpoints.len(), opening, waiting.sum())
+    }
+
     /// The RPC doesn't wait any more.
     pub(crate) fn forget(&self, endpoint: u64, rpc: Key) {
         if let Some(pool) = self.endpoints.borrow().get(&endpoint) {

@@ -39,7 +39,10 @@ fn a_peer_that_acknowledges_nothing_for_10_s_is_given_up_by_the_kernel() {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .unwrap();
-        let socket = connect(listener.local_addr().unwrap()).await.unwrap();
+        let connected = connect(listener.local_addr().unwrap()).await.unwrap();
+        let Transport::Plain(socket) = connected else {
+            panic!("no socket");
+        };
         let timeout = SockRef::from(&socket).tcp_user_timeout().unwrap();
         assert_eq!(timeout, Some(Duration::from_secs(10)));
         assert!(socket.nodelay().unwrap());
