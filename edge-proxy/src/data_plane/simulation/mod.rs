@@ -199,7 +199,7 @@ impl Simulation {
         listener.http2.max_concurrent_streams = [100, 100, 3][random.random_range(0..3)];
         listener.http2.initial_stream_window_size = [64, 64, 4][random.random_range(0..3)] * 1024;
         let policy = ClusterPolicy {
-            connect_timeout: Duration::from_secs(3),
+            connect_timeout: CONNECT,
             per_connection_streams: [100, 100, 5][random.random_range(0..3)],
             initial_stream_window_size: [256, 256, 16][random.random_range(0..3)] * 1024,
             max_replay_bytes: world.replayable,
@@ -278,18 +278,18 @@ impl Simulation {
                 self.network.cut(Whose::Backend(at), one, reset);
             }
             3 => {
-                self.world.fault(What::Unreachable(at), long);
+                self.world.fault(What::Unreachable(at), long + CONNECT);
                 self.network.stall(Whose::Backend(at), long);
             }
             4 => {
                 // A crash; it comes back.
                 self.world.fault(What::Lost(at), SHORT);
-                self.world.fault(What::Unreachable(at), long);
+                self.world.fault(What::Unreachable(at), long + CONNECT);
                 self.network.cut(Whose::Backend(at), None, reset);
                 self.later(backend, State::Down, long);
             }
             5 => {
-                self.world.fault(What::Unreachable(at), long);
+                self.world.fault(What::Unreachable(at), long + CONNECT);
                 self.later(backend, State::Hole, long);
             }
             6 | 7 => {
@@ -549,6 +549,8 @@ fn plan(random: &mut SmallRng, clients: usize, span: Duration) -> Plan {
 const LONGEST: Duration = Duration::from_secs(1_000);
 /// For connections to settle: window updates, answers to PINGs.
 const QUIET: Duration = Duration::from_secs(30);
+/// `connect_timeout`: what was begun while a backend couldn't be reached fails so much later.
+const CONNECT: Duration = Duration::from_secs(3);
 /// A cut is felt at once.
 const SHORT: Duration = Duration::from_millis(100);
 /// A connection that leaves is known to leave when the GOAWAY has come.
