@@ -52,8 +52,8 @@ pub(crate) struct Downstream {
     /// The listener's rules when the connection was accepted.
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
-    /// The client's SETTINGS have come.
-    ready: Cell<bool>,
+    /// When the client's SETTINGS came.
+    ready: Cell<Option<Instant>>,
     /// Streams whose RPC hasn't ended.
     rpcs: Cell<usize>,
     /// Since when there has been none; meaningless while there is one.
@@ -228,7 +228,7 @@ impl Downstream {
             peer,
             peer_text: peer.ip().to_canonical().to_string(),
             accepted,
-            ready: Cell::new(false),
+            ready: Cell::new(None),
             rpcs: Cell::new(0),
             idle_since: Cell::new(now),
             shrunk: Cell::new(false),
@@ -505,7 +505,7 @@ impl Side for Rc<Downstream> {
             }
             Event::Settings { first } => {
                 if first {
-                    self.ready.set(true);
+                    self.ready.set(Some(now));
                 }
             }
             Event::GoAway { .. } => {
@@ -544,8 +544,24 @@ impl Side for Rc<Downstream> {
             worker.shard.limits(limit).inc();
             Check::Close(End::TimedOut(name))
         };
-        if !self.ready.get() && due(self.accepted + timeouts.preface) {
-            return limit(Limit::PrefaceTimeout, "preface");
+        match self.ready.get() {
+            None if due(self.accepted + timeouts.preface) => {
+                return limit(Limit::PrefaceTimeout, "preface");
+            }
+            // As long again for the last part of the greeting.
+            Some(since)
+                if self.link.engine().settings_unacked_since().is_some()
+                    && due(since + timeouts.preface) =>
+            {
+                worker.shard.limits(Limit::SettingsTimeout).inc();
+                self.link.engine().close(Reason::SETTINGS_TIMEOUT);
+                return Check::Close(End::Protocol(http2::ConnectionError {
+                    reason: Reason::SETTINGS_TIMEOUT,
+                    rule: "SETTINGS never acknowledged (RFC 9113 §6.5.3)",
+                    limit: None,
+                }));
+            }
+            None | Some(_) => {}
         }
         if let Some(since) = self.link.engine().header_block_since()
             && due(since + timeouts.header_block)

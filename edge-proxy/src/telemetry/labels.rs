@@ -112,6 +112,8 @@ labels! {
         ResetFlood = "reset_flood",
         /// `timeouts.preface`.
         PrefaceTimeout = "preface_timeout",
+        /// SETTINGS not acknowledged within `timeouts.preface` of the client's own: its connection ended.
+        SettingsTimeout = "settings_timeout",
         /// `timeouts.tls_handshake`.
         HandshakeTimeout = "handshake_timeout",
         /// `timeouts.header_block`.

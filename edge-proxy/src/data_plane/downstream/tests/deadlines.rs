@@ -124,6 +124,25 @@ fn preface_and_settings_have_10_s() {
 }
 
 #[test]
+fn settings_are_to_be_acknowledged_within_10_s_of_the_clients_own() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let mut raw = Raw::connect(&bench, testing::policy()).await;
+        until_frozen(|| open(&bench) == 1).await;
+        pass(seconds(5)).await;
+        let settings = frame(SETTINGS, 0, 0, &[]);
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        raw.send(&[&preface[..], &settings].concat()).await;
+        until_frozen(|| only(&bench).ready.get().is_some()).await;
+        ends_after(&bench, seconds(10)).await;
+        assert_eq!(bench.shard.limits(Limit::SettingsTimeout).get(), 1);
+        let goaway = raw.next_of(GOAWAY).await;
+        assert_eq!(goaway[13..17], [0, 0, 0, 4], "SETTINGS_TIMEOUT");
+        assert_eq!(raw.next().await, None);
+    });
+}
+
+#[test]
 fn an_open_header_block_has_10_s() {
     frozen(|| async {
         let bench = Bench::new(&[]);
