@@ -18,11 +18,12 @@ use tokio::{
 
 use super::{
     access_log::{AccessLog, AccessLogConfig, AccessLogFormat},
-    downstream,
+    downstream::{self, ClientConnection},
     memory::{Account, Memory},
     route::RouteTable,
     rpc,
     tls::Transport,
+    wire::Side as _,
     worker::{self, Worker},
 };
 use crate::{
@@ -329,6 +330,18 @@ pub(crate) struct Raw {
     unread: Vec<u8>,
 }
 
+/// Every client has acknowledged the worker's SETTINGS.
+fn all_acknowledged(bench: &Bench) -> bool {
+    let clients = bench.worker.clients.borrow();
+    clients.values().all(|client| match client {
+        ClientConnection::Http2(connection) => {
+            let engine = connection.link().engine();
+            engine.settings_unacked_since().is_none()
+        }
+        ClientConnection::Http1(_) => true,
+    })
+}
+
 impl Raw {
     /// It hasn't said anything yet.
     pub(crate) async fn connect(bench: &Bench, policy: ListenerPolicy) -> Self {
@@ -351,6 +364,8 @@ impl Raw {
             let next = raw.next().await.unwrap();
             if next[3] == SETTINGS && next[4] == ACK {
                 raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                // A clock that the test moves must not overtake it.
+                until_frozen(|| all_acknowledged(bench)).await;
                 return (raw, got);
             }
             got.push(next);
