@@ -56,6 +56,8 @@ pub(crate) struct Downstream {
     ready: Cell<Option<Instant>>,
     /// Streams whose RPC hasn't ended.
     rpcs: Cell<usize>,
+    /// Ended RPCs that a backend doesn't know to be cancelled yet.
+    cancelling: Rc<Cell<usize>>,
     /// Since when there has been none; meaningless while there is one.
     idle_since: Cell<Instant>,
     /// What only busy times need was given back since.
@@ -230,6 +232,7 @@ impl Downstream {
             accepted,
             ready: Cell::new(None),
             rpcs: Cell::new(0),
+            cancelling: Rc::default(),
             idle_since: Cell::new(now),
             shrunk: Cell::new(false),
             busy_since: Cell::new(now),
@@ -290,6 +293,12 @@ impl Downstream {
     /// Takes back the last `bytes` of what waits, if all of them still do.
     pub(crate) fn unqueue(&self, stream: u32, bytes: usize) -> bool {
         self.link.engine().unqueue(stream, bytes)
+    }
+
+    /// A stream of this client's that a backend is still busy with.
+    pub(crate) fn busy(&self) -> Busy {
+        self.cancelling.set(self.cancelling.get() + 1);
+        Busy(self.cancelling.clone())
     }
 
     /// Since when the client has given this stream no window.
@@ -375,6 +384,12 @@ impl Downstream {
         if self.is_late(worker.phase.get()) {
             self.leave(now);
         }
+        // Cancelling is no way to have more at the backends at a time than the limit: what they aren't told of yet counts.
+        let busy = self.cancelling.get();
+        if busy > 0 && self.rpcs.get() + busy >= self.policy.http2.max_concurrent_streams as usize {
+            self.reset(stream, Reason::REFUSED_STREAM);
+            return self.refused(worker, stream, headers, Limit::Streams, now);
+        }
         if self.rpcs.replace(self.rpcs.get() + 1) == 0 {
             self.busy_since.set(now);
             if let Ping::Answered(since) = self.ping.get() {
@@ -392,6 +407,27 @@ impl Downstream {
             now,
         );
         self.link.check_by(now + self.policy.timeouts.stream_idle);
+    }
+
+    /// A stream was answered with a reset before it became an RPC.
+    fn refused(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        stream: u32,
+        headers: Headers,
+        limit: Limit,
+        now: Instant,
+    ) {
+        let client = rpc::Client::Http2 {
+            connection: self.clone(),
+            stream,
+        };
+        let failure = match limit {
+            Limit::HeaderBytes => Failure::HeadersTooLarge,
+            _ => Failure::Overloaded,
+        };
+        worker.shard.limits(limit).inc();
+        rpc::refused_stream(worker, &client, headers, failure, now);
     }
 
     /// Every RPC that still had a stream here learns that its client is gone.
@@ -473,17 +509,12 @@ impl Side for Rc<Downstream> {
                 headers,
                 large,
             } => {
-                let client = rpc::Client::Http2 {
-                    connection: self.clone(),
-                    stream,
-                };
-                let (limit, failure) = if large {
-                    (Limit::HeaderBytes, Failure::HeadersTooLarge)
+                let limit = if large {
+                    Limit::HeaderBytes
                 } else {
-                    (Limit::Streams, Failure::Overloaded)
+                    Limit::Streams
                 };
-                worker.shard.limits(limit).inc();
-                rpc::refused_stream(worker, &client, headers, failure, now);
+                self.refused(worker, stream, headers, limit, now);
             }
             Event::Malformed { key, .. } => {
                 worker.shard.resets(ResetCause::Malformed).inc();
@@ -673,6 +704,16 @@ impl Downstream {
     }
 }
 
+/// A stream that a client has ended, and a backend is still busy with.
+#[derive(Debug)]
+pub(crate) struct Busy(Rc<Cell<usize>>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 fn nonblocking(socket: std::net::TcpStream) -> io::Result<TcpStream> {
     socket.set_nodelay(true)?;
     socket.set_nonblocking(true)?;
@@ -689,7 +730,7 @@ fn engine_config(policy: &ListenerPolicy) -> http2::Config {
         max_header_block: MAX_HEADER_BLOCK,
         max_header_frames: MAX_HEADER_FRAMES,
         header_table: 4096,
-        output_limit: 256 * 1024,
+        output_limit: OUTPUT_LIMIT,
     }
 }
 
@@ -698,6 +739,10 @@ const MAX_HEADER_LIST: u32 = 32 * 1024;
 /// An encoded block above this, or of more frames than that, ends the connection.
 const MAX_HEADER_BLOCK: u32 = 32 * 1024;
 const MAX_HEADER_FRAMES: u32 = 6;
+
+/// Framed DATA that may wait for the socket: as much as TLS seals at once. More would only be held for clients that don't
+/// read, since a turn writes several times over.
+const OUTPUT_LIMIT: usize = 64 * 1024;
 
 /// How long a client has to answer the PING behind a GOAWAY before its last stream is named all the same.
 const LAST_STREAM_AFTER: Duration = Duration::from_secs(2);

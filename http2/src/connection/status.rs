@@ -24,6 +24,13 @@ impl Connection {
             .map(|s| s.key)
     }
 
+    /// Client role: whether this stream was reset and is still open for the peer, since its frame waits.
+    pub fn cancel_waits(&self, stream: u32) -> bool {
+        self.streams
+            .by_id(stream)
+            .is_some_and(|s| s.doomed.is_some())
+    }
+
     /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; `u32::MAX` if it named none.
     pub fn peer_max_streams(&self) -> u32 {
         self.peer.max_concurrent_streams

@@ -6,7 +6,7 @@ use http2::{Headers, Reason};
 
 use super::Key;
 use crate::data_plane::{
-    downstream::Downstream,
+    downstream::{Busy, Downstream},
     filters::{RequestContext, Version},
     http1::Exchange,
     worker::Worker,
@@ -87,6 +87,14 @@ impl Client {
         match self {
             Self::Http2 { connection, stream } => connection.send_trailers(*stream, trailers),
             Self::Http1(exchange) => exchange.send_trailers(trailers),
+        }
+    }
+
+    /// A place among its streams that stays taken after the RPC's end.
+    pub(super) fn busy(&self) -> Option<Busy> {
+        match self {
+            Self::Http2 { connection, .. } => Some(connection.busy()),
+            Self::Http1(_) => None,
         }
     }
 

@@ -202,7 +202,9 @@ impl Rpc {
         match std::mem::replace(&mut self.state, State::Flushing(None)) {
             State::Waiting(endpoint) => worker.pool.forget(endpoint.id, key),
             State::Open(attempt) | State::Relaying(attempt) => {
-                attempt.upstream.reset(attempt.stream, Reason::CANCEL);
+                attempt
+                    .upstream
+                    .cancel(attempt.stream, || self.client.busy());
                 attempt.leave(unjudged);
             }
             State::Answering(..) | State::Flushing(_) => {}

@@ -1,7 +1,7 @@
 //! One h2c connection to a backend.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::SocketAddr,
     rc::Rc,
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::{EndpointPool, Pool, retry::Outcome};
 use crate::{
     data_plane::{
+        downstream::Busy,
         rpc::{self, Key},
         tls::Transport,
         wire::{self, Check, End, FAR, Link, Side},
@@ -42,6 +43,8 @@ pub(crate) struct Upstream {
     /// The PING that we sent last, and when; `None` when it was answered.
     ping: Cell<Option<Instant>>,
     next_ping: Cell<Instant>,
+    /// Streams whose reset waits, and whose client's they are: the backend is still busy with them.
+    cancelling: RefCell<Vec<(u32, Busy)>>,
 }
 
 /// ```text
@@ -119,6 +122,7 @@ impl Upstream {
             made_room: Cell::new(false),
             ping: Cell::new(None),
             next_ping: Cell::new(now + PING_INTERVAL),
+            cancelling: RefCell::default(),
         }
     }
 
@@ -180,6 +184,16 @@ impl Upstream {
         self.link.wake();
     }
 
+    /// [`reset`](Self::reset), for a client for which the stream counts until the backend can know of it.
+    pub(crate) fn cancel(&self, stream: u32, busy: impl FnOnce() -> Option<Busy>) {
+        self.reset(stream, Reason::CANCEL);
+        if self.link.engine().cancel_waits(stream)
+            && let Some(busy) = busy()
+        {
+            self.cancelling.borrow_mut().push((stream, busy));
+        }
+    }
+
     /// No new streams; closes when the last one ends.
     pub(super) fn retire(&self) {
         if self.state.get() != State::Abandoned {
@@ -209,6 +223,7 @@ impl Upstream {
     /// Every RPC that still had a stream here learns how it ended.
     fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
         self.state.set(State::Abandoned);
+        self.cancelling.borrow_mut().clear();
         self.pool.remove(worker, self);
         let cause = match end {
             End::Protocol(_) | End::Panic => ResetCause::ProtocolError,
@@ -375,6 +390,11 @@ impl Side for Rc<Upstream> {
     }
 
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
+        if !self.cancelling.borrow().is_empty() {
+            let engine = self.link.engine();
+            let mut cancelling = self.cancelling.borrow_mut();
+            cancelling.retain(|(stream, _)| engine.cancel_waits(*stream));
+        }
         if self.made_room.replace(false) && !self.link.is_closed() {
             Pool::offer(worker, &self.pool);
         }

@@ -1,5 +1,7 @@
 //! What a client may have, and how much it may say at once.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::*;
 use crate::data_plane::testing::{
     CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, SETTINGS,
@@ -120,6 +122,59 @@ fn a_7th_frame_of_a_header_block_ends_the_connection() {
         assert_eq!(goaway(&mut raw).await, Reason::ENHANCE_YOUR_CALM.0);
         until_frozen(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
         assert_eq!(bench.shard.resets(ResetCause::Flood).get(), 1);
+    });
+}
+
+#[test]
+fn cancels_that_a_backend_does_not_know_of_count_as_streams() {
+    frozen(|| async {
+        // It reads, and answers nothing: not even the PING that resets wait for.
+        let deaf = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = deaf.local_addr().unwrap();
+        tokio::task::spawn_local(async move {
+            let (mut socket, _) = deaf.accept().await.unwrap();
+            socket.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            let mut buffer = vec![0; 64 * 1024];
+            while socket.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
+        });
+        let bench = Bench::new(&[address]);
+        let mut policy = testing::policy();
+        policy.http2.max_concurrent_streams = 12;
+        let (mut raw, _) = Raw::open(&bench, policy).await;
+        let mut refused = Vec::new();
+        for number in 0..30u32 {
+            let stream = 2 * number + 1;
+            let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+            raw.send(&frame(HEADERS, END_HEADERS, stream, &block)).await;
+            until_frozen(|| {
+                let clients = bench.worker.clients.borrow();
+                let Some(ClientConnection::Http2(client)) = clients.values().next() else {
+                    return false;
+                };
+                client.rpcs.get() == 1
+                    || bench.shard.limits(Limit::Streams).get() as usize > refused.len()
+            })
+            .await;
+            if bench.shard.limits(Limit::Streams).get() as usize > refused.len() {
+                let reset = raw.next_of(RST_STREAM).await;
+                assert_eq!(
+                    reset[5..],
+                    [&stream.to_be_bytes()[..], &[0, 0, 0, 7]].concat()
+                );
+                refused.push(number);
+                continue;
+            }
+            // Its HEADERS leave before it is reset.
+            for _ in 0..3 {
+                testing::settle().await;
+            }
+            raw.send(&frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])).await;
+            until_frozen(|| bench.worker.rpcs.borrow().len() == 0).await;
+        }
+        // Ten resets may be under way, and twelve streams wait for theirs.
+        assert_eq!(refused, (22..30).collect::<Vec<_>>());
     });
 }
 
