@@ -175,6 +175,8 @@ impl Tls {
             if n == PREFACE.len() {
                 return Some((Alpn::Http2, early));
             }
+            // The answer to a renegotiation: a client that waits for it sends nothing more.
+            poll_fn(|cx| self.poll_sealed(cx)).await.ok()?;
             match poll_fn(|cx| self.poll_fill(cx)).await {
                 Ok(0) | Err(_) => return None,
                 Ok(_) if self.eof && self.plain.is_empty() => return None,
