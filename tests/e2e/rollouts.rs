@@ -38,10 +38,13 @@ stories! {
     proxies_are_replaced "proxy-restarts"
     uploads_end_after_sigterm "sigterm-uploads"
     hostile_connections_do_not_keep_it "sigterm-hostile"
+    certificates_are_swapped "certificate-swaps"
     backends_are_replaced "backend-rollout"
     a_backend_vanishes "backend-killed"
     a_backend_hangs "backend-hangs"
     all_backends_fail "retry-storm"
+    the_name_server_is_lost "name-server-lost"
+    a_name_flaps "name-flaps"
     a_pod_is_black_holed "pod-black-holed"
     three_times_what_backends_can_do "overload"
 }

@@ -10,7 +10,7 @@ use grpc_service::Drain;
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep};
 
-use super::{Load, Running, none_failed};
+use super::{Load, Running, moment, none_failed};
 use crate::{
     attack::{Finding, Options, Scale, seconds, until},
     backend::Backend,
@@ -149,7 +149,7 @@ pub(super) async fn killed(options: Options) -> anyhow::Result<Vec<Finding>> {
     let by_id = executions(backends.iter().map(|backend| &backend.journal));
     let twice = by_id.values().filter(|count| **count > 1).count();
     // What was written before the proxy could know.
-    let before = died + Duration::from_millis(100);
+    let before = died + moment(&options);
     let after: Vec<_> = tally
         .failures()
         .iter()
@@ -237,7 +237,7 @@ pub(super) async fn hangs(options: Options) -> anyhow::Result<Vec<Finding>> {
         };
         findings.push(Finding::within(&format!("{what}: ejected"), ejected, most));
         // What was on its way to it when it was ejected.
-        faults.push((begun, SystemTime::now() + Duration::from_millis(100)));
+        faults.push((begun, SystemTime::now() + moment(&options)));
         drop(frozen);
         ill.set(Behaviour::Good);
         ensure!(

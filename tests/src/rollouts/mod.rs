@@ -1,6 +1,6 @@
 //! Rollouts and failures around the proxy's process, under load, and what is promised of them.
 //!
-//! Each is one function of `proxies.rs`, `backends.rs` or `network.rs`, and one line of `ROLLOUTS`. It starts processes of
+//! Each is one function of `proxies.rs`, `backends.rs`, …, and one line of `ROLLOUTS`. It starts processes of
 //! the real program, sends them [`load`](crate::load) as `edge-load` does, and does to them, to their backends or to the
 //! network between what happens on a cluster when something is replaced or dies. On a real cluster the same is proven by
 //! `tests/cluster`; here each part is alone, its times are exact, and what a backend has executed is counted by id.
@@ -12,6 +12,9 @@ mod proxies;
 
 /// Its backends are replaced, die, hang, fail.
 mod backends;
+
+/// The name server fails.
+mod names;
 
 /// The network loses all that is sent.
 mod network;
@@ -86,6 +89,10 @@ rollouts! {
     "SIGTERM with connections that never end by themselves: it ends within drain.time + drain.deadline + 1 s"
     proxies::hostile;
 
+    "certificate-swaps"
+    "100 new pairs by `..data`, 5 kinds of broken ones between, under load: no handshake fails, each is served within 2 s"
+    proxies::certificates;
+
     "backend-rollout"
     "3 backends replaced by 3 others under 500 RPC/s, DNS 35 s late: none fails"
     backends::rollout;
@@ -101,6 +108,14 @@ rollouts! {
     "retry-storm"
     "all backends refuse or fail: attempts that reach one ≤ 1.2 × RPCs + 3/s"
     backends::retry_storm;
+
+    "name-server-lost"
+    "10 minutes without good DNS, scaled, in seven shapes, under load: none fails, the last answer is kept"
+    names::lost;
+
+    "name-flaps"
+    "1 to 50 addresses, others each second, under load: none fails, and nothing is left behind"
+    names::flaps;
 
     "pod-black-holed"
     "a backend's network swallows all: what begins 16 s later doesn't fail, what was running ends within 16 s"
@@ -259,6 +274,12 @@ fn none_failed(tally: &Tally) -> Finding {
 fn addresses<'a>(proxies: impl IntoIterator<Item = &'a Running>) -> Vec<SocketAddr> {
     let proxies = proxies.into_iter();
     proxies.map(|proxy| proxy.known.listener).collect()
+}
+
+/// How long workers may take to follow what the control plane has seen, or to read that a connection has ended. Longer
+/// where others want the processor, too.
+fn moment(options: &Options) -> Duration {
+    Duration::from_millis(if options.strict { 100 } else { 1000 })
 }
 
 /// As the configuration has it.

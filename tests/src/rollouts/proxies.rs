@@ -1,10 +1,22 @@
 //! The proxy is replaced, or told to end.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use serde_json::json;
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
@@ -12,7 +24,7 @@ use super::{Load, Running, addresses, none_failed, text};
 use crate::{
     attack::{Finding, Options, until},
     backend::Backend,
-    certs::{Authority, SecretDir},
+    certs::{Authority, Broken, SecretDir},
     client::{self, request},
     frames::{self, Frame, flag, kind},
     h2attack::Attacker,
@@ -253,6 +265,88 @@ pub(super) async fn hostile(options: Options) -> anyhow::Result<Vec<Finding>> {
             !panicked,
         ),
     ])
+}
+
+/// By `..data`, as kubelet does it; each kind of broken pair is there for a moment now and then.
+pub(super) async fn certificates(options: Options) -> anyhow::Result<Vec<Finding>> {
+    let scale = options.scale;
+    let (swaps, pace) = scale.of(
+        (100, Duration::from_secs(2)),
+        (10, Duration::from_millis(20)),
+    );
+    let backend = Backend::start().await;
+    let builder = Proxy::to([&backend]).route("/api.Echo/", "test");
+    let mut proxy = Running::start(&options, builder).await;
+    let load = Load::start(proxy.load(scale.of(500, 100), scale.of(20, 4)));
+    let files = &proxy.known.files;
+    let (address, tls) = (proxy.known.listener, files.authority.client(&["h2"]));
+    // Each RPC on a connection of its own.
+    let (stop, stopped) = watch::channel(false);
+    let connecting = tokio::spawn({
+        let tls = tls.clone();
+        async move {
+            let (mut made, mut failed) = (0, Vec::new());
+            while !*stopped.borrow() {
+                let rpc = async {
+                    let http2 = client::Http2::connect(address, tls.clone()).await?;
+                    http2.grpc("/a.B/C", &[]).await?;
+                    anyhow::Ok(())
+                };
+                made += 1;
+                failed.extend(rpc.await.err());
+            }
+            (made, failed)
+        }
+    });
+    let (mut slowest, mut broken_served) = (Some(Duration::ZERO), 0);
+    for swap in 0..swaps {
+        if let Some(how) = Broken::ALL.get(swap % 10) {
+            let broken = files.authority.broken(*how);
+            files.secret.swap(&broken)?;
+            sleep(pace / 4).await;
+            let leaf = CertificateDer::from_pem_slice(broken.chain.as_bytes());
+            let now = served(address, &tls).await?;
+            broken_served += usize::from(leaf.is_ok_and(|leaf| leaf.as_ref() == now));
+        }
+        let pair = files.authority.pair();
+        files.secret.swap(&pair)?;
+        let begun = Instant::now();
+        let leaf = CertificateDer::from_pem_slice(pair.chain.as_bytes())?;
+        let took = until(MOMENT, || async {
+            let now = served(address, &tls).await;
+            now.is_ok_and(|served| served == leaf.as_ref())
+        })
+        .await;
+        slowest = slowest.zip(took).map(|(one, other)| one.max(other));
+        sleep(pace.saturating_sub(begun.elapsed())).await;
+    }
+    // The other task may have ended, by a panic.
+    let _ = stop.send(true);
+    let (made, failed) = connecting.await?;
+    let tally = load.end().await?;
+    let most = scale.of(Duration::from_secs(2), Duration::from_secs(10));
+    let why = failed
+        .first()
+        .map_or_else(String::new, |why| format!(": {why:#}"));
+    Ok(vec![
+        none_failed(&tally),
+        Finding::new(
+            "handshakes that fail: 0",
+            format!("{} of {made}{why}", failed.len()),
+            failed.is_empty() && made > 0,
+        ),
+        Finding::within("the slowest new certificate to be served", slowest, most),
+        Finding::count("broken pairs that were served", broken_served, 0),
+        proxy.sound(),
+    ])
+}
+
+/// The certificate that a new connection is served.
+async fn served(address: SocketAddr, tls: &Arc<ClientConfig>) -> anyhow::Result<Vec<u8>> {
+    let stream = client::tls(address, tls.clone()).await?;
+    let chain = stream.get_ref().1.peer_certificates();
+    let leaf = chain.and_then(<[_]>::first).context("no certificate")?;
+    Ok(leaf.to_vec())
 }
 
 fn part() -> Message {
