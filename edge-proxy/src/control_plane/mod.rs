@@ -35,6 +35,8 @@ use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::certs::{PairError, PairFault};
+#[cfg(any(test, fuzzing))]
+pub use self::discovery::exercise::exercise_dns_answers;
 use self::{
     config::Config,
     core::{Core, Wires},

@@ -151,6 +151,12 @@ impl Membership {
         self.members.get(&address).copied()
     }
 
+    /// All of them.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn members(&self) -> impl Iterator<Item = SocketAddr> {
+        self.members.keys().copied()
+    }
+
     /// What the last good answer for `target` names.
     pub(crate) fn listed(&self, target: usize) -> impl Iterator<Item = SocketAddr> {
         self.targets

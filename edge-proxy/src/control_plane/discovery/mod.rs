@@ -4,6 +4,8 @@
 //! must not take a working cluster down, and a pod that has left must not get new RPCs: those two pull in opposite
 //! directions, and `membership.rs` is where they are weighed.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod exercise;
 mod lookup;
 mod membership;
 #[cfg(test)]
