@@ -37,6 +37,17 @@ fn the_configurations_table_has_every_key_and_no_other() {
 }
 
 #[test]
+fn the_limits_of_the_security_page_are_those_of_the_configuration() {
+    let known = rows("## Configuration");
+    let told = rows_of("SECURITY.md", "## Limits and defaults");
+    assert!(told.len() > 20);
+    for (key, cells) in told {
+        let row = known.get(&key).unwrap_or_else(|| panic!("{key} is no key"));
+        assert_eq!(cells[1], row[2], "{key}: its default");
+    }
+}
+
+#[test]
 fn the_metrics_table_is_that_of_the_code() {
     let mut told = rows("### Metrics");
     for family in FAMILIES {
@@ -100,13 +111,9 @@ fn what_the_documents_link_to_is_there() {
         "ARCHITECTURE.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
+        "SECURITY.md",
     ] {
         let text = read(document);
-        let headings: Vec<String> = text
-            .lines()
-            .filter(|line| line.starts_with('#'))
-            .map(|line| anchor(line.trim_start_matches('#').trim()))
-            .collect();
         for link in text.split("](").skip(1) {
             let target = link.split(')').next().unwrap();
             if target.starts_with("https://") {
@@ -114,10 +121,14 @@ fn what_the_documents_link_to_is_there() {
             }
             match target.split_once('#') {
                 Some(("", heading)) => assert!(
-                    headings.iter().any(|h| h == heading),
+                    headings(&text).iter().any(|h| h == heading),
                     "{document}: {target}"
                 ),
-                _ => assert!(root().join(target).exists(), "{document}: {target}"),
+                Some((other, heading)) => assert!(
+                    headings(&read(other)).iter().any(|h| h == heading),
+                    "{document}: {target}"
+                ),
+                None => assert!(root().join(target).exists(), "{document}: {target}"),
             }
         }
     }
@@ -170,7 +181,12 @@ fn parents(keys: &BTreeSet<String>) -> BTreeSet<String> {
 
 /// The rows of the tables under a heading whose first cell is code, by that code; the cells without their ticks outside.
 fn rows(heading: &str) -> BTreeMap<String, Vec<String>> {
-    let text = read("README.md");
+    rows_of("README.md", heading)
+}
+
+/// [`rows`], of another document.
+fn rows_of(document: &str, heading: &str) -> BTreeMap<String, Vec<String>> {
+    let text = read(document);
     let level = heading.split(' ').next().unwrap();
     let section: Vec<&str> = text
         .lines()
@@ -197,6 +213,14 @@ fn rows(heading: &str) -> BTreeMap<String, Vec<String>> {
                 .collect();
             (cells[0].trim_matches('`').to_owned(), cells)
         })
+        .collect()
+}
+
+/// The anchors of a document's headings.
+fn headings(text: &str) -> Vec<String> {
+    text.lines()
+        .filter(|line| line.starts_with('#'))
+        .map(|line| anchor(line.trim_start_matches('#').trim()))
         .collect()
 }
 
