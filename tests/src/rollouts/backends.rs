@@ -56,6 +56,7 @@ pub(super) async fn rollout(options: Options) -> anyhow::Result<Vec<Finding>> {
         .route("/", "test")
         .dns_cluster("test", &dns, NAME, addresses[0].port())
         .with("health_check", health_check(scale))
+        .with("health_check.timeout", patience(scale))
         .with("dns_refresh_rate", scale.of("5s", "50ms"));
     let mut proxy = Running::start(&options, builder).await;
     let load = Load::start(load::Options {
@@ -100,7 +101,8 @@ pub(super) async fn killed(options: Options) -> anyhow::Result<Vec<Finding>> {
     ];
     let builder = Proxy::to(&backends)
         .route("/api.Echo/", "test")
-        .with("health_check", health_check(scale));
+        .with("health_check", health_check(scale))
+        .with("health_check.timeout", patience(scale));
     let mut proxy = Running::start(&options, builder).await;
     ensure!(
         proxy
@@ -326,6 +328,12 @@ pub(super) fn health_check(scale: Scale) -> Value {
         "service": "", "timeout": "1s", "interval": interval, "unhealthy_edge_interval": edge,
         "unhealthy_threshold": 2, "healthy_threshold": 2,
     })
+}
+
+/// A check's time-out where no backend hangs. In small other tests run beside, and a backend that has to wait for the
+/// processor must not be taken for one that hangs.
+pub(super) fn patience(scale: Scale) -> &'static str {
+    scale.of("1s", "20s")
 }
 
 /// How often each RPC was begun, by its id.

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::ensure;
 use tokio::time::sleep;
 
-use super::{Load, Running, backends::health_check, none_failed};
+use super::{
+    Load, Running,
+    backends::{health_check, patience},
+    none_failed,
+};
 use crate::{
     attack::{Finding, Options, until},
     backend::Backend,
@@ -22,7 +26,9 @@ pub(super) async fn lost(options: Options) -> anyhow::Result<Vec<Finding>> {
     let backends = start(&addresses).await;
     let dns = DnsServer::start().await?;
     dns.set_addresses(NAME, &addresses);
-    let builder = builder(&dns, &addresses).with("health_check", health_check(scale));
+    let builder = builder(&dns, &addresses)
+        .with("health_check", health_check(scale))
+        .with("health_check.timeout", patience(scale));
     let mut proxy = Running::start(&options, builder).await;
     let ready = proxy.has_eligible(2, PATIENCE).await;
     ensure!(ready.is_some(), "the backends' first checks");
