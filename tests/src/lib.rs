@@ -83,6 +83,9 @@ pub mod rollouts;
 /// gRPC's interoperability cases through the proxy, of several clients to several backends.
 pub mod interop;
 
+/// A long run of a proxy's process, and whether anything of it grows.
+pub mod soak;
+
 /// Types of `proto/test.proto`.
 #[allow(missing_docs, unused_qualifications, reason = "generated")]
 pub mod pb {

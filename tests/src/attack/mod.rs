@@ -36,7 +36,7 @@ use serde_json::{Value, json};
 
 pub(crate) use arena::Threads;
 pub use arena::{Arena, run};
-use usage::Usage;
+pub(crate) use usage::Usage;
 
 use crate::proxy::Builder;
 

@@ -4,23 +4,26 @@ use std::{fs, time::Duration};
 
 /// What a process has now, or what it has used since its start.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Resident memory, in bytes.
-    pub(super) memory: u64,
+    pub(crate) memory: u64,
     /// Open files.
-    pub(super) files: usize,
+    pub(crate) files: usize,
+    /// Threads.
+    pub(crate) threads: usize,
     /// Processor time, user's and system's.
-    pub(super) cpu: Duration,
+    pub(crate) cpu: Duration,
 }
 
 impl Usage {
     /// Of the process `id`; all 0 if there is none.
-    pub(super) fn of(id: u32) -> Self {
+    pub(crate) fn of(id: u32) -> Self {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kibibytes = resident.map(|text| text.trim().trim_end_matches(" kB").parse::<u64>());
         Self {
             memory: kibibytes.and_then(Result::ok).unwrap_or_default() * 1024,
+            threads: fs::read_dir(format!("/proc/{id}/task")).map_or(0, Iterator::count),
             files: fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count),
             cpu: cpu(&format!("/proc/{id}/stat")),
         }

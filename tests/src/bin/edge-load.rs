@@ -20,7 +20,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
-use e2e::load::{self, Keepalive, Options, StreamMethod, tally::Second};
+use e2e::load::{self, Keepalive, Options, StreamMethod, tally::Second, time};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
@@ -222,26 +222,5 @@ fn tls(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// A whole number and its unit, of at most a day.
-fn time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time of at most a day, such as 500ms, 60s, 5m or 1h");
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    match number.checked_mul(millis) {
-        Some(millis) if millis <= DAY => Ok(Duration::from_millis(millis)),
-        _ => Err(wrong()),
-    }
-}
-
 /// Failures on the terminal; the JSON has more.
 const SHOWN: usize = 10;
-/// In milliseconds.
-const DAY: u64 = 86_400_000;

@@ -103,6 +103,28 @@ pub struct Keepalive {
     pub timeout: Duration,
 }
 
+/// A whole number and its unit, of at most a day, as the command lines here take it.
+///
+/// # Errors
+/// What to write instead.
+pub fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time of at most a day, such as 500ms, 60s, 5m or 1h");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(millis) {
+        Some(millis) if millis <= DAY => Ok(Duration::from_millis(millis)),
+        _ => Err(wrong()),
+    }
+}
+
 /// What all RPCs share.
 struct Load {
     options: Options,
@@ -345,3 +367,5 @@ fn failure(id: String, begun: SystemTime, ended: Ended) -> Failure {
 const SECOND: Duration = Duration::from_secs(1);
 /// Between a stream's replies: often enough that one that hangs shows.
 const REPLY_INTERVAL: Duration = Duration::from_millis(100);
+/// In milliseconds.
+const DAY: u64 = 86_400_000;
