@@ -234,3 +234,15 @@ pub fn proxy_program() -> anyhow::Result<PathBuf> {
     }
     Ok(own.with_file_name(PROGRAM))
 }
+
+/// Where `tests/clients/install` puts programs that aren't this workspace's.
+pub fn other_clients() -> PathBuf {
+    if let Some(folder) = std::env::var_os("EDGE_GRPC_CLIENTS") {
+        return folder.into();
+    }
+    let cache = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(cache) => cache.into(),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
+    };
+    cache.join("edge-grpc/clients")
+}

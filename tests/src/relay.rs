@@ -31,6 +31,7 @@ pub struct Relay {
     network: Arc<watch::Sender<Network>>,
     targets: Arc<watch::Sender<Vec<SocketAddr>>>,
     refused: Arc<AtomicUsize>,
+    ended: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -81,10 +82,12 @@ impl Relay {
         let targets = Arc::new(watch::Sender::new(targets));
         let refused = Arc::<AtomicUsize>::default();
         let mut tasks = JoinSet::new();
+        let ended = Arc::<AtomicUsize>::default();
         tasks.spawn(accept(
             listener,
             targets.clone(),
             refused.clone(),
+            ended.clone(),
             network.clone(),
         ));
         Self {
@@ -92,6 +95,7 @@ impl Relay {
             network,
             targets,
             refused,
+            ended,
             _tasks: tasks,
         }
     }
@@ -111,6 +115,11 @@ impl Relay {
         self.network.send_replace(network);
     }
 
+    /// How many connections have ended, whoever ended them.
+    pub fn connections_ended(&self) -> usize {
+        self.ended.load(Ordering::Relaxed)
+    }
+
     /// Changes the link alone.
     pub fn link(&self, link: Link) {
         self.network.send_modify(|network| network.link = link);
@@ -127,6 +136,7 @@ async fn accept(
     listener: TcpListener,
     targets: Arc<watch::Sender<Vec<SocketAddr>>>,
     refused: Arc<AtomicUsize>,
+    ended: Arc<AtomicUsize>,
     network: Arc<watch::Sender<Network>>,
 ) {
     let mut connections = JoinSet::new();
@@ -139,7 +149,7 @@ async fn accept(
             let place = turn.checked_rem(targets.len()).unwrap_or_default();
             targets.get(place).copied()
         };
-        let (refused, network) = (refused.clone(), network.subscribe());
+        let (refused, ended, network) = (refused.clone(), ended.clone(), network.subscribe());
         connections.spawn(async move {
             match target {
                 Some(target) => relay(near, target, &refused, network).await,
@@ -147,6 +157,7 @@ async fn accept(
                     refused.fetch_add(1, Ordering::Relaxed);
                 }
             }
+            ended.fetch_add(1, Ordering::Relaxed);
         });
     }
 }

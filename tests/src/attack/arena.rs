@@ -18,7 +18,11 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 
-use super::{Account, Attack, Finding, Options, Report, Scale, Usage, until, usage};
+use super::{
+    Account, Attack, Finding, Options, Report, Scale, Usage,
+    external::{self, Other},
+    until, usage,
+};
 use crate::{
     backend::{Backend, own_thread},
     certs::SERVER_NAME,
@@ -26,7 +30,7 @@ use crate::{
     h2attack::Attacker,
     load::{self, tally::Tally},
     process::Process,
-    proxy::{Known, Proxy, set},
+    proxy::{Address as _, Known, Proxy, set},
 };
 
 /// Where one attack takes place.
@@ -67,7 +71,11 @@ pub(crate) struct Threads(Option<Runtime>);
 pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let Options { scale, strict, .. } = *options;
     let backend = Backend::start().await;
-    let builder = Proxy::to([&backend])
+    let other = Other::start(attack.stack).await?;
+    let address = other
+        .as_ref()
+        .map_or_else(|| backend.address(), Other::address);
+    let builder = Proxy::to([&address])
         .route("/api.Echo/", "test")
         .set("workers", 1);
     let mut known = Known::write((attack.configure)(builder, scale));
@@ -113,10 +121,12 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let watch = Watch::start(id);
     let attackers = Threads::new("attacker");
     let begun = Instant::now();
+    let children = usage::children();
     let performance = attackers.spawn((attack.perform)(arena.clone()));
     let performed = tokio::time::timeout(MOST, performance).await;
     let took = begun.elapsed();
-    let attacker_cpu = usage::threads("attacker");
+    // A program's, if the attack is one.
+    let attacker_cpu = usage::threads("attacker") + (usage::children() - children);
     // What it leaves behind goes with its thread.
     drop(attackers);
     let mut findings = performed
@@ -142,7 +152,10 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
         p99: attacked.p99_micros(),
     };
     findings.extend(bar(&account, &attacked));
-    let lost = arena.backend.journal.look(|all| all.connections_ended);
+    let lost = match &other {
+        Some(other) => other.connections_ended(),
+        None => arena.backend.journal.look(|all| all.connections_ended),
+    };
     findings.push(Finding::count(
         "connections to the backend destroyed",
         lost,
@@ -340,7 +353,7 @@ impl Drop for Threads {
 }
 
 /// Longer than any attack.
-const MOST: Duration = Duration::from_secs(300);
+const MOST: Duration = external::MOST;
 
 /// What depends on the machine's speed.
 const SPEED: [&str; 5] = [

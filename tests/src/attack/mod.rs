@@ -1,6 +1,7 @@
 //! Attacks on a proxy's process beside a victim, and the bar that they are judged by.
 //!
-//! Each attack is one function of `isolation.rs` or `floods.rs`, and one line of `ATTACKS`: its name, what is promised,
+//! Each attack is one function of `isolation.rs` or `floods.rs`, and one line of `ATTACKS` (`external.rs` and `EXTERNAL`:
+//! with programs that aren't this workspace's): its name, what is promised,
 //! how the proxy is configured for it. `run` performs one in an `Arena` of its own: a process of the real program
 //! with one worker, one backend behind it, and a victim that sends 200 RPCs a second on a connection of its own, to the
 //! same backend, for the whole time. The attack's own findings are judged by what it promises, and every attack by the
@@ -22,6 +23,9 @@ mod isolation;
 /// Too much of something, or too slowly.
 mod floods;
 
+/// With programs that aren't this workspace's.
+mod external;
+
 /// Memory, files and processor time, as the kernel counts them.
 mod usage;
 
@@ -36,6 +40,7 @@ use serde_json::{Value, json};
 
 pub(crate) use arena::Threads;
 pub use arena::{Arena, run};
+use external::Stack;
 pub(crate) use usage::Usage;
 
 use crate::proxy::Builder;
@@ -47,6 +52,8 @@ pub struct Attack {
     pub name: &'static str,
     /// What is promised besides the bar.
     pub promise: &'static str,
+    /// Whose HTTP/2 is behind the proxy.
+    stack: Stack,
     /// Configures the proxy.
     configure: fn(Builder, Scale) -> Builder,
     perform: fn(Arc<Arena>) -> Performance,
@@ -253,10 +260,11 @@ macro_rules! attacks {
     (@configure) => { |builder, _| builder };
     (@configure $configure:expr) => { $configure };
     ($($name:literal $promise:literal $perform:path $(, $configure:expr)?;)*) => {
-        /// All of them.
+        /// All of them that need nothing else.
         pub const ATTACKS: &[Attack] = &[$(Attack {
             name: $name,
             promise: $promise,
+            stack: Stack::Tonic,
             configure: attacks!(@configure $($configure)?),
             perform: |arena| Box::pin($perform(arena)),
         }),*];
@@ -367,6 +375,31 @@ attacks! {
     "file descriptors run out: accepting goes on within 1 s of having some, and doesn't spin"
     floods::no_files_left;
 }
+
+/// Those that need programs that aren't this workspace's (`tests/clients/install`).
+pub const EXTERNAL: &[Attack] = &[
+    Attack {
+        name: "h2spec",
+        promise: "all cases of h2spec, plain and strict, 20 runs of each in a row",
+        stack: Stack::Tonic,
+        configure: external::h2spec_rules,
+        perform: |arena| Box::pin(external::h2spec(arena)),
+    },
+    Attack {
+        name: "strict-headers-grpcio",
+        promise: "strict-headers, with a backend of grpcio",
+        stack: Stack::Python,
+        configure: |builder, _| builder,
+        perform: |arena| Box::pin(isolation::strict_headers(arena)),
+    },
+    Attack {
+        name: "strict-headers-grpc-js",
+        promise: "strict-headers, with a backend of grpc-js",
+        stack: Stack::Node,
+        configure: |builder, _| builder,
+        perform: |arena| Box::pin(isolation::strict_headers(arena)),
+    },
+];
 
 /// A shorter time-out where it is to be quick.
 fn timeouts(builder: Builder, scale: Scale, key: &str, quick: &str) -> Builder {

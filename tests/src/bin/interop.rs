@@ -23,10 +23,6 @@ macro_rules! say {
 #[derive(Debug, Parser)]
 #[command(name = "interop", version)]
 struct Cli {
-    /// Where tests/clients/install has put the clients
-    #[arg(long, value_name = "FOLDER")]
-    clients: PathBuf,
-
     /// 10 000 RPCs in rpc_soak and 1000 in channel_soak, instead of 100 and 10
     #[arg(long)]
     long: bool,
@@ -66,7 +62,6 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
             Some(program) => program,
             None => proxy_program()?,
         },
-        clients: cli.clients,
         soak: if cli.long {
             Soak {
                 rpcs: 10_000,

@@ -35,7 +35,7 @@ pub use server::Server;
 
 use crate::{
     certs::SERVER_NAME,
-    process::Process,
+    process::{Process, other_clients},
     proxy::{Address as _, Known, Proxy},
     wait::PATIENCE,
 };
@@ -103,8 +103,6 @@ pub struct Soak {
 pub struct Options {
     /// The proxy's program.
     pub program: PathBuf,
-    /// Where `tests/clients/install` has put the clients.
-    pub clients: PathBuf,
     /// How much soaking.
     pub soak: Soak,
 }
@@ -173,7 +171,7 @@ pub async fn run(
     options: &Options,
     mut seen: impl FnMut(&Outcome),
 ) -> anyhow::Result<Vec<Outcome>> {
-    let (address, _running) = Running::start(backend, options).await?;
+    let (address, _running) = Running::start(backend).await?;
     let known = Known::write(
         Proxy::builder()
             .cluster("interop", [address])
@@ -225,14 +223,14 @@ enum Running {
 }
 
 impl Running {
-    async fn start(backend: Backend, options: &Options) -> anyhow::Result<(SocketAddr, Self)> {
+    async fn start(backend: Backend) -> anyhow::Result<(SocketAddr, Self)> {
         match backend {
             Backend::Tonic => {
                 let server = Server::start().await;
                 Ok((server.address(), Self::Tonic { _server: server }))
             }
             Backend::Go => {
-                let program = options.clients.join("grpc-go/server");
+                let program = other_clients().join("grpc-go/server");
                 let (address, child) = go_server(&program).await?;
                 Ok((address, Self::Program { _child: child }))
             }
@@ -283,7 +281,7 @@ type Failures = HashMap<String, Option<String>>;
 
 impl Caller<'_> {
     async fn perform(&self, cases: &[&str]) -> Failures {
-        let clients = &self.options.clients;
+        let clients = other_clients();
         let mut failures = Failures::new();
         match self.client {
             Client::Tonic => self.tonic(cases, &mut failures).await,
