@@ -10,6 +10,8 @@
 //! A handshake is the only expensive computation in here (4.6 ms with an RSA-4096 key): [`Gate`] lets one of them at a
 //! time compute on a worker, and gives everything else that is ready its turn between two.
 
+mod room;
+
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -23,12 +25,14 @@ use std::{
 use rustls::{
     HandshakeKind,
     server::UnbufferedServerConnection,
-    unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
+    unbuffered::{ConnectionState, UnbufferedStatus},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+
+use room::Room;
 
 /// A socket, with TLS on it or not.
 pub(crate) enum Transport {
@@ -64,20 +68,6 @@ enum Then<'a> {
     Nothing,
     Seal(&'a [u8]),
     Close,
-}
-
-/// Memory of the thread that records are sealed into.
-struct Room {
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-/// Why rustls didn't write into a [`Room`].
-enum Refused {
-    /// It takes so much.
-    Room(usize),
-    /// The keys are used up (TLS 1.2; TLS 1.3 changes them), or the session can't seal any more.
-    Exhausted,
 }
 
 /// What the handshake settled.
@@ -383,70 +373,6 @@ impl Tls {
     }
 }
 
-thread_local! {
-    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
-impl Room {
-    /// The thread's, or a new one where that is in use.
-    fn take() -> Self {
-        Self {
-            bytes: ROOM.try_with(Cell::take).unwrap_or_default(),
-            filled: 0,
-        }
-    }
-
-    /// Calls `write` with what is free until that is enough for it.
-    fn put(
-        &mut self,
-        mut write: impl FnMut(&mut [u8]) -> Result<usize, Refused>,
-    ) -> io::Result<()> {
-        loop {
-            match write(&mut self.bytes[self.filled..]) {
-                Ok(n) => {
-                    self.filled += n;
-                    return Ok(());
-                }
-                // Filled with zeros once; after that the thread has it.
-                Err(Refused::Room(needed)) => self.bytes.resize(self.filled + needed, 0),
-                Err(Refused::Exhausted) => return Err(io::ErrorKind::BrokenPipe.into()),
-            }
-        }
-    }
-
-    fn filled(&self) -> &[u8] {
-        &self.bytes[..self.filled]
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        if self.bytes.len() <= LARGEST_ROOM {
-            let bytes = mem::take(&mut self.bytes);
-            // A thread that ends has no use for it.
-            let _ = ROOM.try_with(|room| room.set(bytes));
-        }
-    }
-}
-
-impl From<EncodeError> for Refused {
-    fn from(error: EncodeError) -> Self {
-        match error {
-            EncodeError::InsufficientSize(size) => Self::Room(size.required_size),
-            EncodeError::AlreadyEncoded => Self::Exhausted,
-        }
-    }
-}
-
-impl From<EncryptError> for Refused {
-    fn from(error: EncryptError) -> Self {
-        match error {
-            EncryptError::InsufficientSize(size) => Self::Room(size.required_size),
-            EncryptError::EncryptExhausted => Self::Exhausted,
-        }
-    }
-}
-
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
@@ -642,321 +568,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Four full records: enough for one write, little enough to hold back for a slow reader.
 const SEAL_AT_ONCE: usize = 64 * 1024;
 
-/// The most room that a thread keeps: what is sealed at once, and the records' heads and tags.
-const LARGEST_ROOM: usize = 96 * 1024;
-
 /// How much is read at once where no scratch is at hand: handshakes, HTTP/1.1.
 const READ_WITHOUT_SCRATCH: usize = 16 * 1024;
 
 #[cfg(test)]
-mod tests {
-    use std::{io::Write as _, rc::Rc};
-
-    use super::*;
-    use crate::data_plane::testing::{self, running};
-
-    /// A session that a client has opened, and what the client wrote after `talk` used it.
-    async fn session(
-        talk: impl FnOnce(&mut rustls::ClientConnection) -> Vec<u8> + Send + 'static,
-    ) -> Box<Tls> {
-        let (server, client) = testing::tls();
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || {
-            let name = "localhost".try_into().unwrap();
-            let mut session = rustls::ClientConnection::new(client, name).unwrap();
-            let mut socket = std::net::TcpStream::connect(address).unwrap();
-            while session.is_handshaking() {
-                session.complete_io(&mut socket).unwrap();
-            }
-            let last = talk(&mut session);
-            socket.write_all(&last).unwrap();
-            // Kept open: the other side decides by what it read.
-            let _ = io::Read::read(&mut socket, &mut [0; 1]);
-        });
-        let (socket, _) = listener.accept().await.unwrap();
-        Tls::accept(socket, server, &Gate::default(), || {})
-            .await
-            .unwrap()
-            .0
-    }
-
-    #[test]
-    fn between_two_handshakes_everything_else_that_is_ready_runs() {
-        const CLIENTS: usize = 8;
-        running(|| async {
-            let (server, client) = testing::tls();
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-                .await
-                .unwrap();
-            let mut clients = Vec::new();
-            let mut accepted = Vec::new();
-            for _ in 0..CLIENTS {
-                let name = "localhost".try_into().unwrap();
-                let mut session = rustls::ClientConnection::new(client.clone(), name).unwrap();
-                let mut socket =
-                    std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-                session.write_tls(&mut socket).unwrap();
-                clients.push(socket);
-                let (socket, _) = listener.accept().await.unwrap();
-                socket.readable().await.unwrap();
-                accepted.push(socket);
-            }
-            // Every ClientHello is there; each answer to one is a signature.
-            let (gate, computed) = (Rc::new(Gate::default()), Rc::new(Cell::new(0)));
-            for socket in accepted {
-                let (server, gate, computed) = (server.clone(), gate.clone(), computed.clone());
-                tokio::task::spawn_local(async move {
-                    let heard = || computed.set(computed.get() + 1);
-                    let _ = Tls::accept(socket, server, &gate, heard).await;
-                });
-            }
-            let mut before = 0;
-            while before < CLIENTS {
-                // An RPC's turn.
-                let mut yielded = false;
-                poll_fn(|cx| {
-                    if mem::replace(&mut yielded, true) {
-                        return Poll::Ready(());
-                    }
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                })
-                .await;
-                let now = computed.get();
-                assert!(now - before <= 1, "{} in a row", now - before);
-                before = now;
-            }
-        });
-    }
-
-    #[test]
-    fn half_a_client_hello_is_not_heard() {
-        running(|| async {
-            let (server, client) = testing::tls();
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-                .await
-                .unwrap();
-            let name = "localhost".try_into().unwrap();
-            let mut session = rustls::ClientConnection::new(client, name).unwrap();
-            let mut hello = Vec::new();
-            session.write_tls(&mut hello).unwrap();
-            let mut socket = TcpStream::connect(listener.local_addr().unwrap())
-                .await
-                .unwrap();
-            let (accepted, _) = listener.accept().await.unwrap();
-            let (gate, heard) = (Rc::new(Gate::default()), Rc::new(Cell::new(false)));
-            tokio::task::spawn_local({
-                let (gate, heard) = (gate.clone(), heard.clone());
-                async move {
-                    let _ = Tls::accept(accepted, server, &gate, || heard.set(true)).await;
-                }
-            });
-            let (first, last) = hello.split_at(hello.len() - 1);
-            tokio::io::AsyncWriteExt::write_all(&mut socket, first)
-                .await
-                .unwrap();
-            for _ in 0..100 {
-                tokio::task::yield_now().await;
-            }
-            assert!(!heard.get());
-            tokio::io::AsyncWriteExt::write_all(&mut socket, last)
-                .await
-                .unwrap();
-            testing::until(|| heard.get()).await;
-        });
-    }
-
-    #[test]
-    fn what_follows_a_close_notify_is_ignored() {
-        running(|| async {
-            let tls = session(|session| {
-                let mut bytes = Vec::new();
-                session.writer().write_all(b"last words").unwrap();
-                session.send_close_notify();
-                session.write_tls(&mut bytes).unwrap();
-                bytes.extend_from_slice(b"and more, of no record");
-                bytes
-            })
-            .await;
-            let mut transport = Transport::Tls(tls);
-            let scratch = RefCell::new(vec![0; 4096].into_boxed_slice());
-            let mut got = Vec::new();
-            while poll_fn(|cx| {
-                transport.poll_read(cx, &scratch, |bytes| got.extend_from_slice(bytes))
-            })
-            .await
-            .unwrap()
-                > 0
-            {}
-            assert_eq!(got, b"last words");
-        });
-    }
-
-    /// What a client's session writes now.
-    fn sealed(session: &mut rustls::ClientConnection, plain: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        session.set_buffer_limit(None);
-        session.writer().write_all(plain).unwrap();
-        while session.wants_write() {
-            session.write_tls(&mut bytes).unwrap();
-        }
-        bytes
-    }
-
-    /// Reads until there are `n` bytes, with a scratch of `scratch` bytes.
-    async fn read(transport: &mut Transport, n: usize, scratch: usize) -> io::Result<Vec<u8>> {
-        let scratch = RefCell::new(vec![0; scratch].into_boxed_slice());
-        let mut got = Vec::new();
-        while got.len() < n {
-            let read = poll_fn(|cx| {
-                transport.poll_read(cx, &scratch, |bytes| got.extend_from_slice(bytes))
-            });
-            if read.await? == 0 {
-                break;
-            }
-        }
-        Ok(got)
-    }
-
-    fn held(transport: &Transport) -> usize {
-        match transport {
-            Transport::Tls(tls) => {
-                tls.unread.capacity() + tls.sealed.capacity() + tls.plain.capacity()
-            }
-            _ => 0,
-        }
-    }
-
-    #[test]
-    fn records_come_in_any_pieces() {
-        let message: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
-        let expected = message.clone();
-        running(|| async move {
-            let tls = session(move |session| sealed(session, &message)).await;
-            let mut transport = Transport::Tls(tls);
-            // A record of 16 KiB and 22 bytes has room, and most reads end within one.
-            let got = read(&mut transport, expected.len(), 17_000).await.unwrap();
-            assert!(got == expected);
-            // The session ticket leaves with our first words.
-            poll_fn(|cx| transport.poll_write(cx, b"ok")).await.unwrap();
-            assert_eq!(held(&transport), 0, "a quiet connection holds nothing");
-        });
-    }
-
-    #[test]
-    fn a_record_that_no_scratch_holds_is_an_error() {
-        running(|| async {
-            let tls = session(|session| sealed(session, &[1; 8192])).await;
-            let mut transport = Transport::Tls(tls);
-            let error = read(&mut transport, 8192, 4096).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-        });
-    }
-
-    #[test]
-    fn a_slow_reader_gets_everything_in_order() {
-        const ALL: usize = 8 * 1024 * 1024;
-        let message: Vec<u8> = (0..ALL).map(|n| (n / 251) as u8).collect();
-        let expected = message.clone();
-        let (told, checked) = std::sync::mpsc::channel();
-        running(|| async move {
-            let (server, client) = testing::tls();
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-                .await
-                .unwrap();
-            let address = listener.local_addr().unwrap();
-            let (begin, begun) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                let name = "localhost".try_into().unwrap();
-                let session = rustls::ClientConnection::new(client, name).unwrap();
-                let socket = std::net::TcpStream::connect(address).unwrap();
-                let mut stream = rustls::StreamOwned::new(session, socket);
-                stream.flush().unwrap();
-                // Not before the sockets' buffers are full.
-                begun.recv().unwrap();
-                let mut got = vec![0; ALL];
-                io::Read::read_exact(&mut stream, &mut got).unwrap();
-                told.send(got == expected).unwrap();
-                io::Read::read_to_end(&mut stream, &mut Vec::new()).unwrap();
-            });
-            let (socket, _) = listener.accept().await.unwrap();
-            let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
-            let mut transport = Transport::Tls(accepted.unwrap().0);
-            let mut written = 0;
-            let mut begin = Some(begin);
-            while written < ALL || transport.wants_write() {
-                let rest = &message[written..];
-                let polled = poll_fn(|cx| Poll::Ready(transport.poll_write(cx, rest))).await;
-                match polled {
-                    Poll::Ready(n) => written += n.unwrap(),
-                    Poll::Pending => {
-                        assert!(held(&transport) > 0, "what was sealed waits");
-                        if let Some(begin) = begin.take() {
-                            begin.send(()).unwrap();
-                        }
-                        written += poll_fn(|cx| transport.poll_write(cx, rest)).await.unwrap();
-                    }
-                }
-            }
-            assert!(begin.is_none(), "the sockets' buffers took everything");
-            assert_eq!(held(&transport), 0);
-            transport.shutdown().await.unwrap();
-            assert!(checked.recv().unwrap());
-        });
-    }
-
-    #[test]
-    fn the_clients_change_of_keys_is_answered_with_one() {
-        running(|| async {
-            let tls = session(|session| {
-                session.refresh_traffic_keys().unwrap();
-                sealed(session, b"new keys")
-            })
-            .await;
-            let mut transport = Transport::Tls(tls);
-            assert_eq!(read(&mut transport, 8, 4096).await.unwrap(), b"new keys");
-            let n = poll_fn(|cx| transport.poll_write(cx, b"answer")).await;
-            assert_eq!(n.unwrap(), 6);
-            assert!(!transport.wants_write());
-        });
-    }
-
-    #[test]
-    fn garbage_is_told_with_an_alert() {
-        running(|| async {
-            let (server, client) = testing::tls();
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-                .await
-                .unwrap();
-            let address = listener.local_addr().unwrap();
-            let talk = std::thread::spawn(move || {
-                let name = "localhost".try_into().unwrap();
-                let mut session = rustls::ClientConnection::new(client, name).unwrap();
-                let mut socket = std::net::TcpStream::connect(address).unwrap();
-                while session.is_handshaking() {
-                    session.complete_io(&mut socket).unwrap();
-                }
-                // A record of application data that nobody has sealed.
-                let mut record = vec![0x17, 3, 3, 0, 64];
-                record.extend_from_slice(&[7; 64]);
-                socket.write_all(&record).unwrap();
-                loop {
-                    session.read_tls(&mut socket).unwrap();
-                    if let Err(error) = session.process_new_packets() {
-                        return error;
-                    }
-                }
-            });
-            let (socket, _) = listener.accept().await.unwrap();
-            let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
-            let mut transport = Transport::Tls(accepted.unwrap().0);
-            let error = read(&mut transport, 1, 4096).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
-            let alert = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
-            assert_eq!(talk.join().unwrap(), alert);
-        });
-    }
-}
+mod tests;

@@ -6,17 +6,13 @@
 //!
 //! What happens in it, and how the figures are judged, is in the crate's `soak`.
 
-use std::{
-    io::Write as _,
-    path::PathBuf,
-    process::{Command, ExitCode},
-    time::Duration,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Parser;
 use e2e::{
     load::time,
+    process::proxy_program,
     soak::{Options, run},
 };
 
@@ -68,7 +64,7 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
     let options = Options {
         program: match cli.proxy {
             Some(program) => program,
-            None => build()?,
+            None => proxy_program()?,
         },
         duration: cli.duration,
         rate: cli.rate,
@@ -92,24 +88,3 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
     }
     Ok(report.held())
 }
-
-/// The tests' copy of the proxy's program lies beside this one; cargo makes sure that it is there, and new.
-fn build() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let own = std::env::current_exe().context("cannot tell which program this is")?;
-    let mut build = Command::new(cargo);
-    build.args(["build", "--package", "e2e", "--bin", PROGRAM]);
-    if own.components().any(|part| part.as_os_str() == "release") {
-        build.arg("--release");
-    }
-    let status = build
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("cannot run cargo; --proxy names a program that exists")?;
-    if !status.success() {
-        bail!("cargo cannot build {PROGRAM}: {status}");
-    }
-    Ok(own.with_file_name(PROGRAM))
-}
-
-const PROGRAM: &str = "edge-proxy-under-test";
