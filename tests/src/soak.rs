@@ -4,8 +4,8 @@
 //! that make one RPC. Meanwhile, in turn, the certificate is swapped, the configuration changes, and a backend leaves
 //! as in a rollout and comes back. Every second the kernel is asked what the process has.
 //!
-//! After a warm-up resident memory may grow by 1 MiB an hour. [`Trend`] fits a line; samples that follow each other say nearly
-//! the same, so not they but the means of [`BLOCKS`] parts of the run are fitted, and the slope has the interval in
+//! After a warm-up resident memory may grow by 1 MiB an hour. `Trend` fits a line; samples that follow each other say nearly
+//! the same, so not they but the means of `BLOCKS` parts of the run are fitted, and the slope has the interval in
 //! which it lies with 95 % confidence. A short run can't tell 1 MiB an hour from noise: it fails only if the whole interval
 //! is above; the longer the run, the narrower the interval. Threads, files, connections and RPCs are judged when
 //! the load has ended: they must be back at what they were before it.
@@ -429,7 +429,7 @@ impl Happened {
 }
 
 impl Trend {
-    /// The least squares' line through the means of [`BLOCKS`] parts of `samples`, each a moment and a value; `None`: there are
+    /// The least squares' line through the means of `BLOCKS` parts of `samples`, each a moment and a value; `None`: there are
     /// fewer samples than parts.
     pub fn of(samples: &[(f64, f64)]) -> Option<Self> {
         let size = samples.len() / BLOCKS;
