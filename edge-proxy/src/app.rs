@@ -20,9 +20,9 @@ use tokio::sync::watch;
 
 pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
-    cgroup::Resources,
+    cgroup::{MemoryGroup, Resources},
     cli,
-    control_plane::{ControlHandle, ControlPlane, SpawnError, admin, config::Config},
+    control_plane::{ControlHandle, ControlPlane, SpawnError, admin, config::Config, overload},
     data_plane::{
         access_log::{AccessLog, Reopener},
         listener::Acceptor,
@@ -31,7 +31,7 @@ use crate::{
     },
     open_files,
     shutdown::{Drainer, Order},
-    snapshot::{Heartbeats, Hints, Reader},
+    snapshot::{Heartbeats, Hints, Reader, pressure::Pressure},
     telemetry::{
         log::{LogLevel, SetLevelError},
         metrics::Metrics,
@@ -101,6 +101,19 @@ impl App {
         source: impl Into<Option<PathBuf>>,
         log_level: LogLevel,
     ) -> Result<Running, StartError> {
+        Self::start_within(config, source, log_level, MemoryGroup::detect())
+    }
+
+    /// [`start_logging`](Self::start_logging), with the overload manager looking at another cgroup's memory, or at none.
+    ///
+    /// # Errors
+    /// Nothing is left running then.
+    pub fn start_within(
+        config: Config,
+        source: impl Into<Option<PathBuf>>,
+        log_level: LogLevel,
+        memory_group: Option<MemoryGroup>,
+    ) -> Result<Running, StartError> {
         // Bound at once, so that a port in use is told before anything runs; the listener listens when it can serve.
         let listener = bind("listener.address", config.listener_address)?;
         let admin_listener = listen("admin.address", config.admin)?;
@@ -130,6 +143,11 @@ impl App {
 
         let memory = Memory::new(resources.memory_limit, workers);
         let (phase, phases) = watch::channel(Phase::Running);
+        let (publish, pressure) = watch::channel(Pressure::default());
+        if let Some(group) = memory_group {
+            // Ends with the control plane's runtime.
+            control.runtime().spawn(overload::watch(group, publish));
+        }
         let workers = (0..workers)
             .map(|index| {
                 worker::spawn(Parts {
@@ -140,6 +158,7 @@ impl App {
                     hints: hints.clone(),
                     heartbeats: heartbeats.clone(),
                     phase: phases.clone(),
+                    pressure: pressure.clone(),
                     memory: memory.clone(),
                 })
             })
@@ -153,6 +172,7 @@ impl App {
             metrics: metrics.clone(),
             heartbeats,
             memory_limit: resources.memory_limit,
+            pressure: pressure.clone(),
             listening: listening.clone(),
             listener: listener_address,
             hostname: hostname(),
@@ -175,6 +195,7 @@ impl App {
             memory,
             open_files: open_files::raise(),
             phase,
+            pressure,
             access_log,
             metrics,
             orders,
@@ -256,6 +277,7 @@ struct Life {
     /// The limit of them.
     open_files: usize,
     phase: watch::Sender<Phase>,
+    pressure: watch::Receiver<Pressure>,
     access_log: AccessLog,
     metrics: Arc<Metrics>,
     orders: watch::Receiver<Order>,
@@ -329,6 +351,7 @@ impl Life {
                 listener.into(),
                 &self.workers,
                 self.control.reader(),
+                self.pressure.clone(),
                 self.metrics.shard(),
                 self.room(),
             )

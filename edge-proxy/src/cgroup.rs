@@ -28,24 +28,94 @@ impl Resources {
         let membership = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
         Self {
             cores: thread::available_parallelism().map_or(1, usize::from),
-            memory_limit: memory_limit(&membership, read),
+            memory_limit: tightest(&membership, read).map(|(limit, _)| limit),
         }
     }
 }
 
+/// The cgroup whose memory limit this process meets first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryGroup {
+    directory: PathBuf,
+}
+
+/// A cgroup's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that the kernel can't drop: usage less inactive file pages, the working set of kubelet.
+    pub used: u64,
+    /// Bytes.
+    pub limit: u64,
+}
+
+impl MemoryGroup {
+    /// This process's; `None` without a limit.
+    pub fn detect() -> Option<Self> {
+        let read = |path: &Path| fs::read_to_string(path).ok();
+        let membership = read(Path::new("/proc/self/cgroup"))?;
+        tightest(&membership, read).map(|(_, directory)| Self { directory })
+    }
+
+    /// The one with its files in `directory`, of either version.
+    pub fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// What it has now; the limit too may change while the process runs. `None` if the files don't say.
+    pub fn usage(&self) -> Option<Usage> {
+        usage(&self.directory, |path| fs::read_to_string(path).ok())
+    }
+}
+
 /// `membership` is the text of `/proc/self/cgroup`; `read` gives a file's text.
-fn memory_limit(membership: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+fn tightest(membership: &str, read: impl Fn(&Path) -> Option<String>) -> Option<(u64, PathBuf)> {
     let limits = membership
         .lines()
         .filter_map(directories)
         .flatten()
         .filter_map(|directory| {
-            let text = read(&directory.join("memory.max"))
-                .or_else(|| read(&directory.join("memory.limit_in_bytes")))?;
-            limit(&text)
+            let text =
+                read(&directory.join(V2.limit)).or_else(|| read(&directory.join(V1.limit)))?;
+            Some((limit(&text)?, directory))
         });
-    limits.min()
+    limits.min_by_key(|(limit, _)| *limit)
 }
+
+fn usage(directory: &Path, read: impl Fn(&Path) -> Option<String>) -> Option<Usage> {
+    [V2, V1].into_iter().find_map(|version| {
+        let limit = limit(&read(&directory.join(version.limit))?)?;
+        let used: u64 = read(&directory.join(version.used))?.trim().parse().ok()?;
+        let statistics = read(&directory.join("memory.stat")).unwrap_or_default();
+        let inactive = statistics
+            .lines()
+            .find_map(|line| line.strip_prefix(version.inactive)?.trim().parse().ok());
+        Some(Usage {
+            used: used.saturating_sub(inactive.unwrap_or(0)),
+            limit,
+        })
+    })
+}
+
+/// What a version calls its files and fields (cgroup-v1/memory.txt, cgroup-v2.txt of the kernel).
+struct Version {
+    limit: &'static str,
+    used: &'static str,
+    /// With the space behind it.
+    inactive: &'static str,
+}
+
+const V2: Version = Version {
+    limit: "memory.max",
+    used: "memory.current",
+    inactive: "inactive_file ",
+};
+
+/// With children, as its limit counts them too.
+const V1: Version = Version {
+    limit: "memory.limit_in_bytes",
+    used: "memory.usage_in_bytes",
+    inactive: "total_inactive_file ",
+};
 
 /// The directories that may hold a memory limit, from the process's own cgroup up to the mount's root; `line` is
 /// `hierarchy-ID:controller-list:cgroup-path` (cgroups(7)), where version 2 has no list.
@@ -85,10 +155,55 @@ mod tests {
     use super::*;
 
     fn limit_of(membership: &str, files: &[(&str, &str)]) -> Option<u64> {
-        memory_limit(membership, |path| {
+        tightest(membership, reads(files)).map(|(limit, _)| limit)
+    }
+
+    fn reads(files: &[(&str, &str)]) -> impl Fn(&Path) -> Option<String> {
+        move |path| {
             let file = files.iter().find(|(name, _)| Path::new(name) == path);
             file.map(|(_, text)| (*text).to_owned())
-        })
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_can_drop_does_not_count_in_either_version() {
+        let directory = Path::new("/x");
+        let v2 = [
+            ("/x/memory.max", "1000\n"),
+            ("/x/memory.current", "900\n"),
+            (
+                "/x/memory.stat",
+                "anon 1\ninactive_anon 7\ninactive_file 200\n",
+            ),
+        ];
+        let expected = Some(Usage {
+            used: 700,
+            limit: 1000,
+        });
+        assert_eq!(usage(directory, reads(&v2)), expected);
+        let v1 = [
+            ("/x/memory.limit_in_bytes", "1000\n"),
+            ("/x/memory.usage_in_bytes", "900\n"),
+            (
+                "/x/memory.stat",
+                "inactive_file 1\ntotal_inactive_file 200\n",
+            ),
+        ];
+        assert_eq!(usage(directory, reads(&v1)), expected);
+        assert_eq!(usage(directory, reads(&v2[..1])), None);
+        let unlimited = [("/x/memory.max", "max"), v2[1], v2[2]];
+        assert_eq!(usage(directory, reads(&unlimited)), None);
+    }
+
+    #[test]
+    fn the_group_with_the_smallest_limit_is_the_one_to_watch() {
+        let files = [
+            ("/sys/fs/cgroup/a/b/memory.max", "max\n"),
+            ("/sys/fs/cgroup/a/memory.max", "10\n"),
+            ("/sys/fs/cgroup/memory.max", "20\n"),
+        ];
+        let found = tightest("0::/a/b\n", reads(&files));
+        assert_eq!(found, Some((10, PathBuf::from("/sys/fs/cgroup/a"))));
     }
 
     #[test]

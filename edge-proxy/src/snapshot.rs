@@ -12,6 +12,8 @@
 
 // How much of a cluster may be in use at once.
 pub mod circuit;
+// How near the process is to its memory's limit.
+pub mod pressure;
 // How many attempts on an endpoint failed in a row.
 pub mod streak;
 

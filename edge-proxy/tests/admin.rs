@@ -14,7 +14,7 @@ use edge_proxy::{
         admin::{self, State, probes},
         status::{Readiness, Report},
     },
-    snapshot::Heartbeats,
+    snapshot::{Heartbeats, pressure::Pressure},
     telemetry::{
         exposition::{self, FAMILIES, Scrape},
         metrics::{AttemptResult, Flag, HandshakeResult, Limit, ResetCause, Side},
@@ -637,5 +637,6 @@ async fn a_scrape_without_anything_is_in_order_too() {
         report: &state.status.report(),
         heartbeats: &state.heartbeats,
         memory_limit: None,
+        pressure: Pressure::default(),
     }));
 }

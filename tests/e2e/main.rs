@@ -50,6 +50,9 @@ mod isolation;
 /// Limits towards clients.
 mod limits;
 
+/// What happens when memory runs short.
+mod overload;
+
 /// Floods that end the connection that they come on.
 mod floods;
 

@@ -12,7 +12,9 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use edge_proxy::{
     app::{App, Outcome, Running, ShutdownHandle},
+    cgroup::MemoryGroup,
     control_plane::config::Config,
+    telemetry::log::LogLevel,
 };
 use http::{Request, Response, StatusCode};
 use rustls::ClientConfig;
@@ -46,6 +48,7 @@ pub struct Builder {
     config: Value,
     authority: Authority,
     certificate: bool,
+    memory: Option<PathBuf>,
 }
 
 /// Its files: they stay as long as this value.
@@ -57,6 +60,9 @@ pub struct Files {
     pub authority: Authority,
     /// The configuration as it was written last.
     config: Value,
+    /// Where a cgroup's files are that the overload manager reads; never those of the tests' own, which other
+    /// processes fill.
+    memory: Option<PathBuf>,
 }
 
 /// Files for a proxy that is a process of its own: its addresses are known before it runs.
@@ -99,6 +105,7 @@ impl Builder {
             config,
             authority: Authority::new(),
             certificate: true,
+            memory: None,
         }
     }
 
@@ -207,9 +214,17 @@ impl Builder {
             secret,
             authority: self.authority,
             config,
+            memory: self.memory,
         };
         files.change(|_| {});
         files
+    }
+
+    /// The overload manager reads a cgroup's files in `directory`.
+    #[must_use]
+    pub fn memory_in(mut self, directory: &Path) -> Self {
+        self.memory = Some(directory.to_owned());
+        self
     }
 
     /// No certificate: the Secret isn't there yet.
@@ -350,7 +365,10 @@ impl Proxy {
         let path = files.config();
         let loaded = Config::load(&path).context("the configuration is wrong")?;
         // It may wait for the first look-up of names.
-        let start = tokio::task::spawn_blocking(move || App::start(loaded.config, path));
+        let memory = files.memory.clone().map(MemoryGroup::at);
+        let start = tokio::task::spawn_blocking(move || {
+            App::start_within(loaded.config, path, LogLevel::detached(), memory)
+        });
         let running = start.await?.context("the proxy can't start")?;
         Ok(Self {
             files,

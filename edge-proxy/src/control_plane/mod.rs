@@ -16,6 +16,9 @@ pub mod status;
 // The operator's listener and its pages; the probes' listener.
 pub mod admin;
 
+// What to do when memory runs short.
+pub mod overload;
+
 mod certs;
 mod discovery;
 mod health;

@@ -200,6 +200,14 @@ pub(super) async fn http2(
 }
 
 impl ClientConnection {
+    /// Looks at its deadlines at `at`, or earlier.
+    pub(crate) fn check_by(&self, at: Instant) {
+        match self {
+            Self::Http1(connection) => connection.check_by(at),
+            Self::Http2(connection) => connection.check_by(at),
+        }
+    }
+
     /// The process wants something else of its connections.
     pub(crate) fn follow(&self, worker: &Worker, phase: Phase, now: Instant) {
         match self {
@@ -624,7 +632,8 @@ impl Side for Rc<Downstream> {
                     }
                     self.leave(now);
                     due(now + LAST_STREAM_AFTER);
-                } else if self.rpcs.get() == 0 && due(self.idle_since.get() + timeouts.idle) {
+                } else if self.rpcs.get() == 0 && due(self.idle_since.get() + worker.idle(timeouts))
+                {
                     worker.shard.limits(Limit::IdleConnection).inc();
                     self.leave(now);
                     due(now + LAST_STREAM_AFTER);
@@ -657,7 +666,7 @@ impl Side for Rc<Downstream> {
         Check::Until(next)
     }
 
-    fn after_turn(&self, _worker: &Rc<Worker>, now: Instant) -> Option<End> {
+    fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
         if let Some(since) = self.link.engine().header_block_since() {
             self.link
                 .check_by(since + self.policy.timeouts.header_block);
@@ -672,7 +681,7 @@ impl Side for Rc<Downstream> {
             }
             if self.leaving.get() == Leaving::No {
                 self.link
-                    .check_by(self.idle_since.get().max(now) + self.policy.timeouts.idle);
+                    .check_by(self.idle_since.get().max(now) + worker.idle(&self.policy.timeouts));
             }
             if !self.shrunk.get() {
                 self.link.check_by(self.idle_since.get() + QUIET);

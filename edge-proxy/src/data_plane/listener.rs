@@ -24,7 +24,10 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::worker::{Handle, Load};
 use crate::{
-    snapshot::Reader,
+    snapshot::{
+        Reader,
+        pressure::{Level, Pressure},
+    },
     telemetry::metrics::{HandshakeResult, Limit, Shard},
 };
 
@@ -98,6 +101,7 @@ impl Acceptor {
         listener: std::net::TcpListener,
         workers: &[Handle],
         reader: Reader,
+        pressure: watch::Receiver<Pressure>,
         shard: Arc<Shard>,
         room: usize,
     ) -> io::Result<Self> {
@@ -115,7 +119,7 @@ impl Acceptor {
             let counts = counts.clone();
             move || {
                 runtime.block_on(accept(
-                    listener, workers, counts, reader, shard, room, closing,
+                    listener, workers, counts, reader, pressure, shard, room, closing,
                 ));
             }
         })?;
@@ -143,11 +147,16 @@ impl Drop for Acceptor {
     }
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the acceptor's own, moved to its thread"
+)]
 async fn accept(
     listener: std::net::TcpListener,
     workers: Workers,
     counts: Arc<Counts>,
     mut reader: Reader,
+    pressure: watch::Receiver<Pressure>,
     shard: Arc<Shard>,
     room: usize,
     mut closing: watch::Receiver<bool>,
@@ -167,6 +176,11 @@ async fn accept(
             Ok((socket, peer)) => {
                 backoff = BACKOFF_FIRST;
                 counts.arrived.fetch_add(1, Ordering::Relaxed);
+                if pressure.borrow().level >= Level::Closed {
+                    shard.limits(Limit::Overload).inc();
+                    shard.handshakes(HandshakeResult::Refused).inc();
+                    continue;
+                }
                 let policy = reader.load().listener.clone();
                 let Some((worker, load)) = workers
                     .iter()

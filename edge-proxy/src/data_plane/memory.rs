@@ -101,7 +101,12 @@ impl Account {
 
     /// This worker's share of what is too much.
     pub(crate) fn to_free(&self) -> usize {
-        let (excess, total) = (self.memory.excess(), self.memory.total());
+        self.share_of(self.memory.excess())
+    }
+
+    /// This worker's share of `excess` bytes, by what it holds.
+    pub(crate) fn share_of(&self, excess: usize) -> usize {
+        let total = self.memory.total();
         if total == 0 {
             return 0;
         }

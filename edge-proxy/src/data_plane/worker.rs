@@ -35,7 +35,10 @@ use super::{
     wire::Wakes,
 };
 use crate::{
-    snapshot::{Heartbeats, Hints, Reader, Snapshot},
+    snapshot::{
+        Heartbeats, Hints, Reader, Snapshot, Timeouts,
+        pressure::{Level, Pressure},
+    },
     telemetry::metrics::{ClusterSeries, Series, Shard},
 };
 
@@ -80,6 +83,9 @@ pub(crate) struct Worker {
     /// Where backends are looked for instead of the kernel.
     #[cfg(any(test, fuzzing))]
     pub(crate) network: RefCell<Option<Rc<dyn super::stage::Network>>>,
+
+    /// How short of memory it is.
+    pub(crate) pressure: Cell<Pressure>,
     now: Cell<Instant>,
     next_client: Cell<u64>,
     /// Pairs of a wall clock and a monotonic moment, so that log lines don't ask the kernel.
@@ -104,6 +110,7 @@ pub(crate) struct Parts {
     pub(crate) hints: Arc<Hints>,
     pub(crate) heartbeats: Arc<Heartbeats>,
     pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) pressure: watch::Receiver<Pressure>,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -212,6 +219,11 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
                 worker.follow(snapshot);
             }
             () = worker.memory.short() => rpc::relieve(&worker),
+            // Its sender lives as long as the workers do.
+            Ok(()) = parts.pressure.changed() => {
+                let pressure = *parts.pressure.borrow_and_update();
+                worker.press(pressure);
+            }
             _ = beat.tick() => parts.heartbeats.beat(parts.index),
             Some(accepted) = accepted.recv() => {
                 tokio::task::spawn_local(downstream::serve(worker.clone(), accepted));
@@ -284,6 +296,8 @@ impl Worker {
             random: RefCell::new(rand::make_rng()),
             #[cfg(any(test, fuzzing))]
             network: RefCell::default(),
+
+            pressure: Cell::default(),
             now: Cell::new(now),
             next_client: Cell::new(0),
             epoch: Cell::new((SystemTime::now(), now)),
@@ -373,6 +387,26 @@ impl Worker {
     pub(crate) fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         *self.snapshot.borrow_mut() = snapshot.clone();
         Pool::apply(self, &snapshot);
+    }
+
+    /// How long a connection may be idle now.
+    pub(crate) fn idle(&self, timeouts: &Timeouts) -> Duration {
+        self.pressure.get().level.idle(timeouts.idle)
+    }
+
+    /// Memory is short, still is, or isn't any more.
+    pub(crate) fn press(self: &Rc<Self>, pressure: Pressure) {
+        let before = self.pressure.replace(pressure).level;
+        if pressure.level != before {
+            let now = self.tick();
+            let clients: Vec<_> = self.clients.borrow().values().cloned().collect();
+            for client in clients {
+                client.check_by(now);
+            }
+        }
+        if pressure.level >= Level::Shedding {
+            rpc::shed_stalled(self, pressure.excess());
+        }
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {

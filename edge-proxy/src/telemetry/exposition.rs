@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     control_plane::status::{EndpointReport, Report, now_ms},
-    snapshot::{Health, Heartbeats, circuit::CircuitUse},
+    snapshot::{Health, Heartbeats, circuit::CircuitUse, pressure::Pressure},
 };
 
 /// The `content-type` of [`render`]'s text.
@@ -44,6 +44,8 @@ pub struct Scrape<'a> {
     pub heartbeats: &'a Heartbeats,
     /// Bytes that the cgroup allows.
     pub memory_limit: Option<u64>,
+    /// As the overload manager published it last.
+    pub pressure: Pressure,
 }
 
 macro_rules! families {
@@ -124,6 +126,10 @@ families! {
         "Memory that is resident.";
     MEMORY_LIMIT = "gauge" "edge_memory_limit_bytes" []
         "Memory that the cgroup allows; absent without a limit.";
+    MEMORY_USED = "gauge" "edge_memory_working_set_bytes" []
+        "Memory of the cgroup that the kernel can't drop; absent without a limit.";
+    OVERLOAD = "gauge" "edge_overload_level" []
+        "What the overload manager does, by memory: 0 nothing, 1 resets stalled streams, 2 closes idle connections, 3 refuses RPCs, 4 refuses connections.";
     CPU = "counter" "edge_cpu_seconds_total" []
         "Processor time of all threads, user space and kernel.";
     UPTIME = "gauge" "edge_uptime_seconds" []
@@ -300,6 +306,9 @@ fn process(text: &mut Text, scrape: &Scrape<'_>) {
     text.single(LOG_DROPPED, Some(scrape.metrics.access_log_dropped()));
     text.single(MEMORY, process::resident_bytes());
     text.single(MEMORY_LIMIT, scrape.memory_limit);
+    let pressure = scrape.pressure;
+    text.single(MEMORY_USED, (pressure.limit > 0).then_some(pressure.used));
+    text.single(OVERLOAD, Some(pressure.level as u8));
     text.single(CPU, process::cpu_time().map(|time| time.as_secs_f64()));
     text.single(UPTIME, Some(scrape.metrics.uptime().as_secs_f64()));
     text.family(BUILD);

@@ -108,6 +108,8 @@ labels! {
         Streams = "streams",
         /// Bytes buffered.
         Memory = "memory",
+        /// Memory near its limit: an RPC or a connection was refused.
+        Overload = "overload",
         /// A client's budget of resets: its connection ended.
         ResetFlood = "reset_flood",
         /// `timeouts.preface`.

@@ -26,7 +26,7 @@ use edge_proxy::{
             Report, Standing, Status, TargetReport, now_ms,
         },
     },
-    snapshot::{EndpointShared, Health, Heartbeats, streak::Detector},
+    snapshot::{EndpointShared, Health, Heartbeats, pressure::Pressure, streak::Detector},
     telemetry::{log::SetLevelError, metrics::Metrics},
 };
 
@@ -114,6 +114,7 @@ pub(crate) fn state(report: Report) -> (State, Arc<Asked>) {
         metrics: Metrics::new(),
         heartbeats: Heartbeats::new(2),
         memory_limit: Some(512 << 20),
+        pressure: tokio::sync::watch::channel(Pressure::default()).1,
         listening: Arc::new(AtomicBool::new(true)),
         listener: "0.0.0.0:8443".parse().unwrap(),
         hostname: "edge-proxy-6c9f7d5b8-x2x7k".into(),

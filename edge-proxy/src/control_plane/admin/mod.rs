@@ -21,7 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use self::{
     history::{History, INTERVAL},
@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     control_plane::status::Status,
-    snapshot::Heartbeats,
+    snapshot::{Heartbeats, pressure::Pressure},
     telemetry::{
         exposition::{self, Scrape},
         log::SetLevelError,
@@ -60,6 +60,8 @@ pub struct State {
     pub heartbeats: Arc<Heartbeats>,
     /// Bytes that the cgroup allows; `None`: no limit.
     pub memory_limit: Option<u64>,
+    /// What the overload manager publishes.
+    pub pressure: watch::Receiver<Pressure>,
     /// The listener has been opened: ready is not before that.
     pub listening: Arc<AtomicBool>,
     /// Where the proxy listens, with the port that it really got.
@@ -120,6 +122,7 @@ impl State {
             report: &self.status.report(),
             heartbeats: &self.heartbeats,
             memory_limit: self.memory_limit,
+            pressure: *self.pressure.borrow(),
         })
     }
 }

@@ -67,6 +67,8 @@ struct Process {
     workers_ms: Vec<u64>,
     memory_bytes: Option<u64>,
     memory_limit_bytes: Option<u64>,
+    /// What the overload manager does.
+    overload: &'static str,
     cpu_ms: Option<u64>,
     access_log_dropped: u64,
     control_plane_panics: u64,
@@ -107,6 +109,7 @@ impl<'a> Overview<'a> {
                     .collect(),
                 memory_bytes: process::resident_bytes(),
                 memory_limit_bytes: state.memory_limit,
+                overload: state.pressure.borrow().level.as_str(),
                 cpu_ms: process::cpu_time().map(|time| time.as_millis() as u64),
                 access_log_dropped: state.metrics.access_log_dropped(),
                 control_plane_panics: report.panics,

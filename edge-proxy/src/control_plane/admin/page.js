@@ -305,6 +305,7 @@ function drawCards(data) {
       ["Uptime", span(s.uptime_ms)],
       ["Workers", p.workers_ms.length + (slowest > 5000 ? ", one hasn't run for " + span(slowest) : ", all run"), slowest > 5000 ? "bad" : ""],
       ["Memory", bytes(p.memory_bytes) + (p.memory_limit_bytes ? " of " + bytes(p.memory_limit_bytes) : "")],
+      ...(p.overload !== "calm" ? [["Overload", p.overload, "bad"]] : []),
       ["CPU time", p.cpu_ms == null ? "–" : (p.cpu_ms / 1000).toFixed(1) + " s"],
       ["Log lines dropped", count(p.access_log_dropped), p.access_log_dropped ? "warn" : ""],
       ...(p.control_plane_panics ? [["Panics", count(p.control_plane_panics), "bad"]] : []),

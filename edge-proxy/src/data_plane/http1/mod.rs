@@ -285,7 +285,9 @@ impl Connection {
             Stage::Head(since) if due(since + timeouts.header_block) => {
                 return limit(Limit::HeaderBlockTimeout, "header_block");
             }
-            Stage::Idle(since) if self.leaving.get().is_none() && due(since + timeouts.idle) => {
+            Stage::Idle(since)
+                if self.leaving.get().is_none() && due(since + self.worker.idle(timeouts)) =>
+            {
                 self.worker.shard.limits(Limit::IdleConnection).inc();
                 self.leaving.set(Some(now));
             }
@@ -324,7 +326,7 @@ impl Connection {
     }
 
     /// Looks at the deadlines at `at`, or earlier.
-    fn check_by(&self, at: Instant) {
+    pub(crate) fn check_by(&self, at: Instant) {
         if at < self.check_at.get() {
             self.check_at.set(at);
             self.wake();
@@ -376,7 +378,7 @@ impl Connection {
             Stage::Busy { next_begun: true } => self.head_began(now),
             _ => {
                 self.stage.set(Stage::Idle(now));
-                self.check_by(now + self.policy.timeouts.idle);
+                self.check_by(now + self.worker.idle(&self.policy.timeouts));
             }
         }
     }

@@ -35,7 +35,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http2::{Headers, Known, Reason, stock};
@@ -385,13 +385,31 @@ pub(crate) fn relieve(worker: &Rc<Worker>) {
             Step::On
         });
     }
-    let mut to_free = worker.memory.to_free();
+    shed(worker, worker.memory.to_free(), now);
+}
+
+/// The process is short of memory by `excess` bytes: this worker's share is freed, as far as streams hold it that stand
+/// still.
+pub(crate) fn shed_stalled(worker: &Rc<Worker>, excess: u64) {
+    let excess = usize::try_from(excess).unwrap_or(usize::MAX);
+    let now = worker.tick();
+    // One that waits for a moment moves on by itself.
+    let Some(before) = now.checked_sub(STALLED) else {
+        return;
+    };
+    shed(worker, worker.memory.share_of(excess), before);
+}
+
+/// Frees so many bytes of the streams that have been stalled for longest, of those that were by `before`.
+fn shed(worker: &Rc<Worker>, mut to_free: usize, before: Instant) {
     if to_free == 0 {
         return;
     }
+    let now = worker.now();
     let mut stalled = Vec::new();
     worker.rpcs.borrow().for_each(|key, rpc| {
-        stalled.extend(rpc.stalled().map(|(since, bytes)| (since, bytes, key)));
+        let stall = rpc.stalled().filter(|(since, _)| *since <= before);
+        stalled.extend(stall.map(|(since, bytes)| (since, bytes, key)));
     });
     stalled.sort_unstable();
     for (_, bytes, key) in stalled {
@@ -444,6 +462,9 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
         }
     }
 }
+
+/// A stream that has waited for this long stands still.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// What a panic said, if it was words.
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -18,7 +18,8 @@ use crate::{
         worker::{Timer, Worker},
     },
     error::{Failure, ResetCause},
-    snapshot::{Endpoint, EndpointShared, Route, RouteAction, circuit::Circuit},
+    snapshot::{Endpoint, EndpointShared, Route, RouteAction, circuit::Circuit, pressure::Level},
+    telemetry::metrics::Limit,
 };
 
 impl Rpc {
@@ -44,6 +45,10 @@ impl Rpc {
             Filtered::Respond(Respond::Failure(failure)) => {
                 return self.fail(worker, key, failure, now);
             }
+        }
+        if worker.pressure.get().level >= Level::Refusing {
+            worker.shard.limits(Limit::Overload).inc();
+            return self.fail(worker, key, Failure::Overloaded, now);
         }
         let path = self.head.known(Known::Path).unwrap_or_default();
         let Some(route) = snapshot.routes.find(path) else {
