@@ -438,6 +438,8 @@ pub(super) async fn zero_tcp_window(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
         let tls = arena.attacker.tls_over(tcp).await?;
         let mut wire = Wire::client(tls, &[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await?;
         wire.send(&[
+            // Unread, and acknowledged all the same: or it would be closed for that.
+            Frame::new(kind::SETTINGS, flag::ACK, 0, []),
             Frame::credit(0, 0x7fff_ffff - 65_535),
             Frame::headers(1, &headers, false),
             Frame::data(1, &framed(b""), true),
