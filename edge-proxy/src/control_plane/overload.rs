@@ -1,7 +1,7 @@
 //! The overload manager: looks at the cgroup's memory four times a second and tells the data plane what to do.
 //!
 //! What counts is what the kernel can't drop: usage less inactive file pages, as kubelet computes a pod's working set.
-//! [`Machine`] decides, is pure, and has hysteresis: a level is entered at its threshold and left [`HYSTERESIS`] percent
+//! [`Machine`] decides, is pure, and has hysteresis: a level is entered at its threshold and left `HYSTERESIS` percent
 //! below it, so that acting on a level doesn't make it flap. Without a limit there is nothing to manage.
 
 use std::time::Duration;
