@@ -195,6 +195,10 @@ impl Tls {
         let polled = Pin::new(&mut self.socket).poll_read(cx, &mut buffer);
         let n = buffer.filled().len();
         self.unread.truncate(from + n);
+        if polled.is_pending() {
+            // It may wait for long.
+            self.unread.shrink_to_fit();
+        }
         ready!(polled)?;
         if n > 0 {
             self.open_unread()?;

@@ -301,3 +301,24 @@ fn garbage_is_told_with_an_alert() {
         assert_eq!(talk.join().unwrap(), alert);
     });
 }
+
+#[test]
+fn whoever_waits_for_a_request_holds_nothing() {
+    running(|| async {
+        let mut tls = session(|session| sealed(session, b"GET / HTTP/1.1")).await;
+        let mut got = Vec::new();
+        while got.len() < 14 {
+            tokio::io::AsyncReadExt::read_buf(&mut tls, &mut got)
+                .await
+                .unwrap();
+        }
+        assert_eq!(got, b"GET / HTTP/1.1");
+        let mut rest = [0; 16];
+        let waits = poll_fn(|cx| {
+            let mut buffer = ReadBuf::new(&mut rest);
+            Poll::Ready(AsyncRead::poll_read(Pin::new(&mut *tls), cx, &mut buffer).is_pending())
+        });
+        assert!(waits.await);
+        assert_eq!(tls.unread.capacity() + tls.plain.capacity(), 0);
+    });
+}
