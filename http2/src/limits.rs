@@ -89,6 +89,11 @@ impl Limits {
         self.resets.opened += 1;
     }
 
+    /// The owner refused a stream that the peer opened: it had no chance to be reset, and hides nobody's resets.
+    pub(crate) fn stream_refused(&mut self) {
+        self.resets.opened = self.resets.opened.saturating_sub(1);
+    }
+
     /// A stream ended with both halves whole.
     pub(crate) fn stream_completed(&mut self) {
         self.provoked.earn(1);
@@ -370,6 +375,21 @@ mod tests {
             l.reset(false, t)
         });
         assert_eq!(n, 5000, "resets after a response began are ordinary");
+    }
+
+    #[test]
+    fn refused_streams_do_not_hide_that_all_others_are_reset() {
+        let now = Instant::now();
+        let mut l = Limits::new(now);
+        let n = many(5000, || {
+            for _ in 0..9 {
+                l.stream_opened(now);
+                l.stream_refused();
+            }
+            l.stream_opened(now);
+            l.reset(true, now)
+        });
+        assert_eq!(n, RAPID_STREAMS - 1);
     }
 
     #[test]

@@ -204,6 +204,9 @@ impl Connection {
         if pair {
             self.cancels.sent(stream);
         }
+        if reason == Reason::REFUSED_STREAM {
+            self.limits.stream_refused();
+        }
         self.write_reset(at, reason);
     }
 
