@@ -399,6 +399,9 @@ pub(super) async fn unacknowledged_settings(arena: Arc<Arena>) -> anyhow::Result
 pub(super) async fn zero_stream_windows(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let most = Duration::from_secs(arena.scale.of(60, 2) + 5);
     let mut wire = arena.attacker.wire(&[(INITIAL_WINDOW_SIZE, 0)]).await?;
+    // Read by nobody, and acknowledged all the same: or the connection ends for that.
+    wire.send(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])
+        .await?;
     let mut headers = frames::grpc_request(UNARY);
     headers.push(("x-test-reply-bytes", "100000"));
     for number in 0..100 {

@@ -25,6 +25,9 @@ use crate::{
 /// 50 server streams of small messages; the client reads its socket, and gives no window.
 pub(super) async fn unread_messages(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let mut wire = arena.attacker.wire(&[]).await?;
+    // Read by nobody, and acknowledged all the same: or the connection ends for that.
+    wire.send(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])
+        .await?;
     let mut waiting = HashSet::new();
     for number in 0..50 {
         let stream = 2 * number + 1;

@@ -21,8 +21,8 @@ async fn session(
         }
         let last = talk(&mut session);
         socket.write_all(&last).unwrap();
-        // Kept open: the other side decides by what it read.
-        let _ = io::Read::read(&mut socket, &mut [0; 1]);
+        // Kept open until the other side closes: what it still says is no reason to go.
+        let _ = io::Read::read_to_end(&mut socket, &mut Vec::new());
     });
     let (socket, _) = listener.accept().await.unwrap();
     Tls::accept(socket, server, &Gate::default(), || {})
