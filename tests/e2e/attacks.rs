@@ -1,38 +1,9 @@
-//! Attacks on the program, in small: [`attack`](e2e::attack)'s own functions, a few seconds each. What depends on the
-//! machine's speed is judged by the program `attack` alone, since other tests run beside these.
+//! Attacks on the program: [`attack`](e2e::attack)'s own functions.
 
-use e2e::attack::{ATTACKS, Options, Scale, run};
-
-async fn hold(name: &str) {
-    let attack = ATTACKS.iter().find(|attack| attack.name == name).unwrap();
-    let options = Options {
-        program: env!("CARGO_BIN_EXE_edge-proxy-under-test").into(),
-        scale: Scale::Quick,
-        strict: false,
-    };
-    let report = run(attack, &options)
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.held(), "{}", report.missed());
-}
-
-macro_rules! stories {
-    ($($story:ident $name:literal)*) => {
-        $(#[tokio::test]
-        async fn $story() {
-            hold($name).await;
-        })*
-
-        #[test]
-        fn every_attack_has_its_story() {
-            let told = [$($name),*];
-            let all: Vec<_> = ATTACKS.iter().map(|attack| attack.name).collect();
-            assert_eq!(told[..], all[..]);
-        }
-    };
-}
+use e2e::attack::{ATTACKS, run};
 
 stories! {
+    ATTACKS, run:
     unread_messages "unread-messages"
     stalled_downloads "stalled-downloads"
     cancelled_downloads "cancelled-downloads"

@@ -56,6 +56,10 @@ mod overload;
 /// Floods that end the connection that they come on.
 mod floods;
 
+/// What `attack` performs, in small.
+#[macro_use]
+mod stories;
+
 /// Attacks on the program, beside a victim.
 mod attacks;
 

@@ -1,40 +1,9 @@
-//! Rollouts and failures around the program, in small: [`rollouts`](e2e::rollouts)'s own functions, with shorter times.
+//! Rollouts and failures around the program: [`rollouts`](e2e::rollouts)'s own functions, with shorter times.
 
-use e2e::{
-    attack::{Options, Scale},
-    rollouts::{ROLLOUTS, run},
-};
-
-async fn hold(name: &str) {
-    let rollout = ROLLOUTS.iter().find(|rollout| rollout.name == name);
-    let options = Options {
-        program: env!("CARGO_BIN_EXE_edge-proxy-under-test").into(),
-        scale: Scale::Quick,
-        strict: false,
-    };
-    let report = run(rollout.unwrap(), &options)
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.held(), "{}", report.missed());
-}
-
-macro_rules! stories {
-    ($($story:ident $name:literal)*) => {
-        $(#[tokio::test]
-        async fn $story() {
-            hold($name).await;
-        })*
-
-        #[test]
-        fn every_one_has_its_story() {
-            let told = [$($name),*];
-            let all: Vec<_> = ROLLOUTS.iter().map(|rollout| rollout.name).collect();
-            assert_eq!(told[..], all[..]);
-        }
-    };
-}
+use e2e::rollouts::{ROLLOUTS, run};
 
 stories! {
+    ROLLOUTS, run:
     proxies_are_replaced "proxy-restarts"
     uploads_end_after_sigterm "sigterm-uploads"
     hostile_connections_do_not_keep_it "sigterm-hostile"

@@ -62,6 +62,9 @@ pub mod stack;
 /// What `local-stack` shows: both services called, and who served how much.
 pub mod demonstration;
 
+/// What this crate's programs do the same.
+pub mod program;
+
 /// Programs as processes of their own: signals, exit codes, output, memory.
 pub mod process;
 

@@ -14,7 +14,6 @@
 //! release build, `--proxy target/release/edge-proxy`.
 
 use std::{
-    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -24,17 +23,12 @@ use clap::Parser;
 use e2e::{
     attack::{self, ATTACKS, Attack, EXTERNAL, Options, Report, Scale},
     process::proxy_program,
+    program::exit_code,
     rollouts::{self, ROLLOUTS, Rollout},
+    say,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
-
-/// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
 
 /// Attack the proxy beside a victim, and judge: exit code 1 if a promise didn't hold
 #[derive(Debug, Parser)]
@@ -109,14 +103,7 @@ impl Proof {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match perform(Cli::parse()).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(perform(Cli::parse()).await)
 }
 
 async fn perform(cli: Cli) -> anyhow::Result<bool> {

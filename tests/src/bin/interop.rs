@@ -2,22 +2,17 @@
 //!
 //! `tests/clients/interop` installs the clients and runs this.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Instant};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
 use e2e::{
     interop::{Backend, CASES, Client, Options, Outcome, Soak, run},
     process::proxy_program,
+    program::exit_code,
+    say,
 };
 use serde_json::json;
-
-/// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
 
 /// gRPC's interoperability cases through the proxy: exit code 1 if one failed
 #[derive(Debug, Parser)]
@@ -46,14 +41,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match perform(Cli::parse()).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(perform(Cli::parse()).await)
 }
 
 async fn perform(cli: Cli) -> anyhow::Result<bool> {

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Display,
-    io::{IsTerminal, Write as _},
+    io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -14,16 +14,10 @@ use e2e::{
     certs::SERVER_NAME,
     demonstration::{Call, RPCS, Served, demonstrate},
     replicas::Kind,
+    say,
     stack::{Ports, Stack, host},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
-
-/// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
 
 /// The whole system on one machine: both services, DNS, certificates, and the edge proxy
 #[derive(Debug, Parser)]

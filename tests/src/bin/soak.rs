@@ -6,22 +6,17 @@
 //!
 //! What happens in it, and how the figures are judged, is in the crate's `soak`.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
 use e2e::{
     load::time,
     process::proxy_program,
+    program::exit_code,
+    say,
     soak::{Options, run},
 };
-
-/// `println!`, but a reader that has seen enough (`| head`) is no reason to panic.
-macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
-}
 
 /// Run the proxy for long, and judge: exit code 1 if a promise didn't hold
 #[derive(Debug, Parser)]
@@ -50,14 +45,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match perform(Cli::parse()).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(perform(Cli::parse()).await)
 }
 
 async fn perform(cli: Cli) -> anyhow::Result<bool> {
