@@ -136,7 +136,7 @@ impl Tls {
             }
             pass.leave().await;
         }
-        // The last flight (TLS 1.3: session tickets) leaves with the first answer.
+        // The last flight (TLS 1.3: session tickets) leaves ahead of the first answer.
         let handshake = Handshake {
             alpn: match tls.session.alpn_protocol() {
                 Some(b"h2") => Alpn::Http2,

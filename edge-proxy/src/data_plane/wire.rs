@@ -11,10 +11,10 @@
 //! rest, its own or another's ([`Wakes`]): while nobody else has work, what one read brought still leaves in one write
 //! per connection; when somebody has, nobody waits for the rest.
 //!
-//! A large message comes in pieces of 16 KiB, a TLS record or a frame each, and a worker with time to spare would pass on
-//! each by itself. So a turn that read such a piece breaks off too, a few times at the most: the sockets are looked at
-//! once more, and what has come meanwhile leaves in the same write. (A pause instead would bring still larger writes, and
-//! was tried: 100 µs cost one stream on its own 40 % of its throughput.)
+//! A large message comes in pieces of 16 KiB, a TLS record or a frame each, a hundred small ones in a few reads, and a
+//! worker with time to spare would pass on each by itself. So a turn that read a piece of something larger ([`PIECE`])
+//! breaks off too, a few times at the most: the sockets are looked at once more, and what has come meanwhile leaves in
+//! the same write. (A pause instead would bring still larger writes, and was tried: see the bench's README.)
 //!
 //! No step borrows two engines: an event leaves one, that borrow ends, then the event is applied to the other, whose
 //! task is woken and flushes in a turn of its own.
@@ -54,7 +54,7 @@ pub(crate) struct Link {
     held: Cell<usize>,
     /// Bytes that were read, and are left for the next turn.
     unread: Cell<usize>,
-    /// Turns in a row that broke off after a piece of a large message.
+    /// Turns in a row that broke off after a [`PIECE`].
     pieces: Cell<u8>,
     wakes: Rc<Wakes>,
     /// The task has ended: whatever is still said to the engine leads nowhere.
@@ -580,7 +580,7 @@ pub(crate) async fn close<S: Side>(side: &S, transport: &mut Transport, end: End
 /// How many frames of its peer's one turn takes; the read bounds their bytes.
 const FRAMES_PER_TURN: usize = 100;
 
-/// A read of so much, and no more, is a piece of a large message.
+/// A read of so much that doesn't fill the scratch is a piece of something larger: more is likely to be on its way.
 const PIECE: usize = 8 * 1024;
 
 /// How many of them are read before they are passed on.

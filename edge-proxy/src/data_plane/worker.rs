@@ -83,7 +83,6 @@ pub(crate) struct Worker {
     /// Where backends are looked for instead of the kernel.
     #[cfg(any(test, fuzzing))]
     pub(crate) network: RefCell<Option<Rc<dyn super::stage::Network>>>,
-
     /// How short of memory it is.
     pub(crate) pressure: Cell<Pressure>,
     now: Cell<Instant>,
@@ -219,7 +218,7 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
                 worker.follow(snapshot);
             }
             () = worker.memory.short() => rpc::relieve(&worker),
-            // Its sender lives as long as the workers do.
+            // Without a limit there is no sender, and this never happens.
             Ok(()) = parts.pressure.changed() => {
                 let pressure = *parts.pressure.borrow_and_update();
                 worker.press(pressure);
@@ -296,7 +295,6 @@ impl Worker {
             random: RefCell::new(rand::make_rng()),
             #[cfg(any(test, fuzzing))]
             network: RefCell::default(),
-
             pressure: Cell::default(),
             now: Cell::new(now),
             next_client: Cell::new(0),

@@ -182,7 +182,7 @@ fn records_come_in_any_pieces() {
         // A record of 16 KiB and 22 bytes has room, and most reads end within one.
         let got = read(&mut transport, expected.len(), 17_000).await.unwrap();
         assert!(got == expected);
-        // The session ticket leaves with our first words.
+        // The session ticket leaves ahead of our first words.
         poll_fn(|cx| transport.poll_write(cx, b"ok")).await.unwrap();
         assert_eq!(held(&transport), 0, "a quiet connection holds nothing");
     });
