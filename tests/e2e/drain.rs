@@ -12,6 +12,8 @@ use e2e::{
 use edge_proxy::app::Outcome;
 use tonic::Code;
 
+use crate::limits;
+
 #[tokio::test]
 async fn running_rpcs_finish_and_then_it_ends() {
     let backend = Backend::start().await;
@@ -338,27 +340,6 @@ async fn a_client_that_does_not_answer_the_ping_is_told_its_last_stream_after_2_
     proxy.ended().await;
 }
 
-/// A client that opens every window, asks for 50 MB and reads none of it.
-async fn takes_nothing(proxy: &Proxy, backend: &Backend) -> impl Sized + use<> {
-    const INITIAL_WINDOW_SIZE: u16 = 4;
-    let mut wire = proxy.wire(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await;
-    let mut headers = e2e::frames::grpc_request("/e2e.Test/Download");
-    headers.extend([
-        ("x-test-id", "unread"),
-        ("x-test-replies", "50"),
-        ("x-test-reply-bytes", "1000000"),
-    ]);
-    wire.send(&[
-        Frame::credit(0, 0x7fff_ffff - 65_535),
-        Frame::headers(1, &headers, false),
-        Frame::data(1, &framed(b""), true),
-    ])
-    .await
-    .unwrap();
-    backend.journal.begun("unread").await;
-    wire
-}
-
 #[tokio::test]
 async fn a_socket_that_takes_nothing_is_closed_by_write_stall_during_a_drain_too() {
     let backend = Backend::start().await;
@@ -367,7 +348,7 @@ async fn a_socket_that_takes_nothing_is_closed_by_write_stall_during_a_drain_too
         .set("listener.timeouts.write_stall", "2s")
         .start()
         .await;
-    let _unread = takes_nothing(&proxy, &backend).await;
+    let _unread = limits::takes_nothing(&proxy, &backend).await;
     proxy.drain();
     assert_eq!(proxy.ended().await, Outcome::Drained);
 }
@@ -380,7 +361,7 @@ async fn a_socket_that_takes_nothing_is_closed_by_the_drains_deadline() {
         .set("listener.timeouts.write_stall", "1h")
         .start()
         .await;
-    let _unread = takes_nothing(&proxy, &backend).await;
+    let _unread = limits::takes_nothing(&proxy, &backend).await;
     proxy.drain();
     assert_eq!(proxy.ended().await, Outcome::Drained);
 }

@@ -16,6 +16,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tokio_rustls::client::TlsStream;
 
 const MAX_CONCURRENT_STREAMS: u16 = 3;
 const INITIAL_WINDOW_SIZE: u16 = 4;
@@ -438,20 +439,15 @@ async fn connections_have_a_limit_in_all() {
     eventually("room for another", one_more).await;
 }
 
-#[tokio::test]
-async fn a_socket_that_takes_nothing_is_closed() {
-    let backend = Backend::start().await;
-    let proxy = Proxy::to([&backend])
-        .set("listener.timeouts.write_stall", "200ms")
-        .start()
-        .await;
-    // HTTP/2 lets everything through: only TCP holds it back, as nobody reads.
+/// A client that opens every window, asks for 200 MB and reads none of it: HTTP/2 lets everything through, and only TCP
+/// holds it back.
+pub(crate) async fn takes_nothing(proxy: &Proxy, backend: &Backend) -> Wire<TlsStream<TcpStream>> {
     let mut wire = proxy.wire(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await;
     let mut headers = e2e::frames::grpc_request("/e2e.Test/Download");
     headers.extend([
+        ("x-test-id", "unread"),
         ("x-test-replies", "200"),
         ("x-test-reply-bytes", "1000000"),
-        ("x-test-id", "stuck"),
     ]);
     wire.send(&[
         Frame::credit(0, 0x7fff_ffff - 65_535),
@@ -460,7 +456,19 @@ async fn a_socket_that_takes_nothing_is_closed() {
     ])
     .await
     .unwrap();
-    backend.journal.cancelled("stuck").await;
+    backend.journal.begun("unread").await;
+    wire
+}
+
+#[tokio::test]
+async fn a_socket_that_takes_nothing_is_closed() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend])
+        .set("listener.timeouts.write_stall", "200ms")
+        .start()
+        .await;
+    let mut wire = takes_nothing(&proxy, &backend).await;
+    backend.journal.cancelled("unread").await;
     let limit = [("limit", "write_stall")];
     eventually("the limit on the page of metrics", || async {
         (proxy.metric("edge_limits_total", &limit).await > 0.0).then_some(())
