@@ -12,8 +12,8 @@ use std::{
 };
 
 use rustls::{
-    ServerConfig,
-    crypto::aws_lc_rs,
+    ServerConfig, SupportedCipherSuite,
+    crypto::{CryptoProvider, aws_lc_rs, aws_lc_rs::cipher_suite},
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
@@ -115,7 +115,7 @@ impl Identities {
         let info = describe(&certificates, now).map_err(blame_chain)?;
         let key_der = PrivateKeyDer::from_pem_slice(&key_pem)
             .map_err(|error| blame_key(malformed(&error, "private key")))?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = Arc::new(provider());
         let certified = CertifiedKey::from_der(certificates, key_der, &provider).map_err(
             |error| match error {
                 rustls::Error::InconsistentKeys(_) => blame_key(PairFault::Mismatched {
@@ -138,6 +138,7 @@ impl Identities {
         if let Some(ticketer) = &self.ticketer {
             config.ticketer = ticketer.clone();
         }
+        config.ignore_client_order = true;
         // Clients keep few connections for long: one ticket each is enough. Early data stays off (its size is 0):
         // it could be replayed (RFC 8446 §8).
         config.send_tls13_tickets = 1;
@@ -165,6 +166,13 @@ impl PairError {
     pub fn is_missing(&self) -> bool {
         matches!(self.fault, PairFault::Missing)
     }
+}
+
+/// The cryptography, with our order of cipher suites.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = SUITES.to_vec();
+    provider
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PairError> {
@@ -281,3 +289,17 @@ fn day(seconds: i64) -> String {
         |time| time.to_string(),
     )
 }
+
+/// Which suite a connection gets is ours to say: all of these are good (they are Mozilla's intermediate profile), so it
+/// is the cheapest that the client has. OpenSSL's clients would take AES-256 first: 14 rounds for a block instead of 10.
+const SUITES: [SupportedCipherSuite; 9] = [
+    cipher_suite::TLS13_AES_128_GCM_SHA256,
+    cipher_suite::TLS13_AES_256_GCM_SHA384,
+    cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+    cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];

@@ -1,9 +1,12 @@
 //! Pairs good and bad, and what watching their files finds.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::symlink, path::PathBuf, sync::Arc, time::Duration};
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
-use rustls::ServerConfig;
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
+    SupportedCipherSuite, crypto::aws_lc_rs, pki_types::ServerName,
+};
 use tokio::time::Instant;
 
 use super::*;
@@ -95,6 +98,50 @@ fn a_good_pair_serves_tls_1_2_and_1_3_with_alpn_and_without_early_data() {
     );
     assert_eq!(config.max_early_data_size, 0);
     assert!(config.ticketer.enabled());
+}
+
+/// The suite that a client gets which offers these, liked best first.
+fn negotiated(server: &Arc<ServerConfig>, suites: &[SupportedCipherSuite]) -> CipherSuite {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = suites.to_vec();
+    let client = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from("grpc.example.com").unwrap();
+    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let mut server = ServerConnection::new(server.clone()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    server.read_tls(&mut hello.as_slice()).unwrap();
+    server.process_new_packets().unwrap();
+    server.negotiated_cipher_suite().unwrap().suite()
+}
+
+#[test]
+fn a_client_gets_the_cheapest_suite_that_it_has() {
+    use aws_lc_rs::cipher_suite::*;
+    let pair = Secret::with(&pair("grpc.example.com")).read().unwrap();
+    let suite = |offered: &[_]| negotiated(&pair.identity.config, offered);
+    let as_openssl = [
+        TLS13_AES_256_GCM_SHA384,
+        TLS13_CHACHA20_POLY1305_SHA256,
+        TLS13_AES_128_GCM_SHA256,
+    ];
+    assert_eq!(suite(&as_openssl), CipherSuite::TLS13_AES_128_GCM_SHA256);
+    assert_eq!(
+        suite(&as_openssl[1..2]),
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+    );
+    let tls_1_2 = [
+        TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    ];
+    assert_eq!(
+        suite(&tls_1_2),
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+    );
 }
 
 #[test]
