@@ -1,22 +1,14 @@
 //! Step 3: one client connection: engine, limits, age, GOAWAY.
 //!
 //! [`serve`] takes a socket from hand-over to its end: the TLS handshake under its deadline, ALPN (or the first bytes)
-//! to choose the protocol, then HTTP/2 here or HTTP/1.1 in [`http1`]. What a client may cost is decided
-//! here; what becomes of its requests in [`rpc`].
-//!
-//! A connection that has to go (age, drain, idleness) is told twice, as RFC 9113 §6.8 asks: a GOAWAY that names no
-//! last stream, and when the client's answer to the PING behind it shows that it has seen it (or after 2 s) one that
-//! does. A request that was on its way in between is served, so nothing is lost.
+//! to choose the protocol, then HTTP/2 here or HTTP/1.1 in [`http1`]. What a client may cost is decided here, what it
+//! may take its time with in [`deadlines`], and what becomes of its requests in [`rpc`].
 
-use std::{
-    cell::Cell,
-    io,
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod deadlines;
 
+use std::{cell::Cell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+
+use deadlines::{Leaving, Ping};
 use http2::{Connection, Event, Headers, Reason, Role, Sent};
 use rand::RngExt as _;
 use tokio::{net::TcpStream, time::timeout};
@@ -26,7 +18,7 @@ use super::{
     listener::Accepted,
     rpc::{self, Key},
     tls::{Alpn, Tls, Transport},
-    wire::{self, Check, End, FAR, Link, Side},
+    wire::{self, Check, End, Link, Side},
     worker::{Phase, Worker},
 };
 use crate::{
@@ -68,27 +60,6 @@ pub(crate) struct Downstream {
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     ping: Cell<Ping>,
-}
-
-/// ```text
-/// No ──age, drain, idle──▶ Told ──PING answered, or 2 s──▶ Fixed ──last RPC ends──▶ (closed)
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaving {
-    No,
-    /// GOAWAY without a last stream is out, and a PING behind it.
-    Told(Instant),
-    /// The last stream is named.
-    Fixed(Instant),
-}
-
-/// Keep-alive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ping {
-    /// The last one was answered then, or the connection began.
-    Answered(Instant),
-    /// It went out then, and its answer is awaited.
-    Sent(Instant),
 }
 
 /// Serves one accepted connection, whatever it speaks, until it ends. Each part of its life is boxed: otherwise the task
@@ -339,48 +310,6 @@ impl Downstream {
         }
     }
 
-    /// The process wants something else of its connections.
-    pub(crate) fn follow(&self, worker: &Worker, phase: Phase, now: Instant) {
-        match phase {
-            Phase::Running => {}
-            Phase::Draining { until, .. } => {
-                if !self.is_late(phase) {
-                    let span = until.saturating_duration_since(now);
-                    let at = now + span.mul_f64(worker.random.borrow_mut().random_range(0.0..1.0));
-                    self.leave_at.set(self.leave_at.get().min(at));
-                    self.link.check_by(at);
-                }
-            }
-            Phase::Closing | Phase::Cutting | Phase::Stopped => {
-                self.leave_at.set(now);
-                self.link.check_by(now);
-            }
-        }
-    }
-
-    /// Whether it came after the drain began: it learns that with its first RPC, since its client would only come back.
-    fn is_late(&self, phase: Phase) -> bool {
-        matches!(phase, Phase::Draining { since, .. } if self.accepted >= since)
-    }
-
-    fn leave(&self, now: Instant) {
-        if self.leaving.get() == Leaving::No {
-            let mut engine = self.link.engine();
-            engine.shutdown_notice();
-            engine.ping(LEAVING_PING);
-            drop(engine);
-            self.leaving.set(Leaving::Told(now));
-            self.link.check_by(now + LAST_STREAM_AFTER);
-            self.link.wake();
-        }
-    }
-
-    fn fix_last_stream(&self, now: Instant) {
-        self.link.engine().shutdown(Reason::NO_ERROR);
-        self.leaving.set(Leaving::Fixed(now));
-        self.link.wake();
-    }
-
     fn request(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
@@ -550,16 +479,7 @@ impl Side for Rc<Downstream> {
             Event::GoAway { .. } => {
                 // The client opens no more streams; it closes when it has what it waits for.
             }
-            Event::Pong { payload } => {
-                if payload == LEAVING_PING {
-                    if let Leaving::Told(_) = self.leaving.get() {
-                        self.fix_last_stream(now);
-                    }
-                } else if let Ping::Sent(_) = self.ping.get() {
-                    self.ping.set(Ping::Answered(now));
-                    self.link.check_by(self.ping_at(now));
-                }
-            }
+            Event::Pong { payload } => self.pong(payload, now),
         }
     }
 
@@ -573,143 +493,11 @@ impl Side for Rc<Downstream> {
     }
 
     fn check(&self, worker: &Rc<Worker>, now: Instant) -> Check {
-        let mut next = now + FAR;
-        let mut due = |at: Instant| {
-            next = next.min(at);
-            now >= at
-        };
-        let timeouts = &self.policy.timeouts;
-        let limit = |limit: Limit, name| {
-            worker.shard.limits(limit).inc();
-            Check::Close(End::TimedOut(name))
-        };
-        match self.ready.get() {
-            None if due(self.accepted + timeouts.preface) => {
-                return limit(Limit::PrefaceTimeout, "preface");
-            }
-            // As long again for the last part of the greeting.
-            Some(since)
-                if self.link.engine().settings_unacked_since().is_some()
-                    && due(since + timeouts.preface) =>
-            {
-                worker.shard.limits(Limit::SettingsTimeout).inc();
-                self.link.engine().close(Reason::SETTINGS_TIMEOUT);
-                return Check::Close(End::Protocol(http2::ConnectionError {
-                    reason: Reason::SETTINGS_TIMEOUT,
-                    rule: "SETTINGS never acknowledged (RFC 9113 §6.5.3)",
-                    limit: None,
-                }));
-            }
-            None | Some(_) => {}
-        }
-        if let Some(since) = self.link.engine().header_block_since()
-            && due(since + timeouts.header_block)
-        {
-            return limit(Limit::HeaderBlockTimeout, "header_block");
-        }
-        if let Some(since) = self.link.write_blocked()
-            && due(since + timeouts.write_stall)
-        {
-            return limit(Limit::WriteStall, "write_stall");
-        }
-        match self.ping.get() {
-            Ping::Sent(at) if due(at + self.policy.keepalive_timeout) => {
-                return limit(Limit::KeepaliveTimeout, "keepalive");
-            }
-            Ping::Answered(since) if due(self.ping_at(since)) => {
-                self.link.engine().ping(KEEPALIVE_PING);
-                self.link.wake();
-                self.ping.set(Ping::Sent(now));
-                due(now + self.policy.keepalive_timeout);
-            }
-            Ping::Sent(_) | Ping::Answered(_) => {}
-        }
-        match self.leaving.get() {
-            Leaving::No => {
-                if due(self.leave_at.get()) {
-                    if worker.phase.get() == Phase::Running {
-                        worker.shard.limits(Limit::ConnectionAge).inc();
-                    }
-                    self.leave(now);
-                    due(now + LAST_STREAM_AFTER);
-                } else if self.rpcs.get() == 0 && due(self.idle_since.get() + worker.idle(timeouts))
-                {
-                    worker.shard.limits(Limit::IdleConnection).inc();
-                    self.leave(now);
-                    due(now + LAST_STREAM_AFTER);
-                }
-            }
-            Leaving::Told(since) => {
-                if due(since + LAST_STREAM_AFTER) {
-                    self.fix_last_stream(now);
-                }
-            }
-            Leaving::Fixed(since) => {
-                if let Some(grace) = self.policy.max_connection_age_grace
-                    && due(since + grace)
-                {
-                    self.cut(worker, now);
-                }
-            }
-        }
-        if self.rpcs.get() == 0 && !self.shrunk.get() && due(self.idle_since.get() + QUIET) {
-            let mut engine = self.link.engine();
-            engine.shrink();
-            self.shrunk.set(true);
-        }
-        let keys: Vec<_> = self.link.engine().keys().collect();
-        for key in keys {
-            if let Some(at) = rpc::check(worker, Key::from_engine(key), now, timeouts) {
-                next = next.min(at);
-            }
-        }
-        Check::Until(next)
+        self.check_deadlines(worker, now)
     }
 
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
-        if let Some(since) = self.link.engine().header_block_since() {
-            self.link
-                .check_by(since + self.policy.timeouts.header_block);
-        }
-        if self.link.engine().pending_bytes() > 0 {
-            self.link
-                .check_by(now + self.policy.timeouts.stream_window_stall);
-        }
-        if self.rpcs.get() == 0 {
-            if matches!(self.leaving.get(), Leaving::Fixed(_)) && self.link.engine().is_empty() {
-                return Some(End::Finished);
-            }
-            if self.leaving.get() == Leaving::No {
-                self.link
-                    .check_by(self.idle_since.get().max(now) + worker.idle(&self.policy.timeouts));
-            }
-            if !self.shrunk.get() {
-                self.link.check_by(self.idle_since.get() + QUIET);
-            }
-        }
-        None
-    }
-}
-
-impl Downstream {
-    /// When the next PING is due, if the last was answered `since` then. More often while streams are open: a client
-    /// that vanished holds backends' resources then.
-    fn ping_at(&self, since: Instant) -> Instant {
-        let interval = self.policy.keepalive_interval;
-        let at = since + interval * KEEPALIVE_IDLE_FACTOR;
-        if self.rpcs.get() > 0 {
-            at.min(since.max(self.busy_since.get()) + interval)
-        } else {
-            at
-        }
-    }
-
-    /// What still runs ends now.
-    fn cut(&self, worker: &Rc<Worker>, now: Instant) {
-        let keys: Vec<_> = self.link.engine().keys().collect();
-        for key in keys {
-            rpc::cut(worker, Key::from_engine(key), now);
-        }
+        self.deadlines_after_turn(worker, now)
     }
 }
 
@@ -752,20 +540,6 @@ const MAX_HEADER_FRAMES: u32 = 6;
 /// Framed DATA that may wait for the socket: as much as TLS seals at once. More would only be held for clients that don't
 /// read, since a turn writes several times over.
 const OUTPUT_LIMIT: usize = 64 * 1024;
-
-/// How long a client has to answer the PING behind a GOAWAY before its last stream is named all the same.
-const LAST_STREAM_AFTER: Duration = Duration::from_secs(2);
-
-/// Payloads of our PINGs.
-const LEAVING_PING: u64 = 0x6c65_6176_696e_6721;
-const KEEPALIVE_PING: u64 = 0x616c_6976_653f_3f3f;
-
-/// Without an RPC for so long, a connection gives back what only busy times need. Most connections are quiet most of the
-/// time, and a busy one is never quiet for so long.
-const QUIET: Duration = Duration::from_secs(1);
-
-/// 60 s with streams, 5 min without.
-const KEEPALIVE_IDLE_FACTOR: u32 = 5;
 
 #[cfg(test)]
 mod tests;
