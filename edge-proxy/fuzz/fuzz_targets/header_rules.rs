@@ -3,9 +3,14 @@
 
 #![no_main]
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use edge_proxy::{
+    control_plane::config::Config,
     data_plane::{
         answer::{self, AnswerContext, Form},
         filters::{
@@ -13,7 +18,7 @@ use edge_proxy::{
             response::{self, ResponseContext},
         },
     },
-    snapshot::{EdgeHealthCheck, Http2Policy, ListenerPolicy, Timeouts},
+    snapshot::ListenerPolicy,
 };
 use http2::{Headers, Known};
 use libfuzzer_sys::fuzz_target;
@@ -128,35 +133,16 @@ fn forbidden(known: Known, name: &[u8]) -> bool {
             .contains(&&dashed[..]))
 }
 
-static POLICY: LazyLock<ListenerPolicy> = LazyLock::new(|| {
-    let second = Duration::from_secs(1);
-    ListenerPolicy {
-        server_name: "edge-proxy".into(),
-        health_check: Some(EdgeHealthCheck {
-            path: "/healthz".into(),
-            header: Some(("x-envoy-livenessprobe".into(), "healthz".into())),
-        }),
-        max_connections: 1,
-        max_connections_per_source: 1,
-        max_pending_handshakes: 1,
-        max_connection_age: second,
-        max_connection_age_grace: None,
-        keepalive_interval: second,
-        keepalive_timeout: second,
-        timeouts: Timeouts {
-            tls_handshake: second,
-            preface: second,
-            header_block: second,
-            stream_idle: second,
-            write_stall: second,
-            stream_window_stall: second,
-            idle: second,
-        },
-        http2: Http2Policy {
-            max_concurrent_streams: 1,
-            initial_stream_window_size: 1,
-            initial_connection_window_size: 1,
-            max_header_bytes: 1,
-        },
-    }
+/// All defaults, and the health check that the deployed configuration has.
+static POLICY: LazyLock<Arc<ListenerPolicy>> = LazyLock::new(|| {
+    let text = "
+listener:
+  address: 127.0.0.1:8443
+  tls: { certificate_chain: /tls.crt, private_key: /tls.key }
+  health_check: { path: /healthz, header: { name: x-envoy-livenessprobe, value: healthz } }
+routes: [{ prefix: /, direct_response: { status: 200, body: '' } }]
+clusters: []
+";
+    let parsed = Config::parse(text, Path::new("fuzz.yaml"));
+    parsed.expect("it is right").config.listener
 });
