@@ -1,3 +1,7 @@
+mod ends;
+
+mod refused;
+
 use std::time::Duration;
 
 use http2::{Connection, Event};
@@ -49,6 +53,12 @@ async fn ask(client: &mut DuplexStream, request: &str, end: &str) -> String {
     read_to(client, end).await
 }
 
+/// Has a request answered without a backend.
+async fn direct(client: &mut DuplexStream) -> String {
+    let request = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
+    ask(client, request, "direct").await
+}
+
 /// Answers every request, when it has ended, with its path and the length of its body.
 fn echo() -> impl FnMut(&mut Connection, Event<'_>) {
     let mut bodies = std::collections::HashMap::new();
@@ -96,12 +106,7 @@ fn a_request_is_answered_with_server_and_date_once_and_the_connection_stays() {
         let bench = Bench::new(&[]);
         let mut client = connect(&bench);
         for _ in 0..3 {
-            let answer = ask(
-                &mut client,
-                "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-                "direct",
-            )
-            .await;
+            let answer = direct(&mut client).await;
             assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
             assert_eq!(answer.matches("server: edge-proxy\r\n").count(), 1);
             assert_eq!(answer.matches("date: ").count(), 1);
@@ -230,6 +235,7 @@ fn an_upload_that_the_backend_does_not_read_stops_at_the_window() {
         );
     });
 }
+
 /// Our window, one read of hyper's more, what hyper holds itself, and the pipe.
 const REQUEST_BOUND: usize = 64 * 1024 + 2 * MAX_HEAD + 3 * 4096;
 
@@ -318,230 +324,6 @@ fn interim_answers_are_dropped_and_announced_trailers_kept() {
 }
 
 #[test]
-fn local_answers() {
-    paused(|| async {
-        let bench = Bench::new(&[]);
-        let cases = [
-            (
-                "POST /api.Echo/Echo HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n",
-                "505",
-                "gRPC needs HTTP/2",
-            ),
-            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "404", "\r\n\r\n"),
-            (
-                "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
-                "503",
-                "no healthy upstream",
-            ),
-            ("GET / HTTP/1.1\r\n\r\n", "400", "invalid authority"),
-            (
-                "GET http://b/direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-                "400",
-                "invalid authority",
-            ),
-            (
-                "GET http://a/direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-                "200",
-                "direct",
-            ),
-            (
-                "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n",
-                "405",
-                "CONNECT is not supported",
-            ),
-            (
-                "GET /healthz HTTP/1.1\r\nhost: a\r\nx-envoy-livenessprobe: healthz\r\n\r\n",
-                "200",
-                "\r\n\r\n",
-            ),
-            ("GET /\" HTTP/1.1\r\nhost: a\r\n\r\n", "400", "\r\n\r\n"),
-        ];
-        for (request, status, end) in cases {
-            let mut client = connect(&bench);
-            let answer = ask(&mut client, request, end).await;
-            assert_eq!(
-                answer.split(' ').nth(1),
-                Some(status),
-                "{request}: {answer}"
-            );
-        }
-        assert_eq!(bench.logged().len(), cases.len());
-    });
-}
-
-#[test]
-fn a_head_above_the_limit_gets_431_ours_or_hypers() {
-    paused(|| async {
-        let bench = Bench::new(&[]);
-        let mut client = connect(&bench);
-        let request = |bytes: usize| {
-            let value = "x".repeat(bytes);
-            format!("GET /direct/ HTTP/1.1\r\nhost: a\r\nx-large: {value}\r\n\r\n")
-        };
-        let answer = ask(
-            &mut client,
-            &request(9000),
-            "request header fields too large",
-        )
-        .await;
-        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-        assert!(answer.contains("server: edge-proxy"), "{answer}");
-        ask(&mut client, &request(7000), "direct").await;
-        let mut client = connect(&bench);
-        send(&mut client, &request(40_000)).await;
-        let answer = read_all(&mut client).await;
-        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 2);
-        let lines = bench.logged();
-        assert_eq!(
-            lines.iter().filter(|line| line.contains("431")).count(),
-            2,
-            "{lines:?}"
-        );
-    });
-}
-
-#[test]
-fn what_hyper_refuses_is_counted_and_logged() {
-    paused(|| async {
-        let bench = Bench::new(&[]);
-        for request in [
-            "GET /direct/ HTTP/1.1\r\nhost : a\r\n\r\n",
-            "GET\r\n\r\n",
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n",
-            "POST /direct/ HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
-            "POST /direct/ HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
-            "POST /direct/ HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n",
-        ] {
-            let mut client = connect(&bench);
-            send(&mut client, request).await;
-            let answer = read_all(&mut client).await;
-            assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
-        }
-        let lines = bench.logged();
-        assert_eq!(lines.len(), 6, "{lines:?}");
-        assert!(lines.iter().all(|line| line.contains("DPE")), "{lines:?}");
-        assert_eq!(bench.shard.flags(Flag::DownstreamProtocolError).get(), 6);
-        assert_eq!(bench.shard.unrouted().started.get(), 6);
-    });
-}
-
-#[test]
-fn of_two_lengths_only_the_chunks_reach_the_backend() {
-    running(|| async {
-        let heads = Rc::new(RefCell::new(Vec::new()));
-        let mut answer = echo();
-        let address = backend({
-            let heads = heads.clone();
-            move |engine, event| {
-                if let Event::Headers { headers, .. } = &event {
-                    heads.borrow_mut().push(headers.clone());
-                }
-                answer(engine, event);
-            }
-        })
-        .await;
-        let bench = Bench::new(&[address]);
-        for order in [
-            "content-length: 4\r\ntransfer-encoding: chunked",
-            "transfer-encoding: chunked\r\ncontent-length: 4",
-        ] {
-            let mut client = connect(&bench);
-            let request = format!(
-                "POST /plain/s HTTP/1.1\r\nhost: a\r\n{order}\r\n\r\n2\r\nab\r\n0\r\n\r\nGET /plain/smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
-            );
-            send(&mut client, &request).await;
-            let answer = read_all(&mut client).await;
-            assert!(answer.contains("/plain/s 2"), "{answer}");
-            assert!(
-                !answer.contains("smuggled"),
-                "the connection ends after it: {answer}"
-            );
-        }
-        for head in heads.borrow().iter() {
-            assert_eq!(head.get(b"content-length"), None);
-            assert_eq!(head.get(b"transfer-encoding"), None);
-            assert_eq!(head.get(b"connection"), None);
-        }
-        assert_eq!(heads.borrow().len(), 2);
-    });
-}
-
-/// Answers nothing and notes what happens to its streams.
-fn silent(
-    resets: Rc<Cell<usize>>,
-    requests: Rc<Cell<usize>>,
-) -> impl FnMut(&mut Connection, Event<'_>) {
-    move |_, event| match event {
-        Event::Headers { .. } => requests.set(requests.get() + 1),
-        Event::Reset { .. } => resets.set(resets.get() + 1),
-        _ => {}
-    }
-}
-
-#[test]
-fn a_client_that_goes_away_is_told_to_the_backend() {
-    running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
-        // While the backend is silent, and in the middle of an upload.
-        for request in [
-            "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nabc",
-        ] {
-            let before = requests.get();
-            let mut client = connect(&bench);
-            send(&mut client, request).await;
-            until(|| requests.get() > before).await;
-            drop(client);
-            until(|| resets.get() > before).await;
-        }
-        assert_eq!(bench.worker.rpcs.borrow().len(), 0);
-        assert_eq!(bench.worker.clients.borrow().len(), 0);
-    });
-}
-
-#[test]
-fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
-    running(|| async {
-        // Accepts, and never says anything: no SETTINGS, no stream.
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
-        let bench = Bench::new(&[listener.local_addr().unwrap()]);
-        let mut client = connect(&bench);
-        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        until(|| bench.worker.rpcs.borrow().len() == 1).await;
-        drop(client);
-        until(|| bench.worker.rpcs.borrow().len() == 0).await;
-        let lines = bench.logged();
-        assert!(lines[0].contains("DC"), "{lines:?}");
-    });
-}
-
-#[test]
-fn a_backend_that_fails_in_the_middle_ends_the_connection_without_the_last_chunk() {
-    running(|| async {
-        let address = backend(|engine, event| {
-            if let Event::Headers { stream, .. } = event {
-                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
-                engine.send_data(stream, b"half", false, Instant::now());
-                engine.flush(Instant::now());
-                engine.reset(stream, http2::Reason::INTERNAL_ERROR);
-            }
-        })
-        .await;
-        let bench = Bench::new(&[address]);
-        let mut client = connect(&bench);
-        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        let answer = read_all(&mut client).await;
-        assert!(!answer.contains("\r\n0\r\n"), "{answer}");
-        assert_eq!(bench.worker.rpcs.borrow().len(), 0);
-    });
-}
-
-#[test]
 fn a_slow_reader_holds_the_backend_back() {
     running(|| async {
         let blocked = Rc::new(Cell::new(0));
@@ -568,190 +350,5 @@ fn a_slow_reader_holds_the_backend_back() {
         let rest = read_to(&mut client, "\r\n0\r\n\r\n").await;
         assert!(rest.bytes().filter(|b| *b == b'x').count() == 4 << 20);
         until(|| bench.worker.rpcs.borrow().len() == 0).await;
-    });
-}
-
-#[test]
-fn deadlines_of_a_connection() {
-    paused(|| async {
-        let bench = Bench::new(&[]);
-        // Nothing, and half a head: ten seconds from accept on.
-        for begun in ["", "GET /direct/ HTTP/1.1\r\nho"] {
-            let start = tokio::time::Instant::now();
-            let mut client = connect(&bench);
-            send(&mut client, begun).await;
-            assert_eq!(read_all(&mut client).await, "");
-            assert_eq!(start.elapsed().as_secs(), 10);
-        }
-        assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 2);
-        // Half a second head: ten seconds from its first byte on.
-        let mut client = connect(&bench);
-        ask(
-            &mut client,
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "direct",
-        )
-        .await;
-        tokio::time::sleep(Duration::from_secs(100)).await;
-        let start = tokio::time::Instant::now();
-        send(&mut client, "GET").await;
-        assert_eq!(read_all(&mut client).await, "");
-        assert_eq!(start.elapsed().as_secs(), 10);
-        assert_eq!(bench.shard.limits(Limit::HeaderBlockTimeout).get(), 1);
-        // One that came together with the first, and that hyper doesn't tell of, is idle time.
-        let mut client = connect(&bench);
-        let start = tokio::time::Instant::now();
-        ask(
-            &mut client,
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\nGET",
-            "direct",
-        )
-        .await;
-        assert_eq!(read_all(&mut client).await, "");
-        assert!(start.elapsed().as_secs() <= 900);
-        // Idle for fifteen minutes.
-        let mut client = connect(&bench);
-        ask(
-            &mut client,
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "direct",
-        )
-        .await;
-        let start = tokio::time::Instant::now();
-        assert_eq!(read_all(&mut client).await, "");
-        assert_eq!(start.elapsed().as_secs(), 900);
-        assert!(bench.shard.limits(Limit::IdleConnection).get() >= 1);
-        until(|| bench.worker.clients.borrow().is_empty()).await;
-    });
-}
-
-#[test]
-fn an_old_connection_says_close_with_its_next_answer() {
-    paused(|| async {
-        let bench = Bench::new(&[]);
-        let mut policy = testing::policy();
-        policy.timeouts.idle = Duration::from_secs(100_000);
-        let mut client = connect_with(&bench, policy, 4096);
-        ask(
-            &mut client,
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "direct",
-        )
-        .await;
-        let start = tokio::time::Instant::now();
-        assert_eq!(read_all(&mut client).await, "", "idle: it ends");
-        let age = start.elapsed().as_secs();
-        assert!((1620..=1980).contains(&age), "{age}");
-        assert_eq!(bench.shard.limits(Limit::ConnectionAge).get(), 1);
-    });
-}
-
-#[test]
-fn a_drain_ends_idle_connections_and_lets_running_requests_finish() {
-    running(|| async {
-        let address = backend(|engine, event| match event {
-            Event::Headers { stream, .. } => {
-                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
-            }
-            Event::Data {
-                stream,
-                end_stream: true,
-                ..
-            } => {
-                engine.send_data(stream, b"late", true, Instant::now());
-            }
-            _ => {}
-        })
-        .await;
-        let bench = Bench::new(&[address]);
-        let mut idle = connect(&bench);
-        ask(
-            &mut idle,
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "direct",
-        )
-        .await;
-        let mut busy = connect(&bench);
-        ask(
-            &mut busy,
-            "POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n",
-            "\r\n\r\n",
-        )
-        .await;
-        let now = bench.worker.tick();
-        bench.worker.enter(Phase::Draining {
-            since: now,
-            until: now + Duration::from_millis(50),
-        });
-        assert_eq!(read_all(&mut idle).await, "");
-        let mut new = connect(&bench);
-        let answer = ask(
-            &mut new,
-            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "direct",
-        )
-        .await;
-        assert!(answer.contains("connection: close\r\n"), "{answer}");
-        assert_eq!(read_all(&mut new).await, "");
-        bench.worker.enter(Phase::Closing);
-        send(&mut busy, "end").await;
-        assert!(read_all(&mut busy).await.contains("late"));
-        until(|| bench.worker.clients.borrow().is_empty()).await;
-    });
-}
-
-#[test]
-fn what_still_runs_at_the_end_of_a_drain_is_cut() {
-    running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
-        let mut client = connect(&bench);
-        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        until(|| requests.get() == 1).await;
-        bench.worker.enter(Phase::Cutting);
-        let answer = read_all(&mut client).await;
-        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-        assert!(answer.contains("connection: close\r\n"), "{answer}");
-        assert!(answer.ends_with("the proxy is shutting down"), "{answer}");
-    });
-}
-
-#[test]
-fn a_silent_stream_is_answered_after_stream_idle_and_a_stalled_reader_cut() {
-    running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
-        let mut policy = testing::policy();
-        policy.timeouts.stream_idle = Duration::from_millis(100);
-        let mut client = connect_with(&bench, policy, 4096);
-        let answer = ask(
-            &mut client,
-            "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
-            "stream timeout",
-        )
-        .await;
-        assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
-        until(|| resets.get() == 1).await;
-
-        let address = backend(|engine, event| {
-            if let Event::Headers { stream, .. } = event {
-                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
-                engine.send_data(stream, &vec![b'x'; 1 << 20], true, Instant::now());
-            }
-        })
-        .await;
-        let bench = Bench::new(&[address]);
-        let mut policy = testing::policy();
-        policy.timeouts.stream_window_stall = Duration::from_millis(100);
-        let mut client = connect_with(&bench, policy, 4096);
-        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        until(|| bench.shard.limits(Limit::WindowStall).get() == 1).await;
-        let mut policy = testing::policy();
-        policy.timeouts.write_stall = Duration::from_millis(100);
-        let mut client = connect_with(&bench, policy, 4096);
-        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        until(|| bench.shard.limits(Limit::WriteStall).get() == 1).await;
     });
 }

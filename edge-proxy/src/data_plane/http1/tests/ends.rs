@@ -1,0 +1,237 @@
+//! How connections and requests end that don't end by themselves: one side goes away, a deadline passes, the process drains.
+
+use super::*;
+
+/// Answers nothing and notes what happens to its streams.
+fn silent(
+    resets: Rc<Cell<usize>>,
+    requests: Rc<Cell<usize>>,
+) -> impl FnMut(&mut Connection, Event<'_>) {
+    move |_, event| match event {
+        Event::Headers { .. } => requests.set(requests.get() + 1),
+        Event::Reset { .. } => resets.set(resets.get() + 1),
+        _ => {}
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_is_told_to_the_backend() {
+    running(|| async {
+        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend(silent(resets.clone(), requests.clone())).await;
+        let bench = Bench::new(&[address]);
+        // While the backend is silent, and in the middle of an upload.
+        for request in [
+            "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
+            "POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nabc",
+        ] {
+            let before = requests.get();
+            let mut client = connect(&bench);
+            send(&mut client, request).await;
+            until(|| requests.get() > before).await;
+            drop(client);
+            until(|| resets.get() > before).await;
+        }
+        assert_eq!(bench.worker.rpcs.borrow().len(), 0);
+        assert_eq!(bench.worker.clients.borrow().len(), 0);
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
+    running(|| async {
+        // Accepts, and never says anything: no SETTINGS, no stream.
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let bench = Bench::new(&[listener.local_addr().unwrap()]);
+        let mut client = connect(&bench);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until(|| bench.worker.rpcs.borrow().len() == 1).await;
+        drop(client);
+        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+        let lines = bench.logged();
+        assert!(lines[0].contains("DC"), "{lines:?}");
+    });
+}
+
+#[test]
+fn a_backend_that_fails_in_the_middle_ends_the_connection_without_the_last_chunk() {
+    running(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+                engine.send_data(stream, b"half", false, Instant::now());
+                engine.flush(Instant::now());
+                engine.reset(stream, http2::Reason::INTERNAL_ERROR);
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut client = connect(&bench);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let answer = read_all(&mut client).await;
+        assert!(!answer.contains("\r\n0\r\n"), "{answer}");
+        assert_eq!(bench.worker.rpcs.borrow().len(), 0);
+    });
+}
+
+#[test]
+fn deadlines_of_a_connection() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        // Nothing, and half a head: ten seconds from accept on.
+        for begun in ["", "GET /direct/ HTTP/1.1\r\nho"] {
+            let start = tokio::time::Instant::now();
+            let mut client = connect(&bench);
+            send(&mut client, begun).await;
+            assert_eq!(read_all(&mut client).await, "");
+            assert_eq!(start.elapsed().as_secs(), 10);
+        }
+        assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 2);
+        // Half a second head: ten seconds from its first byte on.
+        let mut client = connect(&bench);
+        direct(&mut client).await;
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let start = tokio::time::Instant::now();
+        send(&mut client, "GET").await;
+        assert_eq!(read_all(&mut client).await, "");
+        assert_eq!(start.elapsed().as_secs(), 10);
+        assert_eq!(bench.shard.limits(Limit::HeaderBlockTimeout).get(), 1);
+        // One that came together with the first, and that hyper doesn't tell of, is idle time.
+        let mut client = connect(&bench);
+        let start = tokio::time::Instant::now();
+        ask(
+            &mut client,
+            "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\nGET",
+            "direct",
+        )
+        .await;
+        assert_eq!(read_all(&mut client).await, "");
+        assert!(start.elapsed().as_secs() <= 900);
+        // Idle for fifteen minutes.
+        let mut client = connect(&bench);
+        direct(&mut client).await;
+        let start = tokio::time::Instant::now();
+        assert_eq!(read_all(&mut client).await, "");
+        assert_eq!(start.elapsed().as_secs(), 900);
+        assert!(bench.shard.limits(Limit::IdleConnection).get() >= 1);
+        until(|| bench.worker.clients.borrow().is_empty()).await;
+    });
+}
+
+#[test]
+fn an_old_connection_says_close_with_its_next_answer() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let mut policy = testing::policy();
+        policy.timeouts.idle = Duration::from_secs(100_000);
+        let mut client = connect_with(&bench, policy, 4096);
+        direct(&mut client).await;
+        let start = tokio::time::Instant::now();
+        assert_eq!(read_all(&mut client).await, "", "idle: it ends");
+        let age = start.elapsed().as_secs();
+        assert!((1620..=1980).contains(&age), "{age}");
+        assert_eq!(bench.shard.limits(Limit::ConnectionAge).get(), 1);
+    });
+}
+
+#[test]
+fn a_drain_ends_idle_connections_and_lets_running_requests_finish() {
+    running(|| async {
+        let address = backend(|engine, event| match event {
+            Event::Headers { stream, .. } => {
+                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+            }
+            Event::Data {
+                stream,
+                end_stream: true,
+                ..
+            } => {
+                engine.send_data(stream, b"late", true, Instant::now());
+            }
+            _ => {}
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut idle = connect(&bench);
+        direct(&mut idle).await;
+        let mut busy = connect(&bench);
+        ask(
+            &mut busy,
+            "POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n",
+            "\r\n\r\n",
+        )
+        .await;
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now + Duration::from_millis(50),
+        });
+        assert_eq!(read_all(&mut idle).await, "");
+        let mut new = connect(&bench);
+        let answer = direct(&mut new).await;
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        assert_eq!(read_all(&mut new).await, "");
+        bench.worker.enter(Phase::Closing);
+        send(&mut busy, "end").await;
+        assert!(read_all(&mut busy).await.contains("late"));
+        until(|| bench.worker.clients.borrow().is_empty()).await;
+    });
+}
+
+#[test]
+fn what_still_runs_at_the_end_of_a_drain_is_cut() {
+    running(|| async {
+        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend(silent(resets.clone(), requests.clone())).await;
+        let bench = Bench::new(&[address]);
+        let mut client = connect(&bench);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until(|| requests.get() == 1).await;
+        bench.worker.enter(Phase::Cutting);
+        let answer = read_all(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        assert!(answer.ends_with("the proxy is shutting down"), "{answer}");
+    });
+}
+
+#[test]
+fn a_silent_stream_is_answered_after_stream_idle_and_a_stalled_reader_cut() {
+    running(|| async {
+        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend(silent(resets.clone(), requests.clone())).await;
+        let bench = Bench::new(&[address]);
+        let mut policy = testing::policy();
+        policy.timeouts.stream_idle = Duration::from_millis(100);
+        let mut client = connect_with(&bench, policy, 4096);
+        let answer = ask(
+            &mut client,
+            "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
+            "stream timeout",
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+        until(|| resets.get() == 1).await;
+
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+                engine.send_data(stream, &vec![b'x'; 1 << 20], true, Instant::now());
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut policy = testing::policy();
+        policy.timeouts.stream_window_stall = Duration::from_millis(100);
+        let mut client = connect_with(&bench, policy, 4096);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until(|| bench.shard.limits(Limit::WindowStall).get() == 1).await;
+        let mut policy = testing::policy();
+        policy.timeouts.write_stall = Duration::from_millis(100);
+        let mut client = connect_with(&bench, policy, 4096);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until(|| bench.shard.limits(Limit::WriteStall).get() == 1).await;
+    });
+}

@@ -1,0 +1,156 @@
+//! Requests that end at the proxy: its own answers, and those that hyper gives by itself.
+
+use super::*;
+
+#[test]
+fn local_answers() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let cases = [
+            (
+                "POST /api.Echo/Echo HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n",
+                "505",
+                "gRPC needs HTTP/2",
+            ),
+            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "404", "\r\n\r\n"),
+            (
+                "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
+                "503",
+                "no healthy upstream",
+            ),
+            ("GET / HTTP/1.1\r\n\r\n", "400", "invalid authority"),
+            (
+                "GET http://b/direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
+                "400",
+                "invalid authority",
+            ),
+            (
+                "GET http://a/direct/ HTTP/1.1\r\nhost: a\r\n\r\n",
+                "200",
+                "direct",
+            ),
+            (
+                "CONNECT a:443 HTTP/1.1\r\nhost: a:443\r\n\r\n",
+                "405",
+                "CONNECT is not supported",
+            ),
+            (
+                "GET /healthz HTTP/1.1\r\nhost: a\r\nx-envoy-livenessprobe: healthz\r\n\r\n",
+                "200",
+                "\r\n\r\n",
+            ),
+            ("GET /\" HTTP/1.1\r\nhost: a\r\n\r\n", "400", "\r\n\r\n"),
+        ];
+        for (request, status, end) in cases {
+            let mut client = connect(&bench);
+            let answer = ask(&mut client, request, end).await;
+            assert_eq!(
+                answer.split(' ').nth(1),
+                Some(status),
+                "{request}: {answer}"
+            );
+        }
+        assert_eq!(bench.logged().len(), cases.len());
+    });
+}
+
+#[test]
+fn a_head_above_the_limit_gets_431_ours_or_hypers() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let mut client = connect(&bench);
+        let request = |bytes: usize| {
+            let value = "x".repeat(bytes);
+            format!("GET /direct/ HTTP/1.1\r\nhost: a\r\nx-large: {value}\r\n\r\n")
+        };
+        let answer = ask(
+            &mut client,
+            &request(9000),
+            "request header fields too large",
+        )
+        .await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        assert!(answer.contains("server: edge-proxy"), "{answer}");
+        ask(&mut client, &request(7000), "direct").await;
+        let mut client = connect(&bench);
+        send(&mut client, &request(40_000)).await;
+        let answer = read_all(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 2);
+        let lines = bench.logged();
+        assert_eq!(
+            lines
+                .iter()
+                .filter(|line| line.contains(" status=431 "))
+                .count(),
+            2,
+            "{lines:?}"
+        );
+    });
+}
+
+#[test]
+fn what_hyper_refuses_is_counted_and_logged() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        for request in [
+            "GET /direct/ HTTP/1.1\r\nhost : a\r\n\r\n",
+            "GET\r\n\r\n",
+            "GET /direct/ HTTP/1.1\r\nhost: a\r\nx: a\0b\r\n\r\n",
+            "POST /direct/ HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            "POST /direct/ HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+            "POST /direct/ HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n",
+        ] {
+            let mut client = connect(&bench);
+            send(&mut client, request).await;
+            let answer = read_all(&mut client).await;
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+        }
+        let lines = bench.logged();
+        assert_eq!(lines.len(), 6, "{lines:?}");
+        assert!(lines.iter().all(|line| line.contains("DPE")), "{lines:?}");
+        assert_eq!(bench.shard.flags(Flag::DownstreamProtocolError).get(), 6);
+        assert_eq!(bench.shard.unrouted().started.get(), 6);
+    });
+}
+
+#[test]
+fn of_two_lengths_only_the_chunks_reach_the_backend() {
+    running(|| async {
+        let heads = Rc::new(RefCell::new(Vec::new()));
+        let mut answer = echo();
+        let address = backend({
+            let heads = heads.clone();
+            move |engine, event| {
+                if let Event::Headers { headers, .. } = &event {
+                    heads.borrow_mut().push(headers.clone());
+                }
+                answer(engine, event);
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        for order in [
+            "content-length: 4\r\ntransfer-encoding: chunked",
+            "transfer-encoding: chunked\r\ncontent-length: 4",
+        ] {
+            let mut client = connect(&bench);
+            let request = format!(
+                "POST /plain/s HTTP/1.1\r\nhost: a\r\n{order}\r\n\r\n2\r\nab\r\n0\r\n\r\nGET /plain/smuggled HTTP/1.1\r\nhost: a\r\n\r\n"
+            );
+            send(&mut client, &request).await;
+            let answer = read_all(&mut client).await;
+            assert!(answer.contains("/plain/s 2"), "{answer}");
+            assert!(
+                !answer.contains("smuggled"),
+                "the connection ends after it: {answer}"
+            );
+        }
+        for head in heads.borrow().iter() {
+            assert_eq!(head.get(b"content-length"), None);
+            assert_eq!(head.get(b"transfer-encoding"), None);
+            assert_eq!(head.get(b"connection"), None);
+        }
+        assert_eq!(heads.borrow().len(), 2);
+    });
+}
