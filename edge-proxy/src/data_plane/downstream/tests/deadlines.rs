@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::*;
 use crate::data_plane::testing::{
     ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
-    SETTINGS, frame, frozen, pass, settle, until_frozen,
+    SETTINGS, at_once, frame, frozen, pass, settle,
 };
 
 const fn seconds(seconds: u64) -> Duration {
@@ -42,7 +42,7 @@ async fn ends_after(bench: &Bench, limit: Duration) {
     settle().await;
     assert_eq!(open(bench), 1, "before {limit:?}");
     pass(Duration::from_millis(200)).await;
-    until_frozen(|| open(bench) == 0).await;
+    at_once(|| open(bench) == 0).await;
 }
 
 /// A client that has connected and says nothing, as the acceptor hands it over.
@@ -84,7 +84,7 @@ fn a_quiet_connection_holds_little() {
             settle().await;
             assert!(!only(&bench).shrunk.get());
             pass(Duration::from_millis(200)).await;
-            until_frozen(|| only(&bench).shrunk.get()).await;
+            at_once(|| only(&bench).shrunk.get()).await;
         }
     });
 }
@@ -115,7 +115,7 @@ fn preface_and_settings_have_10_s() {
             let bench = Bench::new(&[]);
             let mut raw = Raw::connect(&bench, testing::policy()).await;
             raw.send(said).await;
-            until_frozen(|| open(&bench) == 1).await;
+            at_once(|| open(&bench) == 1).await;
             settle().await;
             ends_after(&bench, seconds(10)).await;
             assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 1);
@@ -128,12 +128,12 @@ fn settings_are_to_be_acknowledged_within_10_s_of_the_clients_own() {
     frozen(|| async {
         let bench = Bench::new(&[]);
         let mut raw = Raw::connect(&bench, testing::policy()).await;
-        until_frozen(|| open(&bench) == 1).await;
+        at_once(|| open(&bench) == 1).await;
         pass(seconds(5)).await;
         let settings = frame(SETTINGS, 0, 0, &[]);
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
         raw.send(&[&preface[..], &settings].concat()).await;
-        until_frozen(|| only(&bench).ready.get().is_some()).await;
+        at_once(|| only(&bench).ready.get().is_some()).await;
         ends_after(&bench, seconds(10)).await;
         assert_eq!(bench.shard.limits(Limit::SettingsTimeout).get(), 1);
         let goaway = raw.next_of(GOAWAY).await;
@@ -151,7 +151,7 @@ fn an_open_header_block_has_10_s() {
         pass(seconds(50)).await;
         let block = raw.block(&testing::grpc("/direct/"));
         raw.send(&frame(HEADERS, END_STREAM, 1, &block[..5])).await;
-        until_frozen(|| only(&bench).link.engine().header_block_since().is_some()).await;
+        at_once(|| only(&bench).link.engine().header_block_since().is_some()).await;
         // Going on with it gains no time.
         pass(seconds(5)).await;
         raw.send(&frame(CONTINUATION, 0, 1, &block[5..9])).await;
@@ -176,7 +176,7 @@ fn an_idle_client_gets_a_ping_after_5_min_and_its_goaway_after_15() {
             pass(seconds(1)).await;
             let ping = raw.next_of(PING).await;
             raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
-            until_frozen(|| matches!(only(&bench).ping.get(), Ping::Answered(_))).await;
+            at_once(|| matches!(only(&bench).ping.get(), Ping::Answered(_))).await;
         }
         pass(seconds(298)).await;
         settle().await;
@@ -189,7 +189,7 @@ fn an_idle_client_gets_a_ping_after_5_min_and_its_goaway_after_15() {
         pass(Duration::from_millis(2100)).await;
         let goaway = raw.next_of(GOAWAY).await;
         assert_eq!(goaway[9..17], [0; 8]);
-        until_frozen(|| open(&bench) == 0).await;
+        at_once(|| open(&bench) == 0).await;
     });
 }
 
@@ -202,7 +202,7 @@ fn a_client_with_streams_gets_a_ping_after_60_s_and_has_20_s_to_answer() {
         pass(seconds(200)).await;
         let block = raw.block(&testing::grpc("/direct/"));
         raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
-        until_frozen(|| bench.worker.rpcs.borrow().len() == 1).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
         for _ in 0..2 {
             pass(seconds(59)).await;
             settle().await;
@@ -213,13 +213,13 @@ fn a_client_with_streams_gets_a_ping_after_60_s_and_has_20_s_to_answer() {
             pass(seconds(1)).await;
             let ping = raw.next_of(PING).await;
             raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
-            until_frozen(|| matches!(only(&bench).ping.get(), Ping::Answered(_))).await;
+            at_once(|| matches!(only(&bench).ping.get(), Ping::Answered(_))).await;
         }
         pass(seconds(60)).await;
         raw.next_of(PING).await;
         ends_after(&bench, seconds(20)).await;
         assert_eq!(bench.shard.limits(Limit::KeepaliveTimeout).get(), 1);
-        until_frozen(|| bench.worker.rpcs.borrow().len() == 0).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
     });
 }
 
@@ -240,13 +240,13 @@ fn a_stream_on_which_nothing_moves_ends_after_5_min() {
         let mut client = Client::connect_with(&bench, patient()).await;
         let stream = client.call("/api.Echo/Echo", b"\0", false);
         client.flush().await;
-        until_frozen(|| bytes.get() == 1).await;
+        at_once(|| bytes.get() == 1).await;
         pass(seconds(200)).await;
         client
             .engine
             .send_data(stream, b"\0", false, testing::now());
         client.flush().await;
-        until_frozen(|| bytes.get() == 2).await;
+        at_once(|| bytes.get() == 2).await;
         pass(seconds(299)).await;
         settle().await;
         assert_eq!(bench.worker.rpcs.borrow().len(), 1);
@@ -284,7 +284,7 @@ fn an_rpc_without_a_deadline_has_none() {
         let mut client = Client::connect_with(&bench, policy).await;
         let stream = client.call("/api.Echo/Echo", b"\0", false);
         client.flush().await;
-        until_frozen(|| waits.borrow().is_some()).await;
+        at_once(|| waits.borrow().is_some()).await;
         // A PING to the backend every five minutes is answered in time.
         for _ in 0..200 {
             pass(seconds(100)).await;
@@ -311,7 +311,7 @@ fn a_stream_whose_window_stays_shut_ends_after_60_s_and_no_other() {
         let block = raw.block(&testing::grpc("/api.Echo/Echo"));
         raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
             .await;
-        until_frozen(|| only(&bench).blocked(1).is_some()).await;
+        at_once(|| only(&bench).blocked(1).is_some()).await;
         pass(seconds(59)).await;
         settle().await;
         assert_eq!(bench.worker.rpcs.borrow().len(), 1);
@@ -352,7 +352,7 @@ fn a_socket_that_takes_nothing_is_dropped_after_30_s_whatever_waits_for_it() {
             let queued = connection.link.engine().output().len();
             (connection.link.write_blocked(), queued)
         };
-        until_frozen(|| stalled().0.is_some()).await;
+        at_once(|| stalled().0.is_some()).await;
         // What the kernel still moves is progress.
         let mut before = stalled();
         loop {
@@ -367,7 +367,7 @@ fn a_socket_that_takes_nothing_is_dropped_after_30_s_whatever_waits_for_it() {
         }
         ends_after(&bench, seconds(30)).await;
         assert_eq!(bench.shard.limits(Limit::WriteStall).get(), 1);
-        until_frozen(|| bench.worker.rpcs.borrow().len() == 0).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
     });
 }
 
@@ -408,12 +408,12 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
             "{ages:?}"
         );
         drop(others);
-        until_frozen(|| open(&bench) == 0).await;
+        at_once(|| open(&bench) == 0).await;
 
         let (mut raw, _) = Raw::open(&bench, policy).await;
         let block = raw.block(&testing::grpc("/api.Echo/Echo"));
         raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
-        until_frozen(|| bench.worker.rpcs.borrow().len() == 1).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
         pass(seconds(1600)).await;
         settle().await;
         assert_eq!(only(&bench).leaving.get(), Leaving::No);
@@ -434,6 +434,6 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
         raw.send(&frame(DATA, END_STREAM, 1, b"\0\0\0\0\0")).await;
         assert_eq!(raw.next_of(DATA).await[8], 1);
         assert_eq!(raw.next_of(HEADERS).await[4] & END_STREAM, END_STREAM);
-        until_frozen(|| open(&bench) == 0).await;
+        at_once(|| open(&bench) == 0).await;
     });
 }

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::*;
 use crate::data_plane::testing::{
     CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, SETTINGS,
-    WINDOW_UPDATE, frame, frozen, until_frozen,
+    WINDOW_UPDATE, at_once, frame, frozen,
 };
 
 /// What ended the connection.
@@ -120,7 +120,7 @@ fn a_7th_frame_of_a_header_block_ends_the_connection() {
         let block = raw.block(&sized(1000));
         raw.send(&in_frames(3, &block, 7)).await;
         assert_eq!(goaway(&mut raw).await, Reason::ENHANCE_YOUR_CALM.0);
-        until_frozen(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
+        at_once(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
         assert_eq!(bench.shard.resets(ResetCause::Flood).get(), 1);
     });
 }
@@ -148,7 +148,7 @@ fn cancels_that_a_backend_does_not_know_of_count_as_streams() {
             let stream = 2 * number + 1;
             let block = raw.block(&testing::grpc("/api.Echo/Echo"));
             raw.send(&frame(HEADERS, END_HEADERS, stream, &block)).await;
-            until_frozen(|| {
+            at_once(|| {
                 let clients = bench.worker.clients.borrow();
                 let Some(ClientConnection::Http2(client)) = clients.values().next() else {
                     return false;
@@ -171,7 +171,7 @@ fn cancels_that_a_backend_does_not_know_of_count_as_streams() {
                 testing::settle().await;
             }
             raw.send(&frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])).await;
-            until_frozen(|| bench.worker.rpcs.borrow().len() == 0).await;
+            at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
         }
         // Ten resets may be under way, and twelve streams wait for theirs.
         assert_eq!(refused, (22..30).collect::<Vec<_>>());
@@ -198,7 +198,7 @@ fn an_encoded_header_block_above_32_kib_ends_the_connection() {
             raw.send(&in_frames(1, &block, 3)).await;
             if ends {
                 assert_eq!(goaway(&mut raw).await, Reason::ENHANCE_YOUR_CALM.0);
-                until_frozen(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
+                at_once(|| bench.shard.limits(Limit::HeaderBlock).get() == 1).await;
             } else {
                 // Its list is above 32 KiB too, which only ends the stream.
                 assert_eq!(raw.next_of(RST_STREAM).await[8], 1);

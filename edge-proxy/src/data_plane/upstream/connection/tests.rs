@@ -3,7 +3,7 @@ use std::cell::RefCell;
 use super::*;
 use crate::data_plane::testing::{
     self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Raw, SETTINGS,
-    WINDOW_UPDATE, backend, backend_behind, echo, frozen, pass, running, settle, until_frozen,
+    WINDOW_UPDATE, at_once, backend, backend_behind, echo, frozen, pass, running, settle,
 };
 
 /// The connections of the bench's only endpoint.
@@ -73,12 +73,12 @@ fn no_ping_to_a_backend_in_the_first_five_minutes_and_one_after() {
             }
             for (after, sent) in [(0, 0), (299, 0), (20, 1), (280, 1), (40, 2)] {
                 pass(Duration::from_secs(after)).await;
-                until_frozen(|| pings.get() >= sent).await;
+                at_once(|| pings.get() >= sent).await;
                 // It comes behind whatever was sent before.
                 let stream = client.call("/api.Echo/Echo", b"", true);
                 assert_eq!(client.status(stream).await, "0");
                 assert_eq!(pings.get(), sent, "busy: {busy}");
-                until_frozen(|| connections(&bench)[0].ping.get().is_none()).await;
+                at_once(|| connections(&bench)[0].ping.get().is_none()).await;
             }
             assert_eq!(connections(&bench).len(), 1);
         });
@@ -104,14 +104,14 @@ fn a_backend_that_does_not_answer_a_ping_in_20_s_loses_its_connection() {
         let mut client = Client::connect_with(&bench, patient()).await;
         let open = client.call("/api.Echo/Echo", b"", false);
         client.flush().await;
-        until_frozen(|| {
+        at_once(|| {
             connections(&bench)
                 .first()
                 .is_some_and(|c| c.link.engine().stream_count() == 1)
         })
         .await;
         pass(Duration::from_secs(311)).await;
-        until_frozen(|| pings.get() == 1).await;
+        at_once(|| pings.get() == 1).await;
         pass(Duration::from_secs(18)).await;
         let stream = client.call("/api.Echo/Echo", b"", true);
         assert_eq!(client.status(stream).await, "0", "19 s are not 20");
@@ -144,7 +144,7 @@ fn a_backend_whose_socket_takes_nothing_loses_its_connection_after_write_stall()
             let mut client = Client::connect_with(&bench, policy).await;
             let stream = client.call("/api.Echo/Echo", &vec![0; 64 << 20], true);
             let status = tokio::task::spawn_local(async move { client.status(stream).await });
-            until_frozen(|| {
+            at_once(|| {
                 connections(&bench)
                     .first()
                     .is_some_and(|c| c.link.write_blocked().is_some())
@@ -204,19 +204,19 @@ fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
                     .is_some()
             })
         };
-        until_frozen(stalled).await;
+        at_once(stalled).await;
         let mut other = Client::connect_with(&bench, patient()).await;
         let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
         pass(Duration::from_millis(900)).await;
         call(&mut other);
         other.flush().await;
-        until_frozen(|| streams.borrow().len() == 2).await;
+        at_once(|| streams.borrow().len() == 2).await;
         assert_eq!(connections(&bench).len(), 1);
         pass(Duration::from_millis(1200)).await;
-        until_frozen(|| connections(&bench)[0].congested.get()).await;
+        at_once(|| connections(&bench)[0].congested.get()).await;
         call(&mut other);
         other.flush().await;
-        until_frozen(|| streams.borrow().len() == 3).await;
+        at_once(|| streams.borrow().len() == 3).await;
         assert_eq!(connections(&bench).len(), 2);
         assert_eq!(streams.borrow()[2], 1, "the first of its connection");
         upload.abort();
@@ -238,13 +238,13 @@ fn the_backends_settings_are_awaited_within_connect_timeout() {
         let stream = client.call("/api.Echo/Echo", b"", true);
         client.flush().await;
         let (socket, _) = listener.accept().await.unwrap();
-        until_frozen(|| connections(&bench).len() == 1).await;
+        at_once(|| connections(&bench).len() == 1).await;
         let first = connections(&bench).remove(0);
         pass(Duration::from_millis(4900)).await;
         settle().await;
         assert!(!first.link.is_closed());
         pass(Duration::from_millis(200)).await;
-        until_frozen(|| first.link.is_closed()).await;
+        at_once(|| first.link.is_closed()).await;
         socket.readable().await.unwrap();
         let mut seen = vec![0; 1024];
         let n = socket.try_read(&mut seen).unwrap();
@@ -287,13 +287,13 @@ fn a_connection_that_is_full_gets_siblings_up_to_max_connections_then_rpcs_wait(
                 client.call("/api.Echo/Echo", b"", true);
             }
             client.flush().await;
-            until_frozen(|| streams.borrow().len() == running).await;
+            at_once(|| streams.borrow().len() == running).await;
             assert_eq!(connections(&bench).len(), open);
         }
         let last = client.call("/api.Echo/Echo", b"", true);
         client.flush().await;
         let limited = || bench.shard.limits(Limit::UpstreamConnections).get() == 1;
-        until_frozen(limited).await;
+        at_once(limited).await;
         pass(Duration::from_millis(4900)).await;
         settle().await;
         assert_eq!(bench.worker.rpcs.borrow().len(), 7);
@@ -423,14 +423,14 @@ fn small_and_empty_frames_of_one_read_are_joined_and_none_is_empty() {
                 .first()
                 .is_some_and(|c| c.link.engine().stream_count() == 1)
         };
-        until_frozen(open).await;
+        at_once(open).await;
         let mut crumbs = Vec::new();
         for byte in 0..40 {
             crumbs.extend(testing::frame(DATA, 0, 1, &[byte]));
             crumbs.extend(testing::frame(DATA, 0, 1, &[]));
         }
         raw.send(&crumbs).await;
-        until_frozen(|| sizes.borrow().iter().map(|(size, _)| size).sum::<usize>() == 40).await;
+        at_once(|| sizes.borrow().iter().map(|(size, _)| size).sum::<usize>() == 40).await;
         assert_eq!(*sizes.borrow(), [(40, 0)]);
         raw.send(&testing::frame(DATA, 0, 1, &[])).await;
         raw.send(&testing::frame(DATA, END_STREAM, 1, &[])).await;
