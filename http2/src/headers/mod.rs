@@ -9,96 +9,21 @@
 //! Taking a field out only drops its entry. Its bytes stay behind until they are more than half of the buffer, and then
 //! the rest is moved together; a block that is edited without end stays bounded, an ordinary edit moves nothing.
 
+// One field and what is known of it, from the decoder's table to the encoder.
+mod entry;
+// Names that we know, recognised once.
 mod name;
+// What RFC 9113 §8 allows.
 mod rules;
 
+pub use name::{Known, KnownSet};
 pub use rules::Kind;
 
+use entry::Entry;
+pub(crate) use entry::Meta;
 use name::KNOWN;
 pub(crate) use name::{Indexing, NameId};
 pub(crate) use rules::Check;
-
-/// Names that the proxy's rules ask for, recognised once when a block is decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-#[expect(
-    missing_docs,
-    reason = "each is the header field of its name, as `name` spells it"
-)]
-pub enum Known {
-    /// Any other name.
-    Other,
-    Method,
-    Scheme,
-    Authority,
-    Path,
-    Status,
-    Protocol,
-    ContentType,
-    ContentLength,
-    Te,
-    Host,
-    UserAgent,
-    Server,
-    Date,
-    GrpcTimeout,
-    GrpcStatus,
-    GrpcMessage,
-    GrpcEncoding,
-    Connection,
-    KeepAlive,
-    ProxyConnection,
-    TransferEncoding,
-    Upgrade,
-    Http2Settings,
-    XForwardedFor,
-    XForwardedProto,
-    XRequestId,
-    Traceparent,
-    Authorization,
-    Cookie,
-    Expect,
-    XEnvoyUpstreamServiceTime,
-}
-
-impl Known {
-    #[inline]
-    const fn bit(self) -> u32 {
-        1 << self as u32
-    }
-
-    /// The field's name as it stands in a block, pseudo-header fields with their colon; `""` for [`Known::Other`].
-    pub fn name(self) -> &'static str {
-        name::known_name(self)
-    }
-}
-
-/// Some of the [`Known`], to ask for all of them at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KnownSet(u32);
-
-impl KnownSet {
-    /// Of these.
-    pub const fn of(known: &[Known]) -> Self {
-        let (mut bits, mut at) = (0, 0);
-        while at < known.len() {
-            bits |= known[at].bit();
-            at += 1;
-        }
-        Self(bits)
-    }
-
-    /// These and `known`.
-    pub const fn with(self, known: Known) -> Self {
-        Self(self.0 | known.bit())
-    }
-
-    /// Whether `known` is one of them.
-    #[inline]
-    pub const fn contains(self, known: Known) -> bool {
-        self.0 & known.bit() != 0
-    }
-}
 
 /// One field of a [`Headers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,44 +78,6 @@ impl Clone for Headers {
         copy.seen = other.seen;
         copy.repeated = other.repeated;
         copy.first = other.first;
-    }
-}
-
-/// One field: where its bytes are, and what is known of it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    start: u32,
-    name_len: u32,
-    value_len: u32,
-    meta: Meta,
-}
-
-/// What is known of a field besides its bytes; it goes with the field from the decoder's table to a block and on to the
-/// encoder.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Meta {
-    /// [`content_hash`](crate::hpack::content_hash) of name and value, or 0 when it wasn't needed yet.
-    pub(crate) hash: u32,
-    pub(crate) name: NameId,
-    /// The result of the checks of RFC 9113 §8.2 and §8.3 on this field alone.
-    pub(crate) check: Check,
-    /// The index of exactly this field in the static table, or 0.
-    pub(crate) static_index: u8,
-    /// No hop may put it in a table (RFC 7541 §6.2.3).
-    pub(crate) never_indexed: bool,
-}
-
-impl Meta {
-    /// What is known of a field from its name alone.
-    #[inline]
-    pub(crate) const fn of(name: NameId) -> Self {
-        Self {
-            hash: 0,
-            name,
-            check: Check::UNKNOWN,
-            static_index: 0,
-            never_indexed: false,
-        }
     }
 }
 
@@ -521,126 +408,6 @@ impl Headers {
     }
 }
 
-/// For the decoder and the encoder: fields with what is known of them.
-impl Headers {
-    /// Room for an ordinary block, in two allocations, before the first field is decoded.
-    #[inline]
-    pub(crate) fn make_room(&mut self) {
-        if self.0.entries.capacity() == 0 {
-            self.0.entries.reserve(ORDINARY_FIELDS);
-            self.0.bytes.reserve(ORDINARY_BYTES);
-        }
-    }
-
-    /// The byte buffer, for the decoder to append a name and a value to before it calls [`commit`](Self::commit).
-    #[inline]
-    pub(crate) fn arena(&mut self) -> &mut Vec<u8> {
-        &mut self.0.bytes
-    }
-
-    /// Makes a field of the bytes that were appended to the arena since it was `start` long. The decoder's blocks are
-    /// far below the 4 GiB that the offsets can hold.
-    #[inline]
-    pub(crate) fn commit(&mut self, start: usize, name_len: usize, meta: Meta) {
-        let len = self.0.bytes.len() - start;
-        self.0.live += len;
-        self.note(meta.name.known(), self.0.entries.len());
-        self.0.entries.push(Entry {
-            start: start as u32,
-            name_len: name_len as u32,
-            value_len: (len - name_len) as u32,
-            meta,
-        });
-    }
-
-    /// Appends a field from a table: name and value in one piece.
-    #[inline]
-    pub(crate) fn push_line(&mut self, line: &[u8], name_len: usize, meta: Meta) {
-        let start = self.0.bytes.len();
-        self.0.bytes.extend_from_slice(line);
-        self.commit(start, name_len, meta);
-    }
-
-    /// The first `fields` fields of `other`, whose fields lie one behind the other in their order, as the decoder puts
-    /// them. This block is empty.
-    pub(crate) fn clone_first(&mut self, other: &Self, fields: usize) {
-        let entries = &other.0.entries[..fields];
-        let Some(last) = entries.last() else { return };
-        self.0.live = last.range().end;
-        self.0
-            .bytes
-            .extend_from_slice(&other.0.bytes[..self.0.live]);
-        self.0.entries.extend_from_slice(entries);
-        for (at, entry) in entries.iter().enumerate() {
-            self.note(entry.meta.name.known(), at);
-        }
-    }
-
-    /// Whether both have the same fields in the same order.
-    pub(crate) fn same(&self, other: &Self) -> bool {
-        let mut fields = self.lines().zip(other.lines());
-        self.len() == other.len()
-            && fields.all(|((a, a_name, _), (b, b_name, _))| a_name == b_name && a == b)
-    }
-
-    /// What is known of each field.
-    #[inline]
-    pub(crate) fn metas(&self) -> impl Iterator<Item = &Meta> {
-        self.0.entries.iter().map(|e| &e.meta)
-    }
-
-    /// The field at a place of [`metas`](Self::metas), looked at for its faults.
-    pub(crate) fn check_at(&self, at: usize) -> Check {
-        self.0.entries.get(at).map_or(Check::UNKNOWN, |e| {
-            let (name, value) = self.0.bytes[e.range()].split_at(e.name_len as usize);
-            Check::of(e.meta.name, name, value)
-        })
-    }
-
-    /// Each field as name and value in one piece, the name's length, and what is known of it.
-    #[inline]
-    pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], usize, &Meta)> {
-        self.0
-            .entries
-            .iter()
-            .map(|e| (&self.0.bytes[e.range()], e.name_len as usize, &e.meta))
-    }
-}
-
-impl Entry {
-    #[inline]
-    fn len(&self) -> usize {
-        (self.name_len + self.value_len) as usize
-    }
-
-    #[inline]
-    fn range(&self) -> std::ops::Range<usize> {
-        let start = self.start as usize;
-        start..start + self.len()
-    }
-
-    #[inline]
-    fn field<'a>(&self, bytes: &'a [u8]) -> Field<'a> {
-        let (name, value) = bytes[self.range()].split_at(self.name_len as usize);
-        Field {
-            known: self.meta.name.known(),
-            name,
-            value,
-        }
-    }
-
-    #[inline]
-    fn value<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
-        let start = self.start as usize;
-        &bytes[start + self.name_len as usize..start + self.len()]
-    }
-
-    #[inline]
-    fn is(&self, bytes: &[u8], id: NameId, name: &[u8]) -> bool {
-        self.meta.name == id && (!id.is_other() || self.field(bytes).name == name)
-    }
-}
-
 /// The same fields in the same order.
 impl PartialEq for Headers {
     fn eq(&self, other: &Self) -> bool {
@@ -668,152 +435,10 @@ impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
 
 /// RFC 9113 §6.5.2 and RFC 7541 §4.1: what a field counts besides its octets.
 pub(crate) const FIELD_OVERHEAD: usize = 32;
-/// A gRPC request of a proxy's client: a dozen fields, some with ids. Larger blocks grow.
-const ORDINARY_FIELDS: usize = 16;
-const ORDINARY_BYTES: usize = 768;
 /// Unused bytes below this are never worth a move.
 const GARBAGE: usize = 1024;
 /// The last place that [`Block::first`] can tell.
 const BEYOND: u8 = u8::MAX;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request() -> Headers {
-        Headers::from_iter([
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":path", "/api.Echo/Echo"),
-            ("x-a", "1"),
-            ("te", "trailers"),
-            ("x-a", "2"),
-        ])
-    }
-
-    fn text(headers: &Headers) -> String {
-        let line = |f: Field<'_>| {
-            format!(
-                "{}={}",
-                String::from_utf8_lossy(f.name),
-                String::from_utf8_lossy(f.value)
-            )
-        };
-        headers.iter().map(line).collect::<Vec<_>>().join(" ")
-    }
-
-    fn counted(headers: &Headers) -> usize {
-        headers
-            .iter()
-            .map(|f| f.name.len() + f.value.len() + 32)
-            .sum()
-    }
-
-    #[test]
-    fn order_and_duplicates_are_kept() {
-        let headers = request();
-        assert_eq!(
-            text(&headers),
-            ":method=POST :scheme=https :path=/api.Echo/Echo x-a=1 te=trailers x-a=2"
-        );
-        assert_eq!(headers.get_all(b"x-a").collect::<Vec<_>>(), [b"1", b"2"]);
-        assert_eq!(headers.get(b"x-b"), None);
-        assert_eq!(headers.known(Known::Te), Some(&b"trailers"[..]));
-        assert_eq!(headers.known(Known::Cookie), None);
-        assert_eq!(headers.path(), Some(&b"/api.Echo/Echo"[..]));
-        assert_eq!(headers.len(), 6);
-        assert_eq!(headers.list_size(), counted(&headers));
-    }
-
-    #[test]
-    fn set_replaces_the_first_and_removes_the_others() {
-        let mut headers = request();
-        headers.set(b"x-a", b"longer than before");
-        headers.set_known(Known::Te, b"x");
-        headers.set(b"x-b", b"new");
-        headers.set(b":authority", b"a");
-        assert_eq!(
-            text(&headers),
-            ":method=POST :scheme=https :path=/api.Echo/Echo :authority=a x-a=longer than before te=x x-b=new"
-        );
-        assert_eq!(headers.list_size(), counted(&headers));
-    }
-
-    #[test]
-    fn removal_is_exact_in_size_and_order() {
-        let mut headers = request();
-        headers.remove(b"x-a");
-        headers.remove_known(Known::Scheme);
-        headers.remove(b"cookie");
-        headers.retain(|f| f.known != Known::Te);
-        assert_eq!(text(&headers), ":method=POST :path=/api.Echo/Echo");
-        assert_eq!(headers.list_size(), counted(&headers));
-        assert_eq!(headers.known(Known::Te), None);
-        headers.clear();
-        assert!(headers.is_empty());
-        assert_eq!((headers.list_size(), headers.method()), (0, None));
-    }
-
-    #[test]
-    fn endless_edits_leave_bounded_garbage() {
-        let mut headers = request();
-        let long = [b'v'; 100];
-        for i in 0..10_000 {
-            headers.set(b"x-a", &long[..i % 100]);
-            assert!(headers.0.bytes.len() <= 2 * headers.0.live + GARBAGE + long.len() + 3);
-            assert_eq!(headers.list_size(), counted(&headers));
-        }
-        assert_eq!(headers.path(), Some(&b"/api.Echo/Echo"[..]));
-    }
-
-    #[test]
-    fn names_are_found_wherever_they_stand() {
-        let mut headers = Headers::new();
-        for at in 0..600 {
-            headers.push(b"x-other", b"o");
-            if at == 200 || at == 400 {
-                headers.push(b"te", b"t");
-            }
-            if at == 500 {
-                headers.push(b"host", b"h");
-                headers.push(b"host", b"i");
-            }
-        }
-        let all = |headers: &Headers, known| headers.all_known(known).count();
-        assert_eq!(
-            (all(&headers, Known::Te), all(&headers, Known::Host)),
-            (2, 2)
-        );
-        assert_eq!(headers.known(Known::Host), Some(&b"h"[..]));
-        // What goes from before them moves them.
-        let mut seen = 0;
-        headers.retain(|field| {
-            seen += 1;
-            field.known != Known::Other || seen > 300
-        });
-        assert_eq!(
-            (all(&headers, Known::Te), all(&headers, Known::Host)),
-            (2, 2)
-        );
-        headers.set_known(Known::Host, b"j");
-        assert_eq!(headers.all_known(Known::Host).collect::<Vec<_>>(), [b"j"]);
-        headers.set_known(Known::Host, b"k");
-        headers.remove_known(Known::Te);
-        assert_eq!(headers.known(Known::Te), None);
-        assert!(!headers.has_any(KnownSet::of(&[Known::Te, Known::Date])));
-        assert!(headers.has_any(KnownSet::of(&[Known::Date, Known::Host])));
-        assert_eq!(headers.known(Known::Host), Some(&b"k"[..]));
-        assert_eq!(headers.others().count() + 1, headers.len());
-        assert_eq!(headers.list_size(), counted(&headers));
-    }
-
-    #[test]
-    fn known_names_spell_themselves() {
-        assert_eq!(Known::Http2Settings.name(), "http2-settings");
-        assert_eq!(Known::Other.name(), "");
-        let mut headers = Headers::new();
-        headers.push_known(Known::GrpcStatus, b"0");
-        headers.push_known(Known::Other, b"nothing");
-        assert_eq!(text(&headers), "grpc-status=0");
-    }
-}
+mod tests;

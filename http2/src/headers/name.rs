@@ -7,7 +7,87 @@
 //!
 //! The look-up is an open-addressing table built at compile time; a test bounds its probes.
 
-use super::Known;
+/// Names that the proxy's rules ask for, recognised once when a block is decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[expect(
+    missing_docs,
+    reason = "each is the header field of its name, as `name` spells it"
+)]
+pub enum Known {
+    /// Any other name.
+    Other,
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    Status,
+    Protocol,
+    ContentType,
+    ContentLength,
+    Te,
+    Host,
+    UserAgent,
+    Server,
+    Date,
+    GrpcTimeout,
+    GrpcStatus,
+    GrpcMessage,
+    GrpcEncoding,
+    Connection,
+    KeepAlive,
+    ProxyConnection,
+    TransferEncoding,
+    Upgrade,
+    Http2Settings,
+    XForwardedFor,
+    XForwardedProto,
+    XRequestId,
+    Traceparent,
+    Authorization,
+    Cookie,
+    Expect,
+    XEnvoyUpstreamServiceTime,
+}
+
+impl Known {
+    #[inline]
+    pub(super) const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    /// The field's name as it stands in a block, pseudo-header fields with their colon; `""` for [`Known::Other`].
+    pub fn name(self) -> &'static str {
+        NAMES[OF_KNOWN[self as usize] as usize].0
+    }
+}
+
+/// Some of the [`Known`], to ask for all of them at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownSet(pub(super) u32);
+
+impl KnownSet {
+    /// Of these.
+    pub const fn of(known: &[Known]) -> Self {
+        let (mut bits, mut at) = (0, 0);
+        while at < known.len() {
+            bits |= known[at].bit();
+            at += 1;
+        }
+        Self(bits)
+    }
+
+    /// These and `known`.
+    pub const fn with(self, known: Known) -> Self {
+        Self(self.0 | known.bit())
+    }
+
+    /// Whether `known` is one of them.
+    #[inline]
+    pub const fn contains(self, known: Known) -> bool {
+        self.0 & known.bit() != 0
+    }
+}
 
 /// The number of a known name. 1–61 is also the first index of the name in the static table (RFC 7541 appendix A).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,11 +171,6 @@ pub(crate) enum Indexing {
     Literal,
     /// A literal that no later hop may put in a table either (RFC 7541 §7.1.3).
     Never,
-}
-
-/// The name of a known field, `""` for [`Known::Other`].
-pub(super) fn known_name(known: Known) -> &'static str {
-    NAMES[OF_KNOWN[known as usize] as usize].0
 }
 
 const fn slot_of(name: &[u8]) -> usize {
