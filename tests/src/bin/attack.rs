@@ -13,17 +13,13 @@
 //! and by what everything is judged, is in the crate's `attack` and `rollouts`. Figures depend on the build: compare with those of a
 //! release build, `--proxy target/release/edge-proxy`.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Parser;
 use e2e::{
     attack::{self, ATTACKS, Attack, EXTERNAL, Options, Report, Scale},
-    process::proxy_program,
-    program::exit_code,
+    program::{Trial, exit_code},
     rollouts::{self, ROLLOUTS, Rollout},
     say,
 };
@@ -46,13 +42,8 @@ struct Cli {
     #[arg(long)]
     any_speed: bool,
 
-    /// The proxy's program; otherwise it is built, as a debug build, and figures of time are worse
-    #[arg(long, value_name = "FILE")]
-    proxy: Option<PathBuf>,
-
-    /// Write the reports as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    trial: Trial,
 }
 
 /// What can be performed.
@@ -120,10 +111,7 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
     let proofs = chosen(&cli.names)?;
     raise_open_files();
     let options = Options {
-        program: match cli.proxy {
-            Some(program) => program,
-            None => proxy_program()?,
-        },
+        program: cli.trial.program()?,
         scale: if cli.quick { Scale::Quick } else { Scale::Full },
         strict: !cli.any_speed,
     };
@@ -143,9 +131,13 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
         }
     }
     summary(&reports);
-    if let Some(file) = &cli.json {
-        write(file, &options, &reports)?;
-    }
+    cli.trial.report(|| {
+        json!({
+            "quick": options.scale == Scale::Quick,
+            "program": options.program,
+            "attacks": reports.iter().map(Report::json).collect::<Vec<_>>(),
+        })
+    })?;
     Ok(!failed)
 }
 
@@ -212,16 +204,6 @@ fn summary(reports: &[Report]) {
 
 fn mark(held: bool) -> char {
     if held { '✓' } else { '✗' }
-}
-
-fn write(file: &Path, options: &Options, reports: &[Report]) -> anyhow::Result<()> {
-    let all = json!({
-        "quick": options.scale == Scale::Quick,
-        "program": options.program,
-        "attacks": reports.iter().map(Report::json).collect::<Vec<_>>(),
-    });
-    std::fs::write(file, format!("{all:#}\n"))
-        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// For this process and the proxy that it starts: both ends of 12 000 connections.

@@ -2,14 +2,12 @@
 //!
 //! `tests/clients/interop` installs the clients and runs this.
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
-use anyhow::Context as _;
 use clap::Parser;
 use e2e::{
     interop::{Backend, CASES, Client, Options, Outcome, Soak, run},
-    process::proxy_program,
-    program::exit_code,
+    program::{Trial, exit_code},
     say,
 };
 use serde_json::json;
@@ -30,13 +28,8 @@ struct Cli {
     #[arg(long, value_name = "NAME")]
     case: Option<String>,
 
-    /// The proxy's program; otherwise it is built
-    #[arg(long, value_name = "FILE")]
-    proxy: Option<PathBuf>,
-
-    /// Write the outcomes as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    trial: Trial,
 }
 
 #[tokio::main]
@@ -46,10 +39,7 @@ async fn main() -> ExitCode {
 
 async fn perform(cli: Cli) -> anyhow::Result<bool> {
     let options = Options {
-        program: match cli.proxy {
-            Some(program) => program,
-            None => proxy_program()?,
-        },
+        program: cli.trial.program()?,
         soak: if cli.long {
             Soak {
                 rpcs: 10_000,
@@ -91,11 +81,10 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
         begun.elapsed().as_secs_f64()
     );
     say!("interop: {passed} passed, {failed} failed");
-    if let Some(file) = &cli.json {
+    cli.trial.report(|| {
         let all: Vec<_> = outcomes.iter().map(Outcome::json).collect();
-        let text = format!("{:#}\n", json!({ "long": cli.long, "outcomes": all }));
-        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    }
+        json!({ "long": cli.long, "outcomes": all })
+    })?;
     Ok(failed == 0 && passed > 0)
 }
 

@@ -6,14 +6,12 @@
 //!
 //! What happens in it, and how the figures are judged, is in the crate's `soak`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
 use clap::Parser;
 use e2e::{
     load::time,
-    process::proxy_program,
-    program::exit_code,
+    program::{Trial, exit_code},
     say,
     soak::{Options, run},
 };
@@ -30,17 +28,12 @@ struct Cli {
     #[arg(long, default_value_t = 200)]
     rate: u32,
 
-    /// The proxy's program; otherwise the one beside this, built anew
-    #[arg(long, value_name = "FILE")]
-    proxy: Option<PathBuf>,
-
     /// Say nothing but the findings
     #[arg(long)]
     quiet: bool,
 
-    /// Write them as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    trial: Trial,
 }
 
 #[tokio::main]
@@ -50,10 +43,7 @@ async fn main() -> ExitCode {
 
 async fn perform(cli: Cli) -> anyhow::Result<bool> {
     let options = Options {
-        program: match cli.proxy {
-            Some(program) => program,
-            None => proxy_program()?,
-        },
+        program: cli.trial.program()?,
         duration: cli.duration,
         rate: cli.rate,
     };
@@ -70,9 +60,6 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
         let mark = if finding.held { '✓' } else { '✗' };
         say!("{mark} {}: {}", finding.promise, finding.measured);
     }
-    if let Some(file) = &cli.json {
-        std::fs::write(file, format!("{:#}\n", report.json()))
-            .with_context(|| format!("cannot write {}", file.display()))?;
-    }
+    cli.trial.report(|| report.json())?;
     Ok(report.held())
 }
