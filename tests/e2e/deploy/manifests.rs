@@ -14,9 +14,9 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::foreign::{Foreign, Gateway, GrpcRoute, PodMonitoring};
 use super::{APPS, FOLDERS, Rendered, config, documents, read, sample, typed};
 
 #[test]
@@ -31,7 +31,7 @@ fn every_field_of_every_object_exists() {
                 "PodDisruptionBudget" => drop(typed::<PodDisruptionBudget>(object)),
                 "Service" => drop(typed::<Service>(object)),
                 "ServiceAccount" => drop(typed::<ServiceAccount>(object)),
-                // Of others' definitions, which Kubernetes' own types don't have.
+                // Of others' definitions.
                 "PodMonitoring" => drop(typed::<Foreign<PodMonitoring>>(object)),
                 "Gateway" => drop(typed::<Foreign<Gateway>>(object)),
                 "GRPCRoute" => drop(typed::<Foreign<GrpcRoute>>(object)),
@@ -665,88 +665,4 @@ fn amount(Quantity(text): &Quantity) -> f64 {
         .parse::<f64>()
         .unwrap_or_else(|_| panic!("{text} is no quantity"))
         * factor
-}
-
-/// An object whose definition isn't Kubernetes' own: only the fields that are used here, so that a
-/// misspelt one is found.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Foreign<T> {
-    api_version: String,
-    kind: String,
-    metadata: Value,
-    spec: T,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PodMonitoring {
-    selector: LabelSelector,
-    endpoints: Vec<ScrapeEndpoint>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ScrapeEndpoint {
-    port: String,
-    path: String,
-    interval: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Gateway {
-    gateway_class_name: String,
-    listeners: Vec<GatewayListener>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct GatewayListener {
-    name: String,
-    protocol: String,
-    port: u16,
-    tls: GatewayTls,
-    allowed_routes: Value,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct GatewayTls {
-    mode: String,
-    certificate_refs: Vec<Reference>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct GrpcRoute {
-    parent_refs: Vec<Reference>,
-    rules: Vec<GrpcRouteRule>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct GrpcRouteRule {
-    matches: Vec<GrpcRouteMatch>,
-    backend_refs: Vec<Reference>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GrpcRouteMatch {
-    method: GrpcMethod,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GrpcMethod {
-    service: String,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Reference {
-    name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
 }

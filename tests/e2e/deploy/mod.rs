@@ -8,6 +8,8 @@
     reason = "clippy knows a test's functions, not its helpers"
 )]
 
+mod foreign;
+
 mod image;
 
 mod manifests;
