@@ -38,6 +38,9 @@ mod attempts;
 /// Answers that the proxy gives itself.
 mod answers;
 
+/// Responses that break off after their headers.
+mod broken_off;
+
 /// Negative HTTP/2 behaviours of gRPC's interoperability tests.
 mod negative;
 
