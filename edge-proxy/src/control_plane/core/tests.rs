@@ -3,35 +3,23 @@
 mod names;
 mod passive;
 mod reload;
+mod support;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
-    net::SocketAddr,
-    path::Path,
-    sync::{Arc, Mutex, atomic::Ordering},
-    time::Duration,
+use std::{collections::BTreeMap, fs, sync::atomic::Ordering, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use self::support::{
+    Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, eligible, ip, refused, yaml,
 };
-
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-    time::{Instant, sleep, timeout},
-};
-
-use super::{Core, Wires};
 use crate::{
     control_plane::{
-        ControlHandle,
-        certs::Served,
-        config::{Config, HealthCheckSpec, LookupFamily, Target},
         discovery::Lookup,
         health::Outcome,
-        network::{Job, Network},
-        status::{CheckResult, Detected, LookupResult, Report, Standing},
+        status::{CheckResult, Detected, LookupResult, Standing},
     },
     snapshot::{
-        Cluster, EndpointShared, Health, Hints, Reader, Snapshot,
+        Health,
         streak::{Detector, Ending},
     },
     telemetry::captured::Log,
@@ -39,266 +27,11 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the network does, and what was asked of it.
-#[derive(Debug, Default)]
-struct Script {
-    /// By host; a host that isn't there isn't answered.
-    names: HashMap<String, Answered>,
-    /// By address; an address that isn't there passes.
-    checks: HashMap<SocketAddr, Checked>,
-    looked_up: Vec<(Instant, String)>,
-    checked: Vec<(Instant, SocketAddr)>,
-}
-
-#[derive(Clone, Debug)]
-enum Answered {
-    Lookup(Lookup),
-    /// After so long.
-    Later(Duration, Lookup),
-    Panic,
-    /// Before there is a job.
-    PanicAtOnce,
-}
-
-#[derive(Clone, Debug)]
-enum Checked {
-    Outcome(Outcome),
-    Never,
-    Panic,
-    /// Before there is a job.
-    PanicAtOnce,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Scripted(Arc<Mutex<Script>>);
-
-impl Network for Scripted {
-    fn look_up(&mut self, target: &Target, _: LookupFamily) -> Job<Lookup> {
-        let mut script = self.0.lock().unwrap();
-        script.looked_up.push((Instant::now(), target.host.clone()));
-        let said = script.names.get(&target.host).cloned();
-        drop(script);
-        if matches!(said, Some(Answered::PanicAtOnce)) {
-            panic!("on purpose");
-        }
-        Box::pin(async move {
-            match said {
-                Some(Answered::Lookup(lookup)) => lookup,
-                Some(Answered::Later(after, lookup)) => {
-                    sleep(after).await;
-                    lookup
-                }
-                Some(Answered::Panic | Answered::PanicAtOnce) => panic!("on purpose"),
-                None => std::future::pending().await,
-            }
-        })
-    }
-
-    fn check(&mut self, endpoint: &EndpointShared, _: &HealthCheckSpec) -> Job<Outcome> {
-        let mut script = self.0.lock().unwrap();
-        script.checked.push((Instant::now(), endpoint.address));
-        let said = script.checks.get(&endpoint.address).cloned();
-        drop(script);
-        if matches!(said, Some(Checked::PanicAtOnce)) {
-            panic!("on purpose");
-        }
-        Box::pin(async move {
-            match said {
-                None => Outcome::Serving,
-                Some(Checked::Outcome(outcome)) => outcome,
-                Some(Checked::Panic | Checked::PanicAtOnce) => panic!("on purpose"),
-                Some(Checked::Never) => std::future::pending().await,
-            }
-        })
-    }
-
-    fn retain(&mut self, _: &dyn Fn(u64) -> bool) {}
-}
-
-impl Scripted {
-    /// `host` has these addresses from now on.
-    fn name(&self, host: &str, last: &[u8]) {
-        let ips = last.iter().map(|last| ip(*last).ip());
-        self.look_up_says(host, Lookup::found(ips, 8081));
-    }
-
-    fn look_up_says(&self, host: &str, lookup: Lookup) {
-        self.0
-            .lock()
-            .unwrap()
-            .names
-            .insert(host.into(), Answered::Lookup(lookup));
-    }
-
-    /// The endpoint's checks end so from now on.
-    fn check(&self, last: u8, outcome: Outcome) {
-        self.0
-            .lock()
-            .unwrap()
-            .checks
-            .insert(ip(last), Checked::Outcome(outcome));
-    }
-
-    fn checked(&self, last: u8) -> Vec<Instant> {
-        let script = self.0.lock().unwrap();
-        script
-            .checked
-            .iter()
-            .filter(|(_, at)| *at == ip(last))
-            .map(|(when, _)| *when)
-            .collect()
-    }
-
-    fn looked_up(&self, host: &str) -> Vec<Instant> {
-        let script = self.0.lock().unwrap();
-        script
-            .looked_up
-            .iter()
-            .filter(|(_, name)| name == host)
-            .map(|(when, _)| *when)
-            .collect()
-    }
-}
-
-fn ip(last: u8) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, last], 8081))
-}
-
-fn refused() -> Outcome {
-    Outcome::Connection("refused".into())
-}
-
-/// A control plane that runs.
-struct Running {
-    network: Scripted,
-    handle: ControlHandle,
-    reader: Reader,
-    hints: Arc<Hints>,
-    task: JoinHandle<()>,
-}
-
-impl Running {
-    /// With one cluster `echo` of the name `echo.`, checked every 10 s.
-    fn start(network: Scripted) -> Self {
-        Self::with(network, &yaml(&[("echo", CHECKED)]), None)
-    }
-
-    fn with(network: Scripted, yaml: &str, source: Option<&Path>) -> Self {
-        let config = Config::parse(yaml, Path::new("test.yaml")).unwrap().config;
-        let (commands, orders) = mpsc::unbounded_channel();
-        let (first_answered, first_answers) = watch::channel(false);
-        let hints = Arc::new(Hints::default());
-        let wires = Wires {
-            hints: hints.clone(),
-            orders,
-            first_answered,
-            network: Box::new(network.clone()),
-        };
-        let certificate = Served::read(&config.certificate_chain, &config.private_key).unwrap();
-        let source = source.map(Path::to_owned);
-        let (core, reader, status) = Core::new(config, source, certificate, wires);
-        let handle = ControlHandle {
-            commands,
-            first_answers,
-            status,
-        };
-        Self {
-            network,
-            handle,
-            reader,
-            hints,
-            task: tokio::spawn(core.run()),
-        }
-    }
-
-    /// The first snapshot whose cluster 0 is as wanted.
-    async fn until(&mut self, wanted: impl Fn(&Cluster) -> bool) -> Arc<Snapshot> {
-        timeout(3600 * SECOND, async {
-            loop {
-                let snapshot = self.reader.load();
-                if snapshot
-                    .clusters
-                    .first()
-                    .is_some_and(|cluster| wanted(cluster))
-                {
-                    return snapshot;
-                }
-                assert!(self.reader.changed().await, "the control plane has ended");
-            }
-        })
-        .await
-        .expect("the snapshot never came to be so")
-    }
-
-    async fn until_eligible(&mut self, last: &[u8]) -> Arc<Snapshot> {
-        self.until(|cluster| eligible(cluster) == last).await
-    }
-
-    fn report(&self) -> Arc<Report> {
-        self.handle.status().report()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn eligible(cluster: &Cluster) -> Vec<u8> {
-    cluster
-        .eligible
-        .iter()
-        .map(|endpoint| last(endpoint.shared.address))
-        .collect()
-}
-
-fn last(address: SocketAddr) -> u8 {
-    match address {
-        SocketAddr::V4(v4) => v4.ip().octets()[3],
-        SocketAddr::V6(_) => 0,
-    }
-}
-
-const CHECKED: &str = "health_check: { service: api.Echo, timeout: 1s, interval: 10s, \
-                       unhealthy_threshold: 2, healthy_threshold: 2 }";
-const UNCHECKED: &str = "";
-
-/// A configuration with these clusters and a route to each.
-fn yaml(clusters: &[(&str, &str)]) -> String {
-    let routes: String = clusters
-        .iter()
-        .map(|(name, _)| format!("  - {{ prefix: /api.{name}/, cluster: {name} }}\n"))
-        .collect();
-    let clusters: String = clusters
-        .iter()
-        .map(|(name, more)| {
-            format!(
-                "  - name: {name}\n    endpoints: [\"{name}.:8081\"]\n    dns_refresh_rate: 5s\n    {more}\n"
-            )
-        })
-        .collect();
-    format!(
-        "listener:\n  address: 127.0.0.1:8443\n  tls: {{ certificate_chain: /no/such/tls.crt, \
-         private_key: /no/such/tls.key }}\nroutes:\n{routes}clusters:\n{clusters}"
-    )
-}
-
-/// `period` ± 10 %.
-fn about(measured: Duration, period: Duration) -> bool {
-    measured >= period.mul_f64(0.89) && measured <= period.mul_f64(1.11)
-}
-
 #[tokio::test(start_paused = true)]
 async fn endpoints_serve_after_their_first_pass() {
     let network = Scripted::default();
     network.name("echo.", &[1, 2]);
-    network
-        .0
-        .lock()
-        .unwrap()
-        .checks
-        .insert(ip(2), Checked::Never);
+    network.check_does(2, Checked::Never);
     let mut running = Running::start(network);
     let snapshot = running.until_eligible(&[1]).await;
     assert_eq!(snapshot.clusters[0].endpoints.len(), 2);
@@ -336,12 +69,7 @@ async fn who_stays_in_the_answer_keeps_its_health() {
     running.until_eligible(&[1]).await;
     sleep(SECOND).await;
     let before = running.reader.load().clusters[0].endpoints.clone();
-    network
-        .0
-        .lock()
-        .unwrap()
-        .checks
-        .insert(ip(3), Checked::Never);
+    network.check_does(3, Checked::Never);
     network.name("echo.", &[1, 2, 3]);
     let checks = [1, 2].map(|last| network.checked(last).len());
     let snapshot = running.until(|cluster| cluster.endpoints.len() == 3).await;
@@ -485,22 +213,12 @@ async fn a_hint_asks_for_a_check_and_a_look_up_now_at_most_once_a_second() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_check_or_a_look_up_is_counted_and_comes_again_within_a_second() {
     let network = Scripted::default();
-    network
-        .0
-        .lock()
-        .unwrap()
-        .names
-        .insert("echo.".into(), Answered::Panic);
+    network.look_up_does("echo.", Answered::Panic);
     let mut running = Running::start(network.clone());
     let begin = Instant::now();
     sleep(SECOND / 2).await;
     assert_eq!(running.report().panics, 1);
-    network
-        .0
-        .lock()
-        .unwrap()
-        .checks
-        .insert(ip(1), Checked::Panic);
+    network.check_does(1, Checked::Panic);
     network.name("echo.", &[1]);
     running.until(|cluster| cluster.endpoints.len() == 1).await;
     assert!(
@@ -599,12 +317,7 @@ async fn warmed_up_is_after_all_first_checks_or_five_seconds_and_for_good() {
         running.report().readiness.warmed_up,
         "a failed check has ended, too"
     );
-    network
-        .0
-        .lock()
-        .unwrap()
-        .checks
-        .insert(ip(3), Checked::Never);
+    network.check_does(3, Checked::Never);
     network.name("echo.", &[1, 2, 3]);
     running.until(|cluster| cluster.endpoints.len() == 3).await;
     assert!(
@@ -615,12 +328,7 @@ async fn warmed_up_is_after_all_first_checks_or_five_seconds_and_for_good() {
 
     let network = Scripted::default();
     network.name("echo.", &[1]);
-    network
-        .0
-        .lock()
-        .unwrap()
-        .checks
-        .insert(ip(1), Checked::Never);
+    network.check_does(1, Checked::Never);
     let running = Running::start(network);
     sleep(5 * SECOND - SECOND / 10).await;
     assert!(!running.report().readiness.warmed_up);

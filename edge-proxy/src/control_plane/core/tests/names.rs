@@ -22,12 +22,7 @@ async fn look_ups_come_at_the_refresh_rate() {
 async fn the_refresh_rate_counts_from_the_answer_and_look_ups_do_not_come_in_step() {
     let network = Scripted::default();
     let lookup = Lookup::found([ip(1).ip()], 8081);
-    network
-        .0
-        .lock()
-        .unwrap()
-        .names
-        .insert("echo.".into(), Answered::Later(4 * SECOND, lookup));
+    network.look_up_does("echo.", Answered::Later(4 * SECOND, lookup));
     let _running = Running::start(network.clone());
     sleep(200 * SECOND).await;
     let looked_up = network.looked_up("echo.");
