@@ -130,11 +130,7 @@ clusters: [{ name: all, discovery: static, endpoints: ['127.0.0.1:1'] }]
 }
 
 fn headers(fields: &[(&str, &str)]) -> Headers {
-    let mut headers = Headers::new();
-    for (name, value) in fields {
-        headers.push(name.as_bytes(), value.as_bytes());
-    }
-    headers
+    fields.iter().copied().collect()
 }
 
 const REQUEST: &[(&str, &str)] = &[

@@ -10,9 +10,13 @@
 
 #![no_main]
 
+// As the engine's own targets read theirs.
+#[path = "../../../http2/fuzz/fuzz_targets/owner/steps.rs"]
+mod steps;
+
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     future::{Future as _, poll_fn},
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -29,16 +33,18 @@ use edge_proxy::{
     data_plane::{
         pipe::{End, direct},
         route::RouteTable,
-        stage::{Connecting, Network, Stage},
+        stage::{self, Connecting, Network, Stage},
     },
     snapshot::{Cluster, Endpoint, EndpointShared, Health, Snapshot},
 };
-use http2::{Connection, Event, Headers, Role, hpack::Encoder};
+use http2::{Connection, Headers, Role, hpack::Encoder};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
     task::LocalSet,
 };
+
+use self::steps::Steps;
 
 fuzz_target!(|input: &[u8]| {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -104,28 +110,10 @@ async fn run(mut steps: Steps<'_>) {
     assert_eq!(stage.finish().await, 0, "tasks");
 }
 
-struct Steps<'a>(&'a [u8]);
-
-impl<'a> Steps<'a> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
-    fn bytes(&mut self) -> &'a [u8] {
-        let n = usize::from(self.byte()).min(self.0.len());
-        let (bytes, rest) = self.0.split_at(n);
-        self.0 = rest;
-        bytes
-    }
-}
-
 /// Any frame of a few streams.
 fn frame(steps: &mut Steps<'_>) -> Vec<u8> {
-    let (kind, flags, stream) = (steps.byte() % 11, steps.byte(), steps.byte() % 16);
-    let payload = steps.bytes();
-    framed(kind, flags, stream.into(), payload)
+    let (kind, flags, stream) = (steps.byte() % 11, steps.byte(), steps.stream());
+    framed(kind, flags, stream, steps.bytes())
 }
 
 fn framed(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -269,7 +257,7 @@ impl Network for Backends {
 /// Answers every request with its body, and status 0.
 async fn echo(mut end: End) {
     let mut engine = Connection::new(Role::Server, http2::Config::default(), now());
-    let mut bodies = BTreeMap::<u32, Vec<u8>>::new();
+    let mut answer = stage::echo();
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = poll_fn(|cx| {
@@ -302,40 +290,7 @@ async fn echo(mut end: End) {
             .receive(&mut input, now())
             .expect("the rules are kept")
         {
-            let (stream, ended) = match event {
-                Event::Headers {
-                    stream, end_stream, ..
-                } => {
-                    bodies.insert(stream, Vec::new());
-                    (stream, end_stream)
-                }
-                Event::Data {
-                    stream,
-                    bytes,
-                    end_stream,
-                    ..
-                } => {
-                    bodies.entry(stream).or_default().extend(bytes);
-                    engine.credit(stream, bytes.len());
-                    (stream, end_stream)
-                }
-                Event::Trailers { stream, .. } => (stream, true),
-                _ => continue,
-            };
-            if ended {
-                let mut head = Headers::new();
-                head.push(b":status", b"200");
-                engine.send_headers(stream, &head, false);
-                engine.send_data(
-                    stream,
-                    &bodies.remove(&stream).unwrap_or_default(),
-                    false,
-                    now(),
-                );
-                let mut trailers = Headers::new();
-                trailers.push(b"grpc-status", b"0");
-                engine.send_trailers(stream, &trailers);
-            }
+            answer(&mut engine, event);
         }
     }
 }

@@ -9,6 +9,7 @@
 //! whole, each count be back at zero. Whoever ends a run asks for it.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
     net::SocketAddr,
@@ -18,6 +19,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use http2::{Connection, Event, Headers};
 use tokio::task::JoinHandle;
 
 use super::{
@@ -207,6 +209,42 @@ impl std::fmt::Debug for Stage {
         f.debug_struct("Stage")
             .field("rpcs", &self.rpcs())
             .finish_non_exhaustive()
+    }
+}
+
+/// A backend's part: answers every RPC, when its request has ended, with its body and status 0.
+pub fn echo() -> impl FnMut(&mut Connection, Event<'_>) {
+    let mut bodies = HashMap::<u32, Vec<u8>>::new();
+    move |engine, event| {
+        let (stream, ended) = match event {
+            Event::Headers {
+                stream, end_stream, ..
+            } => {
+                bodies.insert(stream, Vec::new());
+                (stream, end_stream)
+            }
+            Event::Data {
+                stream,
+                bytes,
+                end_stream,
+                ..
+            } => {
+                bodies.entry(stream).or_default().extend_from_slice(bytes);
+                engine.credit(stream, bytes.len());
+                (stream, end_stream)
+            }
+            Event::Trailers { stream, .. } => (stream, true),
+            _ => return,
+        };
+        if ended {
+            let body = bodies.remove(&stream).unwrap_or_default();
+            let head = [(":status", "200"), ("content-type", "application/grpc")];
+            engine.send_headers(stream, &Headers::from_iter(head), false);
+            let now = tokio::time::Instant::now().into_std();
+            engine.send_data(stream, &body, false, now);
+            let trailers = [("grpc-status", "0"), ("x-envoy-of-backend", "1")];
+            engine.send_trailers(stream, &Headers::from_iter(trailers));
+        }
     }
 }
 

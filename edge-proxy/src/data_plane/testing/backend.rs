@@ -1,6 +1,6 @@
 //! Backends on sockets, in plain text: an engine, and a script that says what it does with each event.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc};
 
 use http2::{Config, Connection, Event, Role};
 use tokio::{
@@ -8,7 +8,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{headers, now};
+use super::now;
 
 /// A backend on h2c that does with every event what `script` says; returns its address.
 pub(crate) async fn backend(
@@ -106,39 +106,3 @@ pub(crate) fn whole_frames(bytes: &mut Vec<u8>) -> Vec<Vec<u8>> {
 
 /// Of the client's preface (RFC 9113 §3.4).
 const PREFACE: usize = 24;
-
-/// Answers every RPC, when its request has ended, with its body and status 0.
-pub(crate) fn echo() -> impl FnMut(&mut Connection, Event<'_>) {
-    let mut bodies = HashMap::<u32, Vec<u8>>::new();
-    move |engine, event| {
-        let (stream, ended) = match event {
-            Event::Headers {
-                stream, end_stream, ..
-            } => {
-                bodies.insert(stream, Vec::new());
-                (stream, end_stream)
-            }
-            Event::Data {
-                stream,
-                bytes,
-                end_stream,
-                ..
-            } => {
-                bodies.entry(stream).or_default().extend_from_slice(bytes);
-                engine.credit(stream, bytes.len());
-                (stream, end_stream)
-            }
-            Event::Trailers { stream, .. } => (stream, true),
-            _ => return,
-        };
-        if ended {
-            let head = headers(&[(":status", "200"), ("content-type", "application/grpc")]);
-            engine.send_headers(stream, &head, false);
-            engine.send_data(stream, &bodies.remove(&stream).unwrap(), false, now());
-            engine.send_trailers(
-                stream,
-                &headers(&[("grpc-status", "0"), ("x-envoy-of-backend", "1")]),
-            );
-        }
-    }
-}

@@ -17,7 +17,7 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use http2::Headers;
 
 pub(crate) use self::{
-    backend::{backend, backend_behind, echo, serve, whole_frames},
+    backend::{backend, backend_behind, serve, whole_frames},
     client::{Client, Got},
     clock::{at_once, frozen, now, pass, paused, running, settle, stopped, until},
     raw::{
@@ -26,6 +26,7 @@ pub(crate) use self::{
     },
     trap::{arm, trip},
 };
+pub(crate) use super::stage::echo;
 use super::{
     access_log::{AccessLog, AccessLogConfig, AccessLogFormat},
     memory::{Account, Memory},
@@ -108,11 +109,7 @@ impl Bench {
 }
 
 pub(crate) fn headers(fields: &[(&str, &str)]) -> Headers {
-    let mut headers = Headers::new();
-    for (name, value) in fields {
-        headers.push(name.as_bytes(), value.as_bytes());
-    }
-    headers
+    fields.iter().copied().collect()
 }
 
 /// The head of a gRPC request.

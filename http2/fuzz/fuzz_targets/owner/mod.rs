@@ -3,35 +3,18 @@
 //! The input is a sequence of steps: a byte that says what, then its arguments. Frames are built around the fuzzer's
 //! payloads, since it would rarely guess a length and a preface; raw bytes are among the steps too.
 
+mod steps;
+
 use std::time::{Duration, Instant};
 
 use http2::{Config, Connection, Event, Headers, Reason, Role};
+
+use self::steps::Steps;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What a peer could say that opens a connection, so that the fuzzer starts behind it.
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0];
-
-struct Steps<'a>(&'a [u8]);
-
-impl<'a> Steps<'a> {
-    fn byte(&mut self) -> u8 {
-        let (first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        *first
-    }
-
-    fn bytes(&mut self) -> &'a [u8] {
-        let n = usize::from(self.byte()).min(self.0.len());
-        let (bytes, rest) = self.0.split_at(n);
-        self.0 = rest;
-        bytes
-    }
-
-    fn stream(&mut self) -> u32 {
-        u32::from(self.byte() % 16)
-    }
-}
 
 fn headers(what: u8) -> Headers {
     let mut headers = Headers::new();
