@@ -20,7 +20,7 @@ fn main() {
     divan::main();
 }
 
-/// Step 5.
+/// Step 6.
 #[divan::bench(args = [2, 100, 1000])]
 fn route(bencher: Bencher<'_, '_>, routes: usize) {
     let route = |number| Route {
@@ -43,7 +43,7 @@ fn pick(bencher: Bencher<'_, '_>, endpoints: usize) {
     bencher.bench(|| balance::pick(black_box(&cluster), &[]).is_some());
 }
 
-/// Step 6: a gRPC request as clients send it, through all filters.
+/// Step 5: a gRPC request as clients send it, through all filters.
 #[divan::bench]
 fn request_headers(bencher: Bencher<'_, '_>) {
     let policy = listener();
@@ -61,7 +61,7 @@ fn request_headers(bencher: Bencher<'_, '_>) {
         });
 }
 
-/// Step 6, on the way back.
+/// Step 5, on the way back.
 #[divan::bench]
 fn response_headers(bencher: Bencher<'_, '_>) {
     let context = response::ResponseContext {

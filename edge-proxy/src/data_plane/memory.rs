@@ -1,7 +1,7 @@
 //! How much may be held back: bytes that wait for a peer that doesn't take them, and copies of requests' bodies.
 //!
 //! A quarter of the memory that the container was granted, all workers together. Each worker keeps its own account and
-//! publishes it in one atomic that only it writes; who adds to his account looks at the sum of all. Above the limit no
+//! publishes it in one atomic that only it writes; whoever adds to its account looks at the sum of all. Above the limit no
 //! copies for further attempts are kept, and then the streams that have been stalled for longest are reset, each
 //! worker's share of what is too much.
 

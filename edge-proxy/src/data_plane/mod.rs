@@ -31,18 +31,23 @@ mod http1;
 // 4: THE STORY: one RPC's life.
 mod rpc;
 
-// 10: one line per RPC, written when its stream ends.
-pub mod access_log;
-// 9: the proxy answers itself, in the client's protocol.
-pub mod answer;
+// 5: the rules for header fields, and the requests that end there.
+pub mod filters;
+
+// 6: path to route.
+pub mod route;
+
 // 7: which endpoint gets this attempt.
 pub mod balance;
-// 6: the rules for header fields, and the requests that end there.
-pub mod filters;
-// 5: path to route.
-pub mod route;
+
 // 8: HTTP/2 connections to the backends, and whether an attempt may follow another.
 pub mod upstream;
+
+// 9: the proxy answers itself, in the client's protocol.
+pub mod answer;
+
+// 10: one line per RPC, written when its stream ends.
+pub mod access_log;
 
 // The `date` header's text.
 pub mod date;

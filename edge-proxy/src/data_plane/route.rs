@@ -1,4 +1,4 @@
-//! Step 5: path to route. The first route in file order whose prefix starts the path, byte for byte, never decoded or
+//! Step 6: path to route. The first route in file order whose prefix starts the path, byte for byte, never decoded or
 //! normalised: what a backend would make of `/api%2eEcho/` is not the edge's to guess.
 //!
 //! A loop over the routes costs more with every route. Here the distinct prefixes stand sorted, and each knows the

@@ -1,7 +1,7 @@
 //! The configuration as written: one struct per mapping of the YAML file, unknown keys refused.
 //!
 //! Nothing is interpreted here. Every value keeps its place in the file ([`At`]) and durations and addresses stay
-//! text, so that `validate.rs` can report all mistakes of meaning in one go, each with line and column. The doc
+//! text, so that `validate` can report all mistakes of meaning in one go, each with line and column. The doc
 //! comments are what `edge-proxy schema` shows in an editor.
 
 use schemars::JsonSchema;

@@ -1,5 +1,5 @@
 //! The configuration: `file.rs` is the YAML as written, `read.rs` reads it and explains what isn't YAML or isn't ours,
-//! `validate.rs` turns it into [`Config`] and finds every mistake of meaning in one go.
+//! `validate` turns it into [`Config`] and finds every mistake of meaning in one go.
 //!
 //! [`Config::load`] is what `run`, `check` and a reload use; [`Config::parse`] is the same for a text.
 

@@ -1,4 +1,4 @@
-//! Step 6: what is done to a request's and a response's header fields, and which requests end here.
+//! Step 5: what is done to a request's and a response's header fields, and which requests end here.
 //!
 //! A request passes an ordered list of [`Filter`]s; each says [`Flow::Continue`], or [`Flow::Respond`] and none after
 //! it runs. The block is read once ([`Facts::read`]): every filter decides from these facts and touches the block only

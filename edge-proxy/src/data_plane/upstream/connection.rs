@@ -1,4 +1,9 @@
-//! One h2c connection to a backend.
+//! One h2c connection to a backend, which the RPCs of many clients share.
+//!
+//! So what one of them does must neither end it nor stop the others. A stream that gets no credit for a second marks it as
+//! congested, and new RPCs go to another connection. A cancel may have to wait for the engine's pace, and counts against
+//! its client as long as it does ([`Busy`]). When it ends, by a GOAWAY, an ejection or a deadline of ours, every RPC that
+//! had a stream here is told whether its request had left: that decides if it may be attempted again.
 
 use std::{
     cell::{Cell, RefCell},
