@@ -40,8 +40,8 @@ function unary(stub, method, request, metadata = new grpc.Metadata()) {
   });
 }
 
-async function large(stub) {
-  const { reply } = await unary(stub, "UnaryCall", { response_size: 314159, payload: payload(271828) });
+async function large(stub, more = {}) {
+  const { reply } = await unary(stub, "UnaryCall", { response_size: 314159, payload: payload(271828), ...more });
   assert.strictEqual(reply.payload.body.length, 314159);
 }
 
@@ -57,6 +57,21 @@ const cases = {
   empty_unary: () => unary(client, "EmptyCall", {}),
 
   large_unary: () => large(client),
+
+  async client_compressed_unary() {
+    const compressing = connect(testing.TestService, {
+      "grpc.default_compression_algorithm": grpc.compressionAlgorithms.gzip,
+    });
+    const compressed = { expect_compressed: { value: true } };
+    await assert.rejects(large(client, compressed), { code: grpc.status.INVALID_ARGUMENT });
+    await large(compressing, compressed);
+    await large(client, { expect_compressed: { value: false } });
+  },
+
+  // Whether a message was compressed, grpc-js tells nobody: what was is read right.
+  async server_compressed_unary() {
+    for (const value of [true, false]) await large(client, { response_compressed: { value } });
+  },
 
   client_streaming: () => new Promise((resolve, reject) => {
     const call = client.StreamingInputCall((error, reply) => {

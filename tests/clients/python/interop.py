@@ -75,9 +75,25 @@ def large_unary(client):
     large(client.stub)
 
 
-def large(stub):
-    reply = stub.UnaryCall(pb.SimpleRequest(response_size=314159, payload=payload(271828)), timeout=60)
+def large(stub, compression=None, **more):
+    asked = pb.SimpleRequest(response_size=314159, payload=payload(271828), **more)
+    reply = stub.UnaryCall(asked, timeout=60, compression=compression)
     assert len(reply.payload.body) == 314159, len(reply.payload.body)
+
+
+@case
+def client_compressed_unary(client):
+    compressed, plain = pb.BoolValue(value=True), pb.BoolValue(value=False)
+    is_failure(lambda: large(client.stub, expect_compressed=compressed), grpc.StatusCode.INVALID_ARGUMENT)
+    large(client.stub, compression=grpc.Compression.Gzip, expect_compressed=compressed)
+    large(client.stub, expect_compressed=plain)
+
+
+@case
+def server_compressed_unary(client):
+    # Whether a message was compressed, grpcio tells nobody: what was is read right.
+    for value in [True, False]:
+        large(client.stub, response_compressed=pb.BoolValue(value=value))
 
 
 @case

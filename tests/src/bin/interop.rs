@@ -108,7 +108,8 @@ fn table(clients: &[Client], cases: &[&str], outcomes: &[Outcome]) {
                 .find(|one| (one.backend, one.client, one.case) == (*backend, *client, *case));
             match outcome {
                 Some(one) if one.failure.is_none() => "✓",
-                _ => "✗",
+                Some(_) => "✗",
+                None => "–", // one of the two doesn't have it
             }
         });
         line(case, marks.collect());

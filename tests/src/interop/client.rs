@@ -1,19 +1,30 @@
 //! gRPC's interoperability cases, of a client on tonic.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use rustls::ClientConfig;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding,
+    transport::Channel,
+};
+use tower::ServiceExt as _;
 
 use super::{
-    CONCURRENT, INITIAL, LARGE, Soak, TRAILING, payload,
+    CONCURRENT, INITIAL, LARGE, Soak, TRAILING, noting, payload,
     pb::{
-        EchoStatus, Empty, ResponseParameters, SimpleRequest, StreamingInputCallRequest,
-        StreamingOutputCallRequest, StreamingOutputCallResponse, test_service_client,
-        unimplemented_service_client::UnimplementedServiceClient,
+        BoolValue, EchoStatus, Empty, ResponseParameters, SimpleRequest, SimpleResponse,
+        StreamingInputCallRequest, StreamingOutputCallRequest, StreamingOutputCallResponse,
+        test_service_client, unimplemented_service_client::UnimplementedServiceClient,
     },
 };
 use crate::client;
@@ -48,6 +59,8 @@ impl Tonic {
         match case {
             "empty_unary" => empty_unary(client).await,
             "large_unary" => large_unary(client).await,
+            "client_compressed_unary" => client_compressed_unary(client).await,
+            "server_compressed_unary" => server_compressed_unary(self.channel.clone()).await,
             "client_streaming" => client_streaming(client).await,
             "server_streaming" => server_streaming(client).await,
             "ping_pong" => ping_pong(client).await,
@@ -85,9 +98,39 @@ async fn empty_unary(mut client: Client) -> anyhow::Result<()> {
 }
 
 async fn large_unary(mut client: Client) -> anyhow::Result<()> {
-    let reply = client.unary_call(large()).await?.into_inner();
-    let size = reply.payload.unwrap_or_default().body.len();
-    ensure!(size == LARGE.1, "{size} bytes came, not {}", LARGE.1);
+    is_large(client.unary_call(large()).await?)
+}
+
+async fn client_compressed_unary(mut client: Client) -> anyhow::Result<()> {
+    let expecting = |value| SimpleRequest {
+        expect_compressed: Some(BoolValue { value }),
+        ..large()
+    };
+    let error = failure(client.unary_call(expecting(true)).await)?;
+    ensure!(error.code() == Code::InvalidArgument, "{error}");
+    let mut compressing = client.clone().send_compressed(CompressionEncoding::Gzip);
+    is_large(compressing.unary_call(expecting(true)).await?)?;
+    is_large(client.unary_call(expecting(false)).await?)
+}
+
+async fn server_compressed_unary(channel: Channel) -> anyhow::Result<()> {
+    for value in [true, false] {
+        let compressed = Arc::new(AtomicBool::new(false));
+        let note = compressed.clone();
+        let channel = channel.clone();
+        let channel = channel.map_response(move |response: http::Response<Body>| {
+            response.map(|body| noting(body, note.clone()))
+        });
+        let mut client = test_service_client::TestServiceClient::new(channel)
+            .accept_compressed(CompressionEncoding::Gzip);
+        let asked = SimpleRequest {
+            response_compressed: Some(BoolValue { value }),
+            ..large()
+        };
+        is_large(client.unary_call(asked).await?)?;
+        let compressed = compressed.load(Ordering::Relaxed);
+        ensure!(compressed == value, "compressed: {compressed}, not {value}");
+    }
     Ok(())
 }
 
@@ -281,6 +324,12 @@ fn large() -> SimpleRequest {
         payload: Some(payload(LARGE.0)),
         ..Default::default()
     }
+}
+
+fn is_large(reply: Response<SimpleResponse>) -> anyhow::Result<()> {
+    let size = reply.into_inner().payload.unwrap_or_default().body.len();
+    ensure!(size == LARGE.1, "{size} bytes came, not {}", LARGE.1);
+    Ok(())
 }
 
 fn ping(request: usize, response: usize) -> StreamingOutputCallRequest {

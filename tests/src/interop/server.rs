@@ -7,6 +7,10 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,12 +25,16 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, body::Body, service::Routes};
+use tonic::{
+    Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding,
+    service::Routes,
+};
 use tower::Service;
 
 use super::pb::{
-    EchoStatus, Empty, Payload, SimpleRequest, SimpleResponse, StreamingInputCallRequest,
-    StreamingInputCallResponse, StreamingOutputCallRequest, StreamingOutputCallResponse,
+    BoolValue, EchoStatus, Empty, Payload, SimpleRequest, SimpleResponse,
+    StreamingInputCallRequest, StreamingInputCallResponse, StreamingOutputCallRequest,
+    StreamingOutputCallResponse,
     test_service_server::{TestService, TestServiceServer},
 };
 use crate::{backend::own_thread, loopback, proxy::Address};
@@ -50,12 +58,15 @@ impl Server {
             .expect("binding doesn't panic")
             .expect("the kernel has a free port");
         let address = listener.local_addr().expect("it is bound");
-        let routes = Routes::new(TestServiceServer::new(Cases)).prepare();
+        let cases = TestServiceServer::new(Cases)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip);
+        let routes = Routes::new(cases).prepare();
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // Only costs time when it fails.
                 let _ = stream.set_nodelay(true);
-                let service = TowerToHyperService::new(EchoMetadata(routes.clone()));
+                let service = TowerToHyperService::new(Around(routes.clone()));
                 let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                 tokio::spawn(http2.serve_connection(TokioIo::new(stream), service));
             }
@@ -99,10 +110,24 @@ impl TestService for Cases {
         &self,
         request: Request<SimpleRequest>,
     ) -> Result<Response<SimpleResponse>, Status> {
+        let compressed = request
+            .extensions()
+            .get::<Compressed>()
+            .is_some_and(|compressed| compressed.0.load(Ordering::Relaxed));
         let asked = request.into_inner();
+        if let Some(BoolValue { value }) = asked.expect_compressed
+            && value != compressed
+        {
+            let text = format!("compressed: {compressed}, not {value}");
+            return Err(Status::invalid_argument(text));
+        }
         asked_for(asked.response_status)?;
         let payload = Some(zeros(asked.response_size));
-        Ok(Response::new(SimpleResponse { payload }))
+        let mut response = Response::new(SimpleResponse { payload });
+        if !asked.response_compressed.is_some_and(|asked| asked.value) {
+            response.disable_compression();
+        }
+        Ok(response)
     }
 
     async fn streaming_output_call(
@@ -187,13 +212,18 @@ fn zeros(size: i32) -> Payload {
     super::payload(usize::try_from(size).unwrap_or_default())
 }
 
-/// Gives back the metadata that the case `custom_metadata` sends: tonic has no trailers of a response that is good.
+/// Whether the message of a unary RPC came compressed: tonic tells nobody.
 #[derive(Clone)]
-struct EchoMetadata<S>(S);
+struct Compressed(Arc<AtomicBool>);
 
-impl<S> Service<HttpRequest<Incoming>> for EchoMetadata<S>
+/// What tonic leaves to others. The metadata that the case `custom_metadata` sends comes back: tonic has no trailers of a
+/// response that is good. And streams aren't compressed: tonic would compress each that may be.
+#[derive(Clone)]
+struct Around<S>(S);
+
+impl<S> Service<HttpRequest<Incoming>> for Around<S>
 where
-    S: Service<HttpRequest<Incoming>, Response = HttpResponse<Body>, Error = Infallible>,
+    S: Service<HttpRequest<Body>, Response = HttpResponse<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
     type Response = HttpResponse<Body>;
@@ -204,9 +234,15 @@ where
         self.0.poll_ready(cx)
     }
 
-    fn call(&mut self, request: HttpRequest<Incoming>) -> Self::Future {
+    fn call(&mut self, mut request: HttpRequest<Incoming>) -> Self::Future {
         let initial = request.headers().get(&INITIAL).cloned();
         let trailing = request.headers().get(&TRAILING).cloned();
+        if !request.uri().path().ends_with("/UnaryCall") {
+            request.headers_mut().remove(ACCEPT_ENCODING);
+        }
+        let compressed = Compressed(Arc::default());
+        request.extensions_mut().insert(compressed.clone());
+        let request = request.map(|body| super::noting(body, compressed.0));
         let response = self.0.call(request);
         Box::pin(async move {
             let mut response = response.await?;
@@ -230,3 +266,4 @@ where
 
 const INITIAL: HeaderName = HeaderName::from_static(super::INITIAL);
 const TRAILING: HeaderName = HeaderName::from_static(super::TRAILING);
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
