@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     http1,
-    listener::Accepted,
+    listener::{Accepted, Ticket},
     rpc::{self, Key},
     tls::{Alpn, Tls, Transport},
     wire::{self, Check, End, Link, Side},
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error::Failure,
     snapshot::ListenerPolicy,
-    telemetry::metrics::{self, HandshakeResult, Limit, ResetCause},
+    telemetry::metrics::{self, HandshakeResult, Limit, ResetCause, Shard},
 };
 
 /// A client's connection, as a drain reaches it.
@@ -34,13 +34,19 @@ pub(crate) enum ClientConnection {
     Http2(Rc<Downstream>),
 }
 
+/// A connection whose handshake is through, in all the counts: it leaves them when this is dropped.
+pub(crate) struct Open {
+    shard: Arc<Shard>,
+    _ticket: Ticket,
+}
+
 /// A client's HTTP/2 connection.
 pub(crate) struct Downstream {
     link: Link,
     /// The client.
     pub(crate) peer: SocketAddr,
     /// Its address as text, for `x-forwarded-for`.
-    pub(crate) peer_text: String,
+    pub(crate) peer_text: Box<str>,
     /// The listener's rules when the connection was accepted.
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
@@ -49,21 +55,19 @@ pub(crate) struct Downstream {
     /// Streams whose RPC hasn't ended.
     rpcs: Cell<usize>,
     /// Ended RPCs that a backend doesn't know to be cancelled yet.
-    cancelling: Rc<Cell<usize>>,
-    /// Since when there has been none; meaningless while there is one.
-    idle_since: Cell<Instant>,
-    /// What only busy times need was given back since.
+    cancelling: Cell<usize>,
+    /// Since when there has been no RPC, or at least one: `rpcs` tells which.
+    since: Cell<Instant>,
+    /// What only busy times need was given back since it has been idle.
     shrunk: Cell<bool>,
-    /// Since when there has been at least one; meaningless while there is none.
-    busy_since: Cell<Instant>,
     leaving: Cell<Leaving>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     ping: Cell<Ping>,
 }
 
-/// Serves one accepted connection, whatever it speaks, until it ends. Each part of its life is boxed: otherwise the task
-/// would take the room of the largest, 17 KiB, for as long as it lives.
+/// Takes an accepted connection through its handshake, then serves it, whatever it speaks, in a task of its own: a task
+/// takes the room of the largest part of its life for as long as it lives.
 pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Accepted {
         socket,
@@ -112,11 +116,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         HandshakeResult::Ok
     };
     worker.shard.handshakes(kind).inc();
-    worker
-        .shard
-        .connections(metrics::Side::Downstream)
-        .opened
-        .inc();
+    let open = Open::new(&worker, ticket);
 
     let preface_by = started + policy.timeouts.preface;
     let version = match handshake.alpn {
@@ -133,41 +133,61 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     match version {
         Some((Alpn::Http2, early)) => {
             let transport = Transport::Tls(tls);
-            Box::pin(http2(&worker, transport, early, peer, policy, started)).await;
-            drop(ticket);
+            tokio::task::spawn_local(http2(worker, transport, early, peer, policy, started, open));
         }
         Some((_, early)) => {
-            let serve = http1::serve(&worker, tls, early, peer, policy, started, ticket);
-            Box::pin(serve).await;
+            tokio::task::spawn_local(http1::serve(
+                worker, tls, early, peer, policy, started, open,
+            ));
         }
         None => worker.shard.limits(Limit::PrefaceTimeout).inc(),
     }
-    worker
-        .shard
-        .connections(metrics::Side::Downstream)
-        .closed
-        .inc();
 }
 
-/// Serves a connection on which HTTP/2 was chosen, until it ends. `early` is what was read of it before.
-pub(super) async fn http2(
-    worker: &Rc<Worker>,
+/// Serves a connection on which HTTP/2 was chosen, until it ends; then drops `open`. `early` is what was read of it before.
+///
+/// No `async fn`, and the end boxed, since this is every connection's task: it has room for what it needs while it runs,
+/// once, and for nothing else.
+pub(super) fn http2(
+    worker: Rc<Worker>,
     mut transport: Transport,
     early: Vec<u8>,
     peer: SocketAddr,
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
-) {
+    open: impl Sized,
+) -> impl Future<Output = ()> {
     let now = worker.now();
-    let connection = Rc::new(Downstream::new(worker, peer, policy, accepted));
+    let connection = Rc::new(Downstream::new(&worker, peer, policy, accepted));
     let id = worker.next_client();
     let entry = ClientConnection::Http2(connection.clone());
     worker.clients.borrow_mut().insert(id, entry);
-    connection.follow(worker, worker.phase.get(), now);
-    let end = wire::run(&connection, worker, &mut transport, early).await;
-    worker.clients.borrow_mut().remove(&id);
-    connection.ended(worker, end);
-    wire::close(&connection, &mut transport, end).await;
+    connection.follow(&worker, worker.phase.get(), now);
+    async move {
+        let end = wire::run(&connection, &worker, &mut transport, early).await;
+        worker.clients.borrow_mut().remove(&id);
+        connection.ended(&worker, end);
+        Box::pin(wire::close(&connection, &mut transport, end)).await;
+        drop(open);
+    }
+}
+
+impl Open {
+    fn new(worker: &Worker, ticket: Ticket) -> Self {
+        let shard = worker.shard.clone();
+        shard.connections(metrics::Side::Downstream).opened.inc();
+        Self {
+            shard,
+            _ticket: ticket,
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let counters = self.shard.connections(metrics::Side::Downstream);
+        counters.closed.inc();
+    }
 }
 
 impl ClientConnection {
@@ -207,14 +227,13 @@ impl Downstream {
                 now,
             ),
             peer,
-            peer_text: peer.ip().to_canonical().to_string(),
+            peer_text: peer.ip().to_canonical().to_string().into(),
             accepted,
             ready: Cell::new(None),
             rpcs: Cell::new(0),
-            cancelling: Rc::default(),
-            idle_since: Cell::new(now),
+            cancelling: Cell::new(0),
+            since: Cell::new(now),
             shrunk: Cell::new(false),
-            busy_since: Cell::new(now),
             leaving: Cell::new(Leaving::No),
             leave_at: Cell::new(accepted + age),
             ping: Cell::new(Ping::Answered(now)),
@@ -275,9 +294,9 @@ impl Downstream {
     }
 
     /// A stream of this client's that a backend is still busy with.
-    pub(crate) fn busy(&self) -> Busy {
+    pub(crate) fn busy(self: &Rc<Self>) -> Busy {
         self.cancelling.set(self.cancelling.get() + 1);
-        Busy(self.cancelling.clone())
+        Busy(self.clone())
     }
 
     /// Since when the client has given this stream no window.
@@ -304,7 +323,7 @@ impl Downstream {
     pub(crate) fn rpc_ended(&self, now: Instant) {
         self.rpcs.set(self.rpcs.get().saturating_sub(1));
         if self.rpcs.get() == 0 {
-            self.idle_since.set(now);
+            self.since.set(now);
             self.shrunk.set(false);
             self.link.wake();
         }
@@ -328,7 +347,7 @@ impl Downstream {
             return self.refused(worker, stream, headers, Limit::Streams, now);
         }
         if self.rpcs.replace(self.rpcs.get() + 1) == 0 {
-            self.busy_since.set(now);
+            self.since.set(now);
             if let Ping::Answered(since) = self.ping.get() {
                 self.link.check_by(self.ping_at(since));
             }
@@ -502,12 +521,11 @@ impl Side for Rc<Downstream> {
 }
 
 /// A stream that a client has ended, and a backend is still busy with.
-#[derive(Debug)]
-pub(crate) struct Busy(Rc<Cell<usize>>);
+pub(crate) struct Busy(Rc<Downstream>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.cancelling.set(self.0.cancelling.get() - 1);
     }
 }
 

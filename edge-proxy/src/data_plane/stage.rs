@@ -102,10 +102,11 @@ impl Stage {
         tokio::task::spawn_local(async move {
             let now = worker.tick();
             let policy = worker.snapshot().listener.clone();
-            let counters = worker.shard.connections(Side::Downstream);
+            let shard = worker.shard.clone();
+            let counters = shard.connections(Side::Downstream);
             counters.opened.inc();
             let transport = Transport::Memory(end);
-            downstream::http2(&worker, transport, Vec::new(), peer, policy, now).await;
+            downstream::http2(worker, transport, Vec::new(), peer, policy, now, ()).await;
             counters.closed.inc();
         });
     }

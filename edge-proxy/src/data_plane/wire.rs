@@ -255,36 +255,39 @@ impl EngineGuard<'_> {
 
 /// Runs a connection until it ends; then the owner tells its RPCs, and calls [`close`]. `early` is what was read before
 /// HTTP/2 was certain.
-pub(crate) async fn run<S: Side>(
-    side: &S,
-    worker: &Rc<Worker>,
-    transport: &mut Transport,
+pub(crate) fn run<'a, S: Side>(
+    side: &'a S,
+    worker: &'a Rc<Worker>,
+    transport: &'a mut Transport,
     early: Vec<u8>,
-) -> End {
-    let link = side.link();
-    let sleep = tokio::time::sleep_until(link.check_at.get().into());
-    tokio::pin!(sleep);
+) -> impl Future<Output = End> + 'a {
+    // Not in an `async fn`, which would have room for `early` too.
     let mut unread = Unread {
         bytes: early,
         from: 0,
     };
-    let end = poll_fn(|cx| {
-        link.begin_turn(cx);
-        let turn = catch_unwind(AssertUnwindSafe(|| {
-            turn(side, worker, transport, &mut unread, sleep.as_mut(), cx)
-        }));
-        link.in_turn.set(false);
-        let turn = turn.unwrap_or(Poll::Ready(End::Panic));
-        // A turn that doesn't read its rest, since its peer doesn't read, sleeps until the peer does.
-        let rest = !unread.is_empty() && !link.engine().overfull();
-        let broke_off = turn.is_pending() && (rest || link.pieces.get() > 0);
-        worker.wakes.end_turn(broke_off);
-        turn
-    })
-    .await;
-    link.closed.set(true);
-    worker.memory.change(link.held.replace(0), 0);
-    end
+    async move {
+        let mut sleep = pin!(tokio::time::sleep_until(side.link().check_at.get().into()));
+        let end = poll_fn(|cx| {
+            let link = side.link();
+            link.begin_turn(cx);
+            let turn = catch_unwind(AssertUnwindSafe(|| {
+                turn(side, worker, transport, &mut unread, sleep.as_mut(), cx)
+            }));
+            link.in_turn.set(false);
+            let turn = turn.unwrap_or(Poll::Ready(End::Panic));
+            // A turn that doesn't read its rest, since its peer doesn't read, sleeps until the peer does.
+            let rest = !unread.is_empty() && !link.engine().overfull();
+            let broke_off = turn.is_pending() && (rest || link.pieces.get() > 0);
+            worker.wakes.end_turn(broke_off);
+            turn
+        })
+        .await;
+        let link = side.link();
+        link.closed.set(true);
+        worker.memory.change(link.held.replace(0), 0);
+        end
+    }
 }
 
 fn turn<S: Side>(

@@ -158,8 +158,7 @@ impl Downstream {
                     }
                     self.leave(now);
                     due(now + LAST_STREAM_AFTER);
-                } else if self.rpcs.get() == 0 && due(self.idle_since.get() + worker.idle(timeouts))
-                {
+                } else if self.rpcs.get() == 0 && due(self.since.get() + worker.idle(timeouts)) {
                     worker.shard.limits(Limit::IdleConnection).inc();
                     self.leave(now);
                     due(now + LAST_STREAM_AFTER);
@@ -178,7 +177,7 @@ impl Downstream {
                 }
             }
         }
-        if self.rpcs.get() == 0 && !self.shrunk.get() && due(self.idle_since.get() + QUIET) {
+        if self.rpcs.get() == 0 && !self.shrunk.get() && due(self.since.get() + QUIET) {
             let mut engine = self.link.engine();
             engine.shrink();
             self.shrunk.set(true);
@@ -208,10 +207,10 @@ impl Downstream {
             }
             if self.leaving.get() == Leaving::No {
                 self.link
-                    .check_by(self.idle_since.get().max(now) + worker.idle(&self.policy.timeouts));
+                    .check_by(self.since.get().max(now) + worker.idle(&self.policy.timeouts));
             }
             if !self.shrunk.get() {
-                self.link.check_by(self.idle_since.get() + QUIET);
+                self.link.check_by(self.since.get() + QUIET);
             }
         }
         None
@@ -223,7 +222,7 @@ impl Downstream {
         let interval = self.policy.keepalive_interval;
         let at = since + interval * KEEPALIVE_IDLE_FACTOR;
         if self.rpcs.get() > 0 {
-            at.min(since.max(self.busy_since.get()) + interval)
+            at.min(since.max(self.since.get()) + interval)
         } else {
             at
         }

@@ -17,13 +17,40 @@ use tokio::io::AsyncReadExt as _;
 use super::*;
 use crate::{
     data_plane::{
-        listener,
+        listener, pipe,
         testing::{self, Bench, Client, Got, at_once, backend, echo, running, stopped, until},
         upstream::retry,
     },
     snapshot::{Cluster, Endpoint, Snapshot},
     telemetry::metrics::AttemptResult,
 };
+
+/// Most connections are quiet most of the time, and these two are what each of them has beside its TLS session. The bounds
+/// are sizes in which the allocator gives out: above them the next one is a quarter more.
+#[test]
+fn a_quiet_connection_takes_little_memory() {
+    let counts = 2 * size_of::<usize>();
+    let state = counts + size_of::<Downstream>();
+    assert!(state <= 1536, "{state}");
+    stopped(|| async {
+        let bench = Bench::new(&[]);
+        let (transport, _peer) = pipe::direct(1);
+        let task = http2(
+            bench.worker.clone(),
+            Transport::Memory(transport),
+            Vec::new(),
+            ([192, 0, 2, 1], 1).into(),
+            bench.worker.snapshot().listener.clone(),
+            bench.worker.now(),
+            [0u8; size_of::<Open>()],
+        );
+        let task = TASK + size_of_val(&task);
+        assert!(task <= 640, "{task}");
+    });
+}
+
+/// What the runtime has of a task beside its future.
+const TASK: usize = 104;
 
 /// The bench's snapshot with its only cluster changed.
 fn change(bench: &Bench, change: impl FnOnce(&mut Cluster)) {
@@ -399,7 +426,7 @@ fn a_handshake_without_a_hello_is_given_up_for_a_newer_connection() {
                     .unwrap(),
             );
             let (socket, peer) = listener.accept().await.unwrap();
-            let ticket = listener::Ticket::take(&counts, &load, peer.ip(), [9, 9, 1])
+            let ticket = Ticket::take(&counts, &load, peer.ip(), [9, 9, 1])
                 .unwrap()
                 .0;
             let accepted = Accepted {

@@ -40,8 +40,7 @@ pub(crate) use self::exchange::Exchange;
 use self::{convert::Refusal, exchange::Responding, io::Io};
 use super::{
     access_log,
-    downstream::ClientConnection,
-    listener::Ticket,
+    downstream::{ClientConnection, Open},
     rpc,
     tls::Tls,
     wire::FAR,
@@ -111,18 +110,19 @@ struct Service(Rc<Connection>);
 /// Tells the RPCs of a connection that it is gone, however its task ends.
 struct Gone<'a>(&'a Connection);
 
-/// Serves a connection on which HTTP/1.1 was chosen, until it ends. `early` is what was read of it before.
+/// Serves a connection on which HTTP/1.1 was chosen, until it ends; then drops `open`. `early` is what was read of it
+/// before.
 pub(crate) async fn serve(
-    worker: &Rc<Worker>,
+    worker: Rc<Worker>,
     tls: Box<Tls>,
     early: Vec<u8>,
     peer: SocketAddr,
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
-    ticket: Ticket,
+    open: Open,
 ) {
-    serve_on(worker, tls, early, peer, policy, accepted).await;
-    drop(ticket);
+    serve_on(&worker, tls, early, peer, policy, accepted).await;
+    drop(open);
 }
 
 /// [`serve`], on any transport.

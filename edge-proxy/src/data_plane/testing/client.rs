@@ -181,7 +181,8 @@ pub(super) async fn http2(bench: &Bench, policy: ListenerPolicy) -> TcpStream {
     tokio::task::spawn_local(async move {
         let now = worker.tick();
         let transport = Transport::Plain(accepted);
-        downstream::http2(&worker, transport, Vec::new(), peer, Arc::new(policy), now).await;
+        let policy = Arc::new(policy);
+        downstream::http2(worker, transport, Vec::new(), peer, policy, now, ()).await;
     });
     socket
 }
