@@ -14,26 +14,26 @@ use crate::error::{ConnectionError, Limit, Reason};
 #[derive(Debug)]
 pub(crate) struct Limits {
     /// PING, SETTINGS, PRIORITY, unknown frames, 1xx heads.
-    control: Bucket,
+    control: Bucket<CONTROL, CONTROL_PER_SECOND>,
     /// WINDOW_UPDATE.
-    updates: Bucket,
+    updates: Bucket<UPDATES, UPDATES_PER_SECOND>,
     /// DATA frames without END_STREAM, in bytes: small ones cost more than they bring.
-    data: Bucket,
+    data: Bucket<DATA, DATA_PER_SECOND>,
     /// Stream errors that the peer makes us answer with RST_STREAM.
-    provoked: Bucket,
+    provoked: Tokens<PROVOKED>,
     /// HEADERS for streams that we reset.
-    late: Bucket,
+    late: Tokens<LATE>,
     resets: Resets,
 }
 
 impl Limits {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
-            control: Bucket::new(CONTROL, CONTROL_PER_SECOND, now),
-            updates: Bucket::new(UPDATES, UPDATES_PER_SECOND, now),
-            data: Bucket::new(DATA, DATA_PER_SECOND, now),
-            provoked: Bucket::new(PROVOKED, 0, now),
-            late: Bucket::new(LATE, 0, now),
+            control: Bucket::new(now),
+            updates: Bucket::new(now),
+            data: Bucket::new(now),
+            provoked: Tokens(PROVOKED),
+            late: Tokens(LATE),
             resets: Resets::from(now),
         }
     }
@@ -106,19 +106,18 @@ impl Limits {
     }
 
     /// HEADERS came for a stream that we reset.
-    pub(crate) fn late_headers(&mut self, now: Instant) -> Verdict {
+    pub(crate) fn late_headers(&mut self) -> Verdict {
         self.late.draw(
             1,
-            now,
             "flood of HEADERS on streams that were reset (RFC 9113 §5.1)",
         )
     }
 
     /// The peer broke a stream rule, and we answer with RST_STREAM ("MadeYouReset",
     /// CVE-2025-8671).
-    pub(crate) fn provoked(&mut self, now: Instant) -> Verdict {
+    pub(crate) fn provoked(&mut self) -> Verdict {
         self.provoked
-            .draw(1, now, "too many stream errors (RFC 9113 §10.5)")
+            .draw(1, "too many stream errors (RFC 9113 §10.5)")
     }
 
     /// The peer reset a stream. `early`: before a byte of our response ("rapid reset",
@@ -151,47 +150,58 @@ pub(crate) fn calm(limit: Limit, rule: &'static str) -> ConnectionError {
     }
 }
 
-/// Tokens that fill with time and with earnings, up to `cap`.
+/// Tokens that fill with earnings, up to `CAP`.
 #[derive(Debug)]
-struct Bucket {
-    tokens: u32,
-    cap: u32,
-    per_second: u32,
+struct Tokens<const CAP: u32>(u32);
+
+impl<const CAP: u32> Tokens<CAP> {
+    #[inline]
+    fn draw(&mut self, cost: u32, rule: &'static str) -> Verdict {
+        match self.0.checked_sub(cost) {
+            Some(left) => {
+                self.0 = left;
+                Ok(())
+            }
+            None => Err(calm(Limit::Flood, rule)),
+        }
+    }
+
+    #[inline]
+    fn earn(&mut self, tokens: u32) {
+        self.0 = self.0.saturating_add(tokens).min(CAP);
+    }
+}
+
+/// Tokens that fill with time too.
+#[derive(Debug)]
+struct Bucket<const CAP: u32, const PER_SECOND: u32> {
+    tokens: Tokens<CAP>,
     /// Up to where time has been paid out.
     paid: Instant,
 }
 
-impl Bucket {
-    fn new(cap: u32, per_second: u32, now: Instant) -> Self {
+impl<const CAP: u32, const PER_SECOND: u32> Bucket<CAP, PER_SECOND> {
+    fn new(now: Instant) -> Self {
         Self {
-            tokens: cap,
-            cap,
-            per_second,
+            tokens: Tokens(CAP),
             paid: now,
         }
     }
 
     #[inline]
     fn draw(&mut self, cost: u32, now: Instant, rule: &'static str) -> Verdict {
-        if self.tokens < cost {
+        if self.tokens.0 < cost {
             // Time is looked at only when it matters: the hot path is one comparison.
             self.refill(now);
-            if self.tokens < cost {
-                return Err(calm(Limit::Flood, rule));
-            }
         }
-        self.tokens -= cost;
-        Ok(())
+        self.tokens.draw(cost, rule)
     }
 
     fn refill(&mut self, now: Instant) {
-        if self.per_second == 0 {
-            return;
-        }
-        let step = Duration::from_secs(1) / self.per_second;
+        let step = Duration::from_secs(1) / PER_SECOND;
         let passed = now.saturating_duration_since(self.paid);
-        let earned = (passed.as_nanos() / step.as_nanos()).min(u128::from(self.cap)) as u32;
-        if earned == self.cap {
+        let earned = (passed.as_nanos() / step.as_nanos()).min(u128::from(CAP)) as u32;
+        if earned == CAP {
             self.paid = now;
         } else {
             // The remainder stays owed, so that frequent looks lose nothing.
@@ -202,7 +212,7 @@ impl Bucket {
 
     #[inline]
     fn earn(&mut self, tokens: u32) {
-        self.tokens = self.tokens.saturating_add(tokens).min(self.cap);
+        self.tokens.earn(tokens);
     }
 }
 
@@ -333,11 +343,11 @@ mod tests {
     fn the_1025th_provoked_stream_error_ends_it_unless_rpcs_complete() {
         let t = Instant::now();
         let mut l = Limits::new(t);
-        assert_eq!(many(5000, || l.provoked(t)), 1024);
+        assert_eq!(many(5000, || l.provoked()), 1024);
         let mut l = Limits::new(t);
         let n = many(5000, || {
             l.stream_completed();
-            l.provoked(t)
+            l.provoked()
         });
         assert_eq!(n, 5000);
     }
@@ -398,8 +408,8 @@ mod tests {
         let mut l = Limits::new(t);
         for _ in 0..10_000 {
             l.stream_cancelled();
-            assert!(l.late_headers(t).is_ok() && l.late_headers(t).is_ok());
+            assert!(l.late_headers().is_ok() && l.late_headers().is_ok());
         }
-        assert_eq!(many(5000, || l.late_headers(t)), LATE - 2);
+        assert_eq!(many(5000, || l.late_headers()), LATE - 2);
     }
 }

@@ -251,6 +251,7 @@ impl Streams {
     pub(crate) fn shrink(&mut self) {
         self.slab.shrink_to_fit();
         self.slots.shrink_to_fit();
+        self.ended.shrink_to_fit();
     }
 }
 

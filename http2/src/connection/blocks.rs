@@ -19,14 +19,27 @@ use crate::{
     stream::{Closed, Handle, State},
 };
 
-/// What HEADERS said of a block that CONTINUATION goes on with.
+/// What HEADERS said of a block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OpenBlock {
-    pub(super) stream: u32,
+struct Block {
+    stream: u32,
     end_stream: bool,
     /// The priority fields name the stream itself.
     self_dependent: bool,
+}
+
+/// A block that CONTINUATION goes on with.
+#[derive(Debug)]
+pub(super) struct OpenBlock {
+    block: Block,
     frames: u32,
+    fragments: Vec<u8>,
+}
+
+impl OpenBlock {
+    pub(super) fn stream(&self) -> u32 {
+        self.block.stream
+    }
 }
 
 /// Whose a block is.
@@ -42,9 +55,9 @@ enum Target {
 impl Connection {
     /// The bounds on a block, before the frame's payload is waited for.
     pub(super) fn check_block(&self, head: Head) -> Result<(), ConnectionError> {
-        let frames = match (head.kind, &self.open_block) {
-            (kind::CONTINUATION, Some(open)) => open.frames + 1,
-            _ => 1,
+        let (frames, bytes) = match (head.kind, &self.open_block) {
+            (kind::CONTINUATION, Some(open)) => (open.frames + 1, open.fragments.len()),
+            _ => (1, 0),
         };
         if frames > self.config.max_header_frames {
             return Err(calm(
@@ -53,7 +66,7 @@ impl Connection {
             ));
         }
         // Padding and priority fields count as well: no honest block comes near.
-        if self.block.len() + head.len > self.config.max_header_block as usize {
+        if bytes + head.len > self.config.max_header_block as usize {
             return Err(calm(
                 Limit::HeaderBlock,
                 "a header block of too many bytes (RFC 9113 §10.5.1)",
@@ -89,18 +102,19 @@ impl Connection {
             return protocol("padding as long as the payload (RFC 9113 §6.2)");
         };
         fragment = &fragment[..len];
-        let open = OpenBlock {
+        let block = Block {
             stream: head.stream,
             end_stream: head.has(flag::END_STREAM),
             self_dependent,
-            frames: 1,
         };
         if head.has(flag::END_HEADERS) {
-            return self.whole_block(open, fragment);
+            return self.whole_block(block, fragment);
         }
-        self.block.clear();
-        self.block.extend_from_slice(fragment);
-        self.open_block = Some(open);
+        self.open_block = Some(Box::new(OpenBlock {
+            block,
+            frames: 1,
+            fragments: fragment.to_vec(),
+        }));
         Ok(None)
     }
 
@@ -109,21 +123,17 @@ impl Connection {
         let Some(mut open) = self.open_block.take() else {
             return Ok(None);
         };
-        self.block.extend_from_slice(payload);
-        if !head.has(flag::END_HEADERS) {
-            open.frames += 1;
-            self.open_block = Some(open);
-            return Ok(None);
+        open.fragments.extend_from_slice(payload);
+        if head.has(flag::END_HEADERS) {
+            return self.whole_block(open.block, &open.fragments);
         }
-        let mut block = std::mem::take(&mut self.block);
-        let event = self.whole_block(open, &block);
-        block.clear();
-        self.block = block;
-        event
+        open.frames += 1;
+        self.open_block = Some(open);
+        Ok(None)
     }
 
     /// A block is complete.
-    fn whole_block(&mut self, block: OpenBlock, fragment: &[u8]) -> Outcome {
+    fn whole_block(&mut self, block: Block, fragment: &[u8]) -> Outcome {
         self.header_since = None;
         let target = self.target(block.stream)?;
         let mut headers = stock::arena();
@@ -140,7 +150,7 @@ impl Connection {
             Target::Live(at) => self.live_block(at, block, headers, decoded),
             Target::Late => {
                 stock::recycle(headers);
-                self.limits.late_headers(self.now)?;
+                self.limits.late_headers()?;
                 if self.role == Role::Client {
                     // It had been accepted all the same, and so had all before it.
                     self.cancels.answered(block.stream);
@@ -196,7 +206,7 @@ impl Connection {
     }
 
     /// Server role: a request.
-    fn request(&mut self, block: OpenBlock, headers: Headers, decoded: Decoded) -> Outcome {
+    fn request(&mut self, block: Block, headers: Headers, decoded: Decoded) -> Outcome {
         let stream = block.stream;
         self.last_remote = stream;
         self.limits.stream_opened(self.now);
@@ -276,7 +286,7 @@ impl Connection {
 
     /// Resets a stream that never got an entry.
     fn refuse(&mut self, stream: u32, reason: Reason) -> Result<(), ConnectionError> {
-        self.limits.provoked(self.now)?;
+        self.limits.provoked()?;
         self.limits.stream_cancelled();
         frame::write_reset(self.out.frames(), stream, reason.0);
         self.streams.remember(stream, Closed::ByUs);
@@ -287,7 +297,7 @@ impl Connection {
     fn live_block(
         &mut self,
         at: Handle,
-        block: OpenBlock,
+        block: Block,
         headers: Headers,
         decoded: Decoded,
     ) -> Outcome {
@@ -317,7 +327,7 @@ impl Connection {
     fn response(
         &mut self,
         at: Handle,
-        block: OpenBlock,
+        block: Block,
         headers: Headers,
         decoded: Decoded,
     ) -> Outcome {
@@ -385,7 +395,7 @@ impl Connection {
     fn trailers(
         &mut self,
         at: Handle,
-        block: OpenBlock,
+        block: Block,
         headers: Headers,
         decoded: Decoded,
     ) -> Outcome {

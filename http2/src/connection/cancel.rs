@@ -14,12 +14,18 @@ use crate::stream::Handle;
 /// The resets of one connection that aren't known to be harmless yet.
 #[derive(Debug, Default)]
 pub(crate) struct Cancels {
+    /// The highest stream that the peer has answered.
+    answered: u32,
+    /// None before the first pair: a server's connections never have one.
+    pairs: Option<Box<Pairs>>,
+}
+
+#[derive(Debug, Default)]
+struct Pairs {
     /// Pairs under way: stream, and the number of the pair.
     unconfirmed: Vec<(u32, u64)>,
     /// Streams whose reset waits.
     waiting: VecDeque<Handle>,
-    /// The highest stream that the peer has answered.
-    answered: u32,
     /// Pairs ever sent.
     sent: u64,
     /// The PING under way: its payload, and the pairs sent before it.
@@ -37,59 +43,67 @@ impl Cancels {
 
     /// Whether another pair may go now.
     pub(crate) fn may_send(&self) -> bool {
-        self.unconfirmed.len() < UNCONFIRMED
+        self.pairs.as_ref().is_none_or(|pairs| pairs.may_send())
     }
 
     /// A pair goes.
     pub(crate) fn sent(&mut self, stream: u32) {
-        self.sent += 1;
-        self.unconfirmed.push((stream, self.sent));
+        let pairs = self.pairs.get_or_insert_default();
+        pairs.sent += 1;
+        pairs.unconfirmed.push((stream, pairs.sent));
     }
 
     /// A reset has to wait.
     pub(crate) fn wait(&mut self, at: Handle) {
-        self.waiting.push_back(at);
+        self.pairs.get_or_insert_default().waiting.push_back(at);
     }
 
     /// The next waiting reset, if it may go now.
     pub(crate) fn next(&mut self) -> Option<Handle> {
-        if self.may_send() {
-            self.waiting.pop_front()
-        } else {
-            None
-        }
+        let pairs = self.pairs.as_mut().filter(|pairs| pairs.may_send())?;
+        pairs.waiting.pop_front()
     }
 
     /// The peer answered `stream`: it has accepted all streams up to it.
     #[inline]
     pub(crate) fn answered(&mut self, stream: u32) {
         self.answered = self.answered.max(stream);
-        if !self.unconfirmed.is_empty() {
-            self.unconfirmed.retain(|&(id, _)| id > stream);
+        if let Some(pairs) = &mut self.pairs {
+            pairs.unconfirmed.retain(|&(id, _)| id > stream);
         }
     }
 
     /// The payload of a PING to send now, if resets wait and none is under way.
     pub(crate) fn ping(&mut self) -> Option<u64> {
-        if self.waiting.is_empty() || self.ping.is_some() || self.may_send() {
+        let pairs = self.pairs.as_mut()?;
+        if pairs.waiting.is_empty() || pairs.ping.is_some() || pairs.may_send() {
             return None;
         }
-        self.pings = self.pings.wrapping_add(1);
-        let payload = ENGINE_PING | u64::from(self.pings);
-        self.ping = Some((payload, self.sent));
+        pairs.pings = pairs.pings.wrapping_add(1);
+        let payload = ENGINE_PING | u64::from(pairs.pings);
+        pairs.ping = Some((payload, pairs.sent));
         Some(payload)
     }
 
     /// An answer to a PING: whether it was the engine's own.
     pub(crate) fn pong(&mut self, payload: u64) -> bool {
-        match self.ping {
+        let Some(pairs) = &mut self.pairs else {
+            return false;
+        };
+        match pairs.ping {
             Some((ours, upto)) if ours == payload => {
-                self.ping = None;
-                self.unconfirmed.retain(|&(_, n)| n > upto);
+                pairs.ping = None;
+                pairs.unconfirmed.retain(|&(_, n)| n > upto);
                 true
             }
             _ => false,
         }
+    }
+}
+
+impl Pairs {
+    fn may_send(&self) -> bool {
+        self.unconfirmed.len() < UNCONFIRMED
     }
 }
 
@@ -103,6 +117,10 @@ pub(crate) const ENGINE_PING: u64 = 0x68_32_63_61 << 32;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn unconfirmed(c: &Cancels) -> usize {
+        c.pairs.as_ref().map_or(0, |pairs| pairs.unconfirmed.len())
+    }
 
     fn full() -> Cancels {
         let mut c = Cancels::default();
@@ -139,10 +157,10 @@ mod tests {
     fn a_response_to_a_later_stream_confirms_earlier_pairs() {
         let mut c = full();
         c.answered(9);
-        assert_eq!(c.unconfirmed.len(), UNCONFIRMED - 5);
+        assert_eq!(unconfirmed(&c), UNCONFIRMED - 5);
         assert!(!c.is_pair(7) && c.is_pair(11));
         c.answered(1001);
-        assert!(c.unconfirmed.is_empty());
+        assert_eq!(unconfirmed(&c), 0);
     }
 
     #[test]
@@ -153,6 +171,6 @@ mod tests {
         c.answered(3);
         c.sent(23);
         assert!(c.pong(ping));
-        assert_eq!(c.unconfirmed.len(), 1);
+        assert_eq!(unconfirmed(&c), 1);
     }
 }

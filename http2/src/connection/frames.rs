@@ -36,7 +36,7 @@ impl Connection {
 
     /// RFC 9113 §5.1: a frame after the peer itself ended the stream.
     pub(super) fn closed_error(&mut self, stream: u32) -> Outcome {
-        self.limits.provoked(self.now)?;
+        self.limits.provoked()?;
         frame::write_reset(self.out.frames(), stream, Reason::STREAM_CLOSED.0);
         self.streams.remember(stream, Closed::ByUs);
         Ok(None)
@@ -67,7 +67,7 @@ impl Connection {
 
     /// Resets a stream for the peer's fault; its key, if the owner still cares.
     fn break_stream(&mut self, at: Handle, reason: Reason) -> Result<Option<u32>, ConnectionError> {
-        self.limits.provoked(self.now)?;
+        self.limits.provoked()?;
         Ok(self.write_reset(at, reason))
     }
 

@@ -61,13 +61,11 @@ pub struct Connection {
     allowed: usize,
     /// A frame's head that came in parts, and how much of it is there.
     head: [u8; HEAD],
-    head_len: usize,
+    head_len: u8,
     /// The payload of a frame that came in parts (never DATA).
     partial: Vec<u8>,
     /// The header block that CONTINUATION frames must go on with.
-    open_block: Option<OpenBlock>,
-    /// Fragments of the open block.
-    block: Vec<u8>,
+    open_block: Option<Box<OpenBlock>>,
     /// Since when a header block, or a frame of one, is incomplete.
     header_since: Option<Instant>,
     decoder: Decoder,
@@ -143,7 +141,6 @@ impl Connection {
             head_len: 0,
             partial: Vec::new(),
             open_block: None,
-            block: Vec::new(),
             header_since: None,
             decoder: Decoder::new(config.decoder_table() as usize),
             left_behind: VecDeque::new(),
@@ -326,9 +323,6 @@ impl Connection {
         self.decoder.shrink();
         if self.partial.is_empty() {
             self.partial = Vec::new();
-        }
-        if self.open_block.is_none() {
-            self.block = Vec::new();
         }
         self.opening.shrink_to_fit();
         self.ready.shrink_to_fit();

@@ -116,12 +116,14 @@ impl Connection {
             *input = rest;
             return Some(Head::read(head));
         }
-        let n = (HEAD - self.head_len).min(input.len());
+        let seen = usize::from(self.head_len);
+        let n = (HEAD - seen).min(input.len());
         let (part, rest) = input.split_at(n);
-        self.head[self.head_len..self.head_len + n].copy_from_slice(part);
-        self.head_len += n;
+        self.head[seen..seen + n].copy_from_slice(part);
+        // At most a head's nine.
+        self.head_len += n as u8;
         *input = rest;
-        if self.head_len < HEAD {
+        if seen + n < HEAD {
             return None;
         }
         self.head_len = 0;
@@ -144,7 +146,7 @@ impl Connection {
             return protocol("the first frame is not SETTINGS (RFC 9113 §3.4)");
         }
         match &self.open_block {
-            Some(open) if head.kind != kind::CONTINUATION || head.stream != open.stream => {
+            Some(open) if head.kind != kind::CONTINUATION || head.stream != open.stream() => {
                 return protocol("a header block was not continued (RFC 9113 §6.10)");
             }
             None if head.kind == kind::CONTINUATION => {

@@ -17,8 +17,6 @@ pub struct Decoder {
     announced: usize,
     /// The table is above `limit`, so the next block has to begin with an update (RFC 7541 §4.2).
     update_due: bool,
-    /// Where a field is put together that isn't kept.
-    scratch: Vec<u8>,
     /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
     memo: Option<Box<Memo>>,
 }
@@ -43,7 +41,6 @@ impl Decoder {
             limit: max_table.max(INITIAL_TABLE_SIZE),
             announced: max_table,
             update_due: false,
-            scratch: Vec::new(),
             memo: None,
         }
     }
@@ -81,6 +78,8 @@ impl Decoder {
             block = &block[recalled.bytes..];
         }
         let mut list_size = if fresh { into.list_size() } else { 0 };
+        // Where a field is put together that isn't kept.
+        let mut scratch = Vec::new();
         while let Some((&first, rest)) = block.split_first() {
             block = rest;
             if first & 0x80 != 0 {
@@ -100,7 +99,6 @@ impl Decoder {
                 };
                 let index = integer::decode(first, prefix, &mut block)?;
                 let kept = list_size < keep;
-                let mut scratch = std::mem::take(&mut self.scratch);
                 scratch.clear();
                 let out = if kept { into.arena() } else { &mut scratch };
                 let start = out.len();
@@ -123,14 +121,10 @@ impl Decoder {
                 } else if kept {
                     into.arena().truncate(start);
                 }
-                self.scratch = scratch;
             }
             if remembers {
                 memo.field(block.len());
             }
-        }
-        if self.scratch.capacity() > SCRATCH {
-            self.scratch = Vec::new();
         }
         if remembers {
             let ordinary = list_size <= keep && self.table.version() == version;
@@ -155,6 +149,7 @@ impl Decoder {
     /// Gives memory back that only a busy connection needs.
     pub fn shrink(&mut self) {
         self.memo = None;
+        self.table.shrink();
     }
 
     /// RFC 7541 §4.2, §6.3: at the beginning of a block only.
@@ -239,8 +234,6 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
 const NO_ENTRY: DecodeError = DecodeError("an index without an entry (RFC 7541 §2.3.3)");
 const LATE_UPDATE: DecodeError =
     DecodeError("a table size update after the beginning of a block (RFC 7541 §4.2)");
-/// A scratch above this isn't kept for the connection's life.
-const SCRATCH: usize = 4096;
 
 #[cfg(test)]
 mod tests {

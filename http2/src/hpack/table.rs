@@ -142,6 +142,12 @@ impl DynamicTable {
         self.evict_to(max_size, evicted);
     }
 
+    /// Gives back the room that the entries don't need.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.entries.shrink_to_fit();
+    }
+
     fn evict_to(&mut self, size: usize, mut evicted: impl FnMut(u32, Line<'_>)) {
         while self.size > size {
             let count = self.entries.len();
