@@ -8,6 +8,10 @@
 //!
 //! A variable of the thread and no part of a connection: it holds no bytes of anybody's, only room for some, so that it
 //! makes no difference which connections share it, and a connection may move to another thread.
+//!
+//! What a burst has left goes again: [`halve`], called once a second, leaves a busy thread what it uses (a few hundred
+//! allocations are nothing to it), and one that is quiet has given back all of it within some seconds. Else those few
+//! vectors, which lie scattered over the memory of the burst, would keep the allocator from returning any of it.
 
 use std::cell::{Cell, RefCell};
 
@@ -60,6 +64,11 @@ pub fn give_chunk(chunk: Vec<u8>) {
     given(|stock| stock.chunks.give(chunk, CHUNKS));
 }
 
+/// Gives back half of what is kept, the half that was used longest ago.
+pub fn halve() {
+    given(Stock::halve);
+}
+
 /// An empty vector for a connection's output.
 #[inline]
 pub(crate) fn buffer() -> Vec<u8> {
@@ -105,6 +114,12 @@ impl Stock {
             arenas.push(headers);
         }
     }
+
+    fn halve(&self) {
+        halve_list(&mut self.arenas.borrow_mut());
+        self.chunks.halve();
+        self.buffers.halve();
+    }
 }
 
 impl Shelf {
@@ -131,6 +146,18 @@ impl Shelf {
             self.vectors.borrow_mut().push(vector);
         }
     }
+
+    fn halve(&self) {
+        let mut vectors = self.vectors.borrow_mut();
+        halve_list(&mut vectors);
+        self.bytes.set(vectors.iter().map(Vec::capacity).sum());
+    }
+}
+
+/// Drops the older half of a list, the larger one, and the room for it.
+fn halve_list<T>(list: &mut Vec<T>) {
+    list.drain(..list.len().div_ceil(2));
+    list.shrink_to(2 * list.len());
 }
 
 /// Header blocks on their way at a time, of a busy thread: about a KiB each.
@@ -179,6 +206,29 @@ mod tests {
         stock.chunks.give(Vec::with_capacity(CHUNKS + 1), CHUNKS);
         stock.chunks.give(Vec::new(), CHUNKS);
         assert!(stock.chunks.take().is_none());
+    }
+
+    #[test]
+    fn what_a_burst_has_left_goes_the_oldest_first_until_nothing_is_kept() {
+        let stock = Stock::new();
+        for capacity in 1..=ARENAS {
+            stock.recycle(Headers::with_capacity(1, 1));
+            stock.chunks.give(Vec::with_capacity(capacity), CHUNKS);
+            stock.buffers.give(Vec::with_capacity(capacity), BUFFERS);
+        }
+        stock.halve();
+        assert_eq!(stock.arenas.borrow().len(), ARENAS / 2);
+        let kept = (ARENAS / 2 + 1..=ARENAS).sum();
+        assert_eq!(stock.chunks.bytes.get(), kept);
+        assert_eq!(stock.chunks.take().map(|v| v.capacity()), Some(ARENAS));
+        for _ in 0..10 {
+            stock.halve();
+        }
+        assert_eq!(stock.arenas.borrow().capacity(), 0);
+        for shelf in [&stock.chunks, &stock.buffers] {
+            assert_eq!(shelf.bytes.get(), 0);
+            assert_eq!(shelf.vectors.borrow().capacity(), 0);
+        }
     }
 
     #[test]

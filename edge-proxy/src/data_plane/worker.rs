@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
+    hint::black_box,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
@@ -16,6 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use http2::stock;
 use rand::rngs::SmallRng;
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -223,13 +225,24 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
                 let pressure = *parts.pressure.borrow_and_update();
                 worker.press(pressure);
             }
-            _ = beat.tick() => parts.heartbeats.beat(parts.index),
+            _ = beat.tick() => {
+                parts.heartbeats.beat(parts.index);
+                give_memory_back();
+            }
             Some(accepted) = accepted.recv() => {
                 tokio::task::spawn_local(downstream::serve(worker.clone(), accepted));
             }
         }
     }
     timers.abort();
+}
+
+/// Lets memory go that only a burst has needed.
+fn give_memory_back() {
+    stock::halve();
+    // mimalloc returns what has been free for a second to the system, but looks whether there is any only when it gives
+    // out or takes back a block of pages of its own: a worker without a burst needs none for hours.
+    drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));
 }
 
 /// Calls the owner of each deadline that has come.
@@ -470,6 +483,9 @@ const MANY_LEFT_BEHIND: usize = 256;
 
 /// See [`Worker::scratch`].
 const READ_AT_ONCE: usize = 64 * 1024;
+
+/// An allocation so large has its pages for itself; none of them is touched.
+const OWN_PAGES: usize = 1024 * 1024;
 
 /// `/livez` fails when this hasn't happened for 10 s.
 const HEARTBEAT: Duration = Duration::from_secs(1);
