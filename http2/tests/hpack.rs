@@ -129,7 +129,8 @@ proptest! {
         for block in blocks {
             headers.clear();
             let result = decoder.decode(&block, keep, &mut headers);
-            prop_assert!(headers.list_size() <= keep);
+            // The one method and the one content type that may stand beyond.
+            prop_assert!(headers.list_size() <= keep + 2 * (128 + 32));
             let sum: usize = headers.iter().map(|f| f.name.len() + f.value.len() + 32).sum();
             prop_assert_eq!(headers.list_size(), sum);
             let _ = headers.validate(Kind::Request);
@@ -167,7 +168,15 @@ proptest! {
             let size = |list: &[(Vec<u8>, Vec<u8>)]| list.iter().map(|(n, v)| n.len() + v.len() + 32).sum::<usize>();
             prop_assert_eq!(result.unwrap().list_size, size(&list));
             let kept = (0..=list.len()).rev().find(|&n| size(&list[..n]) <= keep).unwrap();
-            prop_assert_eq!(pairs(&read), &list[..kept]);
+            let mut expected = list[..kept].to_vec();
+            for (name, value) in &list[kept..] {
+                let forms = [&b":method"[..], b"content-type"].contains(&&name[..]);
+                let first = expected.iter().all(|(other, _)| other != name);
+                if keep > 0 && forms && first && name.len() + value.len() <= 128 {
+                    expected.push((name.clone(), value.clone()));
+                }
+            }
+            prop_assert_eq!(pairs(&read), expected);
         }
     }
 

@@ -279,6 +279,14 @@ async fn headers_above_the_limit() {
         .await
         .unwrap();
     is_grpc(&reply, 8, Some("request header fields too large"));
+    // tonic and grpc-js send metadata first, and then what says that this is gRPC.
+    let metadata_first = Request::post("https://grpc.example.com/e2e.Test/Unary")
+        .header("x-large", &large)
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let reply = client.call(metadata_first, b"").await.unwrap();
+    is_grpc(&reply, 8, Some("request header fields too large"));
     let text = Some("request header fields too large");
     plain_row(&proxy, 431, text, &[("x-large", &large)]).await;
     // The connection lives.

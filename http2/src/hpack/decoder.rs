@@ -5,7 +5,7 @@ use super::{
     memo::{Memo, Recalled},
     table::{DynamicTable, Line, STATIC_LEN, STATIC_LINES},
 };
-use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Meta, NameId};
+use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Known, Meta, NameId};
 
 /// Our half of the peer's encoder: one per connection.
 #[derive(Debug)]
@@ -57,7 +57,9 @@ impl Decoder {
     ///
     /// An error is the end of the connection (the table is out of step); `into` may then hold what came before it.
     ///
-    /// What is kept is the list's beginning, and it is everything exactly if [`Decoded::list_size`] is at most `keep`.
+    /// What is kept is the list's beginning, and it is everything exactly if [`Decoded::list_size`] is at most `keep`. If
+    /// it isn't, and `keep` isn't 0, the first `:method` and the first `content-type` are kept wherever they stand: they
+    /// say in which form whoever sent too much reads an answer, and many clients of gRPC put their users' fields first.
     pub fn decode(
         &mut self,
         mut block: &[u8],
@@ -87,7 +89,7 @@ impl Decoder {
                 let index = integer::decode(first, 7, &mut block)?;
                 let line = self.indexed(index)?;
                 list_size = list_size.saturating_add(line.size());
-                if list_size <= keep {
+                if list_size <= keep || outlasts(line.meta, line.bytes, keep, into) {
                     into.push_line(line.bytes, line.name_len, line.meta);
                 }
             } else {
@@ -118,8 +120,14 @@ impl Decoder {
                 }
                 if kept && list_size <= keep {
                     into.commit(start, name_len, meta);
-                } else if kept {
-                    into.arena().truncate(start);
+                } else {
+                    if kept {
+                        scratch.extend_from_slice(&into.arena()[start..]);
+                        into.arena().truncate(start);
+                    }
+                    if outlasts(meta, &scratch, keep, into) {
+                        into.push_line(&scratch, name_len, meta);
+                    }
                 }
             }
             if remembers {
@@ -211,6 +219,15 @@ impl Decoder {
     }
 }
 
+/// Whether a field beyond `keep` is stored all the same: see [`Decoder::decode`].
+fn outlasts(meta: Meta, line: &[u8], keep: usize, into: &Headers) -> bool {
+    let known = meta.name.known();
+    keep > 0
+        && matches!(known, Known::Method | Known::ContentType)
+        && line.len() <= LONGEST_BEYOND
+        && into.known(known).is_none()
+}
+
 /// RFC 7541 §5.2.
 #[inline]
 fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
@@ -234,6 +251,8 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
 const NO_ENTRY: DecodeError = DecodeError("an index without an entry (RFC 7541 §2.3.3)");
 const LATE_UPDATE: DecodeError =
     DecodeError("a table size update after the beginning of a block (RFC 7541 §4.2)");
+/// Name and value of a field that is stored beyond `keep`; nothing longer is a method or a media type.
+const LONGEST_BEYOND: usize = 128;
 
 #[cfg(test)]
 mod tests {
@@ -314,6 +333,34 @@ mod tests {
             decode(&mut decoder, &[0xbe]).expect("an entry").get(b"a"),
             Some(&b"b"[..])
         );
+    }
+
+    #[test]
+    fn what_says_the_form_of_an_answer_is_kept_wherever_it_stands() {
+        let kept = |block: &[u8], keep| {
+            let mut headers = Headers::new();
+            let decoded = Decoder::new(4096).decode(block, keep, &mut headers);
+            assert!(decoded.expect("a block").list_size > keep);
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            headers
+                .iter()
+                .map(|f| text(f.name) + "=" + &text(f.value))
+                .collect::<Vec<_>>()
+        };
+        // A path of 100 bytes; :method by its index, content-type as a literal, both once more.
+        let mut block = vec![0x04, 100];
+        block.extend([b'/'; 100]);
+        block.extend(b"\x82\x0f\x10\x03a/b\x83\x0f\x10\x03c/d\x86");
+        assert_eq!(kept(&block, 100), [":method=GET", "content-type=a/b"]);
+        assert_eq!(kept(&block, 0), [""; 0]);
+        // As many references as a block holds add nothing.
+        let mut block = b"\x5f\x03a/b".to_vec();
+        block.extend([0xbe; 30_000]);
+        assert_eq!(kept(&block, 10), ["content-type=a/b"]);
+        // Nor does one that is no media type.
+        let mut block = b"\x0f\x10\x7f\x09".to_vec();
+        block.extend([b'x'; 136]);
+        assert_eq!(kept(&block, 100), [""; 0]);
     }
 
     /// One large entry and thousands of references to it: the list is a hundred megabytes, what is held is not.
