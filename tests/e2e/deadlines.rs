@@ -138,6 +138,17 @@ async fn a_malformed_deadline_is_ignored() {
             .unwrap();
         assert_eq!(reply.grpc_status(), Some(0), "{malformed:?}");
     }
+    // Nor does the route's time take its place on the way to the backend.
+    let proxy = Proxy::builder()
+        .route_of(json!({ "prefix": TEST, "cluster": "test", "timeout": "10s" }))
+        .cluster("test", [backend.address()])
+        .start()
+        .await;
+    let client = proxy.http2().await;
+    let soon = [("grpc-timeout", "soon")];
+    client.grpc("/e2e.Test/Unary", &soon).await.unwrap();
+    let seen = backend.journal.last();
+    assert_eq!(seen.header("grpc-timeout"), Some("soon"));
 }
 
 #[tokio::test]

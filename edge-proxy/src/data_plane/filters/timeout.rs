@@ -62,10 +62,10 @@ pub fn format(left: Duration) -> Text {
     }
 }
 
-/// Replaces a request's `grpc-timeout` by what is left at this attempt. A request without one keeps to have none: the
-/// proxy's own limits are the proxy's to enforce.
+/// Replaces a request's `grpc-timeout` by what is left at this attempt. A request without one keeps to have none, and one
+/// that can't be read stays: the proxy's own limits are the proxy's to enforce.
 pub fn rewrite(headers: &mut Headers, left: Duration) {
-    if headers.known(Known::GrpcTimeout).is_some() {
+    if headers.known(Known::GrpcTimeout).and_then(parse).is_some() {
         headers.set_known(Known::GrpcTimeout, format(left).as_bytes());
     }
 }
@@ -150,10 +150,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_request_that_had_one_gets_one() {
+    fn only_a_request_that_had_one_that_can_be_read_gets_one() {
         let mut headers = Headers::new();
         rewrite(&mut headers, Duration::from_secs(1));
         assert!(headers.is_empty());
+        headers.push(b"grpc-timeout", b"soon");
+        rewrite(&mut headers, Duration::from_secs(1));
+        assert_eq!(headers.known(Known::GrpcTimeout), Some(&b"soon"[..]));
+        headers.clear();
         headers.push(b"grpc-timeout", b"2S");
         headers.push(b"grpc-timeout", b"1S");
         rewrite(&mut headers, Duration::from_millis(1));
