@@ -101,6 +101,20 @@ async fn grpc_over_http_1_is_refused() {
     let head = "POST /e2e.Test/Unary HTTP/1.1\nhost: grpc.example.com\ncontent-type: application/grpc\ncontent-length: 5";
     let (head, _) = proxy.http1(head, &[0; 5]).await;
     assert!(head.starts_with("http/1.1 505"), "{head}");
+    // What is wrong with it besides is told in plain HTTP too.
+    let head = "POST /e2e.Test/Unary HTTP/1.1\ncontent-type: application/grpc\ncontent-length: 0";
+    let (head, body) = proxy.http1(head, b"").await;
+    assert!(head.starts_with("http/1.1 400"), "{head}");
+    assert!(!head.contains("grpc-status"), "{head}");
+    assert_eq!(body, b"invalid authority");
+    let large = format!(
+        "POST /e2e.Test/Unary HTTP/1.1\nhost: a\ncontent-type: application/grpc\nx-large: {}",
+        "x".repeat(10_000)
+    );
+    let (head, body) = proxy.http1(&large, b"").await;
+    assert!(head.starts_with("http/1.1 431"), "{head}");
+    assert!(!head.contains("grpc-status"), "{head}");
+    assert_eq!(body, b"request header fields too large");
     assert_eq!(backend.journal.count(), 0);
 }
 

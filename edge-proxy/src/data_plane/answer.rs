@@ -8,13 +8,13 @@ use std::borrow::Cow;
 
 use http2::{Headers, Known};
 
-use super::filters::Facts;
+use super::filters::{Facts, Version};
 use crate::error::{Failure, encode_grpc_message, grpc_from_http};
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// To a gRPC request: everything in the head, which ends the stream.
+    /// To a gRPC request over HTTP/2: everything in the head, which ends the stream.
     Grpc,
     /// To any other: status and text.
     Plain,
@@ -43,9 +43,10 @@ pub struct Answer {
 }
 
 impl Form {
-    /// The form that the request behind `facts` wants.
-    pub fn of(facts: &Facts) -> Self {
-        match (facts.grpc, facts.head) {
+    /// The form that the request behind `facts` wants. Nobody reads `grpc-status` in HTTP/1.1: a refusal of gRPC over it
+    /// is plain, whatever it is for.
+    pub fn of(facts: &Facts, version: Version) -> Self {
+        match (facts.grpc && version == Version::Http2, facts.head) {
             (true, _) => Self::Grpc,
             (false, true) => Self::Head,
             (false, false) => Self::Plain,
@@ -56,8 +57,6 @@ impl Form {
 /// The answer to a request that failed before a response's head was relayed.
 pub fn failure(failure: Failure, form: Form, context: &AnswerContext<'_>) -> Answer {
     let form = match failure {
-        // Nobody reads `grpc-status` in HTTP/1.1: the refusal of gRPC over it is plain whatever the request says.
-        Failure::GrpcOverHttp1 => Form::Plain,
         // The 200 of gRPC's form would tell the client that it has its tunnel (RFC 9110 §9.3.6).
         Failure::ConnectMethod => Form::Plain,
         _ => form,
@@ -239,7 +238,16 @@ mod tests {
 
     #[test]
     fn grpc_over_http1_is_told_in_plain_http() {
-        let answer = failure(Failure::GrpcOverHttp1, Form::Grpc, &CONTEXT);
+        let facts = |method: &[u8]| {
+            let mut headers = Headers::new();
+            headers.push_known(Known::Method, method);
+            headers.push_known(Known::ContentType, b"application/grpc");
+            Facts::read(&headers, None)
+        };
+        assert_eq!(Form::of(&facts(b"POST"), Version::Http2), Form::Grpc);
+        assert_eq!(Form::of(&facts(b"POST"), Version::Http1), Form::Plain);
+        assert_eq!(Form::of(&facts(b"HEAD"), Version::Http1), Form::Head);
+        let answer = failure(Failure::GrpcOverHttp1, Form::Plain, &CONTEXT);
         assert_eq!(answer.headers.status(), Some(505));
         assert_eq!(answer.grpc_status, None);
     }

@@ -6,8 +6,9 @@ use http2::{Headers, Reason};
 
 use super::Key;
 use crate::data_plane::{
+    answer::Form,
     downstream::{Busy, Downstream},
-    filters::{RequestContext, Version},
+    filters::{Facts, RequestContext, Version},
     http1::Exchange,
     worker::Worker,
 };
@@ -38,6 +39,11 @@ impl Client {
                 version: Version::Http1,
             },
         }
+    }
+
+    /// In which form it reads an answer to the request of this head.
+    pub(super) fn form(&self, head: &Headers) -> Form {
+        Form::of(&Facts::read(head, None), self.context().version)
     }
 
     /// The client's address.

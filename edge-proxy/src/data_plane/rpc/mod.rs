@@ -48,7 +48,6 @@ pub(crate) use self::{
 use super::{
     answer::Form,
     downstream::Downstream,
-    filters::Facts,
     message::Messages,
     upstream::{
         Upstream,
@@ -153,7 +152,7 @@ pub(crate) fn refuse(
     now: Instant,
 ) {
     let mut rpc = Rpc::new(client, headers, false, now);
-    rpc.form = Form::of(&Facts::read(&rpc.head, None));
+    rpc.form = rpc.client.form(&rpc.head);
     admit(worker, rpc, now, |rpc, key| {
         rpc.fail(worker, key, failure, now)
     });
@@ -168,7 +167,7 @@ pub(crate) fn refused_stream(
     failure: Failure,
     now: Instant,
 ) {
-    let grpc = Form::of(&Facts::read(&head, None)) == Form::Grpc;
+    let grpc = client.form(&head) == Form::Grpc;
     let mut record = Record::new(now);
     record.failed_with(failure);
     record.write(worker, client, &head, grpc, now);
@@ -439,7 +438,7 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
                 tracing::error!(request_id = %rpc.request_id(), panic, "a panic ended an RPC");
                 let answer = || {
                     // It may not have come so far as to know.
-                    rpc.form = Form::of(&Facts::read(&rpc.head, None));
+                    rpc.form = rpc.client.form(&rpc.head);
                     rpc.fail(worker, key, Failure::Internal, worker.now())
                 };
                 let answered = catch_unwind(AssertUnwindSafe(answer));

@@ -26,14 +26,13 @@ impl Rpc {
     /// Filters, route, first attempt.
     pub(super) fn begin(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
         let snapshot = worker.snapshot();
-        let (facts, filtered) = {
-            let context = self.client.context();
+        let context = self.client.context();
+        let (facts, filtered) =
             worker
                 .filters
                 .borrow_mut()
-                .run(&mut self.head, &context, &snapshot.listener)
-        };
-        self.form = Form::of(&facts);
+                .run(&mut self.head, &context, &snapshot.listener);
+        self.form = Form::of(&facts, context.version);
         match filtered {
             Filtered::Continue => {}
             Filtered::Respond(Respond::HealthCheck) => {
