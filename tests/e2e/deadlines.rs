@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use e2e::{
     backend::Backend,
-    client::{Http2, grpc_request, request},
+    client::{Http2, Reply, grpc_request, request},
     payload,
     proxy::{Proxy, TEST},
     scripted::{Exchange, Scripted, framed},
@@ -149,6 +149,22 @@ async fn a_malformed_deadline_is_ignored() {
     client.grpc("/e2e.Test/Unary", &soon).await.unwrap();
     let seen = backend.journal.last();
     assert_eq!(seen.header("grpc-timeout"), Some("soon"));
+}
+
+#[tokio::test]
+async fn a_deadline_counts_also_where_no_backend_is_asked() {
+    let proxy = Proxy::builder()
+        .route_of(json!({ "prefix": "/direct.Test/", "direct_response": { "status": 503 } }))
+        .start()
+        .await;
+    let client = proxy.http2().await;
+    // The answer waits for the request's end, which doesn't come.
+    let asked = grpc_request("/direct.Test/Upload", &[("grpc-timeout", "50m")]);
+    let (response, _upload) = client.open(asked, false).await.unwrap();
+    let reply = Reply::read(within("an answer", response).await.unwrap());
+    let reply = reply.await.unwrap();
+    assert_eq!(reply.grpc_status(), Some(4));
+    assert_eq!(reply.grpc_message(), Some("upstream request timeout"));
 }
 
 #[tokio::test]

@@ -56,6 +56,7 @@ impl Rpc {
         match &route.action {
             RouteAction::DirectResponse { status, body } => {
                 self.record.routed(worker, route, None, path);
+                self.set_deadline(worker, key, route, facts.grpc_timeout, now);
                 self.state = State::Answering(*status, body.clone());
                 self.answer_if_ended(worker, now)
             }
@@ -92,13 +93,14 @@ impl Rpc {
         asked: Option<Duration>,
         now: Instant,
     ) {
-        let RouteAction::Cluster {
-            timeout,
-            max_grpc_timeout,
-            ..
-        } = route.action
-        else {
-            return;
+        let (timeout, max_grpc_timeout) = match route.action {
+            RouteAction::Cluster {
+                timeout,
+                max_grpc_timeout,
+                ..
+            } => (timeout, max_grpc_timeout),
+            // Its answer waits for the request's end, for which the client may allow only so long.
+            RouteAction::DirectResponse { .. } => (None, None),
         };
         // The cap is for what clients ask for: an RPC without `grpc-timeout` (a stream, often) has none.
         let asked = asked.map(|asked| max_grpc_timeout.map_or(asked, |most| asked.min(most)));
