@@ -101,6 +101,8 @@ async fn grpc_over_http_1_is_refused() {
     let head = "POST /e2e.Test/Unary HTTP/1.1\nhost: grpc.example.com\ncontent-type: application/grpc\ncontent-length: 5";
     let (head, _) = proxy.http1(head, &[0; 5]).await;
     assert!(head.starts_with("http/1.1 505"), "{head}");
+    let record = &proxy.access_log(1).await[0];
+    assert_eq!(record["authority"], "grpc.example.com", "{record}");
     // What is wrong with it besides is told in plain HTTP too.
     let head = "POST /e2e.Test/Unary HTTP/1.1\ncontent-type: application/grpc\ncontent-length: 0";
     let (head, body) = proxy.http1(head, b"").await;

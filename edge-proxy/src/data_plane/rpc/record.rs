@@ -225,7 +225,11 @@ impl Record {
             client: client.peer(),
             method: head.known(Known::Method).unwrap_or_default(),
             path,
-            authority: head.known(Known::Authority).unwrap_or_default(),
+            authority: head
+                .known(Known::Authority)
+                // HTTP/1.1's, of a request that was answered before the filters put it in its place.
+                .or(head.known(Known::Host))
+                .unwrap_or_default(),
             protocol: client.protocol(),
             status: self.status,
             grpc_status: counted,
