@@ -122,7 +122,7 @@ pub fn schema(out: &mut dyn Write) -> io::Result<()> {
     version = VERSION.as_str(),
     arg_required_else_help = true,
     args_conflicts_with_subcommands = true,
-    after_help = "Exit codes: 0 drained and done, 1 could not start or failed, 2 the configuration is wrong."
+    after_help = "Exit codes: 0 drained and done, 1 could not start, failed, or was told twice to end, 2 the configuration is wrong."
 )]
 struct Arguments {
     #[command(subcommand)]
