@@ -349,6 +349,23 @@ async fn an_end_without_a_grpc_status_passes_unchanged() {
         .unwrap();
     assert_eq!((reply.body, reply.trailers.is_none()), (framed(b"x"), true));
     assert_eq!(failures(&proxy).await, 1);
+
+    // In a head that isn't the end, it is none: clients don't look for it there.
+    let backend = Scripted::start(async |exchange: Exchange| {
+        let mut response = head(200);
+        response
+            .headers_mut()
+            .insert("grpc-status", "0".parse().unwrap());
+        exchange.reply(response, &framed(b"x"), None);
+    })
+    .await;
+    let proxy = Proxy::to([&backend]).start().await;
+    let client = proxy.http2().await;
+    let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+    assert_eq!(reply.header("grpc-status"), "0");
+    assert_eq!(failures(&proxy).await, 1);
+    let record = &proxy.access_log(1).await[0];
+    assert_eq!(record["grpc_status"], json!(null), "{record}");
 }
 
 #[tokio::test]

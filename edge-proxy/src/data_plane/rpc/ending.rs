@@ -176,8 +176,9 @@ impl Rpc {
         });
         self.state = State::Flushing(None);
         let body = answer.body.as_bytes();
+        let status = answer.headers.status().unwrap_or(0);
         self.record
-            .responded(answer.headers.status().unwrap_or(0), &answer.headers, now);
+            .responded(status, &answer.headers, body.is_empty(), now);
         self.record.bytes_out += body.len() as u64;
         self.client.send_headers(&answer.headers, body.is_empty());
         if !body.is_empty() {

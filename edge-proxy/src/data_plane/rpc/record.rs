@@ -131,10 +131,17 @@ impl Record {
         }
     }
 
-    /// The response's head went to the client.
-    pub(super) fn responded(&mut self, status: u16, headers: &Headers, now: Instant) {
+    /// The response's head went to the client. In one that doesn't end the stream, `grpc-status` is metadata like any
+    /// other: clients await it in trailers.
+    pub(super) fn responded(
+        &mut self,
+        status: u16,
+        headers: &Headers,
+        end_stream: bool,
+        now: Instant,
+    ) {
         self.status = status;
-        self.grpc_status = grpc_status(headers);
+        self.grpc_status = grpc_status(headers).filter(|_| end_stream);
         self.answered = self.failure.is_none() && self.attempted.is_some();
         if self.answered {
             self.upstream_time = self

@@ -41,7 +41,7 @@ impl Rpc {
             };
             response::head(&mut headers, &context);
         });
-        self.record.responded(status, &headers, now);
+        self.record.responded(status, &headers, end_stream, now);
         self.client.send_headers(&headers, end_stream);
         if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
             stock::recycle(headers);
