@@ -313,12 +313,7 @@ async fn what_is_not_grpc_passes_unchanged_and_counts_as_a_failure() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(
         (reply.status.as_u16(), reply.header("content-type")),
         (502, "text/html")
@@ -341,12 +336,7 @@ async fn an_end_without_a_grpc_status_passes_unchanged() {
         Scripted::start(async |exchange: Exchange| exchange.reply(head(200), &framed(b"x"), None))
             .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!((reply.body, reply.trailers.is_none()), (framed(b"x"), true));
     assert_eq!(failures(&proxy).await, 1);
 

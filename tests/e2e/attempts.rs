@@ -62,12 +62,7 @@ async fn a_refused_stream_is_tried_on_a_new_connection_when_there_is_no_other_en
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(reply.grpc_status(), Some(0));
     // The whole request came again: five bytes of an empty message.
     assert_eq!(reply.body, framed(&framed(b"")));
@@ -80,12 +75,7 @@ async fn at_most_twice_more() {
     let backend =
         Scripted::start(async |exchange: Exchange| exchange.reset(Reason::REFUSED_STREAM)).await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(
         (reply.grpc_status(), reply.grpc_message()),
         (Some(14), Some(RESET))
@@ -196,12 +186,7 @@ async fn what_a_backend_may_have_processed_is_never_repeated() {
         let proxy = Proxy::to(&[backend.address(), other.address()])
             .start()
             .await;
-        let reply = proxy
-            .http2()
-            .await
-            .grpc("/e2e.Test/Unary", &[])
-            .await
-            .unwrap();
+        let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
         assert_eq!(
             (reply.grpc_status(), reply.grpc_message()),
             (Some(14), Some(RESET)),
@@ -222,12 +207,7 @@ async fn a_connection_that_ends_after_the_request_left_is_never_repeated() {
     let proxy = Proxy::to(&[backend.address(), other.address()])
         .start()
         .await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(
         (reply.grpc_status(), reply.grpc_message()),
         (Some(14), Some(TERMINATED))
@@ -300,12 +280,7 @@ async fn nothing_is_repeated_once_the_response_has_begun() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(reply.grpc_status(), Some(14));
     assert_eq!(backend.journal.count(), 1);
 }
@@ -435,11 +410,6 @@ async fn a_ping_is_answered() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(reply.grpc_status(), Some(0));
 }

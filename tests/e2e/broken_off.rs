@@ -23,12 +23,7 @@ async fn a_failure_after_the_headers_is_told_in_trailers() {
     };
     let backend = Scripted::start(between).await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Download", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Download", &[]).await;
     assert_eq!(reply.body, framed(b"whole"));
     assert_eq!(reply.trailers.as_ref().unwrap()["grpc-status"], "14");
     assert!(!reply.headers_only);

@@ -241,12 +241,7 @@ async fn the_backends_date_is_kept_and_its_server_replaced() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(reply.header("date"), "Thu, 01 Jan 1970 00:00:00 GMT");
     assert_eq!(reply.header("server"), "edge-proxy");
 }
@@ -256,11 +251,8 @@ async fn a_trailers_only_response_stays_one() {
     let backend = Backend::start().await;
     let proxy = Proxy::to([&backend]).start().await;
     let reply = proxy
-        .http2()
-        .await
         .grpc("/e2e.Test/Unary", &[("x-test-status", "5")])
-        .await
-        .unwrap();
+        .await;
     assert_eq!(reply.grpc_status(), Some(5));
     assert!(reply.headers_only);
     assert!(
@@ -280,12 +272,7 @@ async fn trailers_pass_with_all_their_metadata() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     let end = reply.trailers.unwrap();
     assert_eq!(
         end.get_all("x-end").iter().collect::<Vec<_>>(),

@@ -149,12 +149,7 @@ async fn what_stays_keeps_its_connections() {
         (reloads(&proxy, "reloads").await > before).then_some(())
     })
     .await;
-    let reply = proxy
-        .http2()
-        .await
-        .grpc("/e2e.Test/Unary", &[])
-        .await
-        .unwrap();
+    let reply = proxy.grpc("/e2e.Test/Unary", &[]).await;
     assert_eq!(reply.header("server"), "another");
     client.unary(payload("")).await.unwrap();
     assert_eq!(backend.journal.read().connections, 1);

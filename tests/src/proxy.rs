@@ -22,7 +22,7 @@ use tonic::transport::Channel;
 pub use self::files::{Builder, Files, no_route, set};
 use crate::{
     backend::Backend,
-    client::{self, Http2},
+    client::{self, Http2, Reply},
     frames::{RawBackend, Wire},
     loopback,
     pb::test_client::TestClient,
@@ -216,6 +216,15 @@ impl Proxy {
     pub async fn http2_with(&self, settings: &h2::client::Builder) -> Http2 {
         let connect = Http2::connect_with(self.listener, self.tls_config(&["h2"]), settings);
         connect.await.unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// One gRPC request, with an empty message, on a connection of its own.
+    ///
+    /// # Panics
+    /// When there is no whole answer.
+    pub async fn grpc(&self, path: &str, headers: &[(&str, &str)]) -> Reply {
+        let answer = self.http2().await.grpc(path, headers).await;
+        answer.unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// HTTP/2 frame by frame.
