@@ -63,13 +63,14 @@ fn check_request(mut headers: Headers, http1: bool) {
 
     let (facts, flow) = Filters::new().run(&mut headers, &context, &POLICY);
     if let Flow::Respond(respond) = flow {
+        let form = Form::of(&facts, context.version);
         let context = AnswerContext {
             server_name: "edge-proxy",
             date: DATE,
         };
         let answer = match respond {
-            Respond::HealthCheck => answer::health_check(true, Form::of(&facts), &context),
-            Respond::Failure(failure) => answer::failure(failure, Form::of(&facts), &context),
+            Respond::HealthCheck => answer::health_check(true, form, &context),
+            Respond::Failure(failure) => answer::failure(failure, form, &context),
         };
         assert!(answer.headers.status().is_some());
         return;

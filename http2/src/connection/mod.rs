@@ -288,7 +288,7 @@ impl Connection {
     }
 
     /// What was kept of a header list that was told as [`Event::HeadersTooLarge`]: its first
-    /// fields, not validated. Once.
+    /// fields, and `:method` and `content-type` wherever they stood; not validated. Once.
     pub fn take_large_head(&mut self, stream: u32) -> Option<Headers> {
         self.streams.by_id_mut(stream)?.large_head.take()
     }
