@@ -38,7 +38,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     process::{Child, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tonic::body::Body;
 
@@ -346,10 +346,10 @@ impl Caller<'_> {
                 let client = client::Tonic::connect(self.known.listener, tls.clone()).await?;
                 client.perform(case, self.options.soak).await
             };
-            let failure = match timeout(self.patience(), performing).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(format!("{error:#}")),
-                Err(_) => Some("it doesn't end".to_owned()),
+            let failure = match within(self.patience(), performing).await {
+                Some(Ok(())) => None,
+                Some(Err(error)) => Some(format!("{error:#}")),
+                None => Some("it doesn't end".to_owned()),
             };
             failures.insert((*case).to_owned(), failure);
         }
@@ -408,7 +408,7 @@ impl Caller<'_> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
         // What it says before it hangs counts.
-        let ended = timeout(self.patience(), async {
+        let ended = within(self.patience(), async {
             let reading = async {
                 tokio::join!(
                     read(out.as_mut(), &mut stdout),
@@ -418,10 +418,10 @@ impl Caller<'_> {
             tokio::join!(child.wait(), reading).0
         });
         let end = match ended.await {
-            Ok(Ok(status)) if status.success() => None,
-            Ok(Ok(status)) => Some(status.to_string()),
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("it doesn't end".to_owned()),
+            Some(Ok(status)) if status.success() => None,
+            Some(Ok(status)) => Some(status.to_string()),
+            Some(Err(error)) => Some(error.to_string()),
+            None => Some("it doesn't end".to_owned()),
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match end {
@@ -451,6 +451,20 @@ impl Caller<'_> {
     /// Far more than any client needs for all of its cases.
     fn patience(&self) -> Duration {
         Duration::from_secs(60) + Duration::from_millis(200) * self.options.soak.rpcs
+    }
+}
+
+/// What comes of `work`, unless it takes longer than `patience`, as this process has lived it: a machine that stood still
+/// would pass for a client that hangs.
+async fn within<W: Future>(patience: Duration, work: W) -> Option<W::Output> {
+    let enough = async {
+        for _ in 0..patience.as_secs() {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        output = work => Some(output),
+        () = enough => None,
     }
 }
 
