@@ -53,16 +53,14 @@ pub(crate) struct Downstream {
     /// When the client's SETTINGS came.
     ready: Cell<Option<Instant>>,
     /// Streams whose RPC hasn't ended.
-    rpcs: Cell<usize>,
+    rpcs: Cell<u32>,
     /// Ended RPCs that a backend doesn't know to be cancelled yet.
-    cancelling: Cell<usize>,
+    cancelling: Cell<u32>,
     /// Since when there has been no RPC, or at least one: `rpcs` tells which.
     since: Cell<Instant>,
     /// What only busy times need was given back since it has been idle.
     shrunk: Cell<bool>,
     leaving: Cell<Leaving>,
-    /// When to start leaving: age, or the moment that a drain chose.
-    leave_at: Cell<Instant>,
     ping: Cell<Ping>,
 }
 
@@ -234,8 +232,7 @@ impl Downstream {
             cancelling: Cell::new(0),
             since: Cell::new(now),
             shrunk: Cell::new(false),
-            leaving: Cell::new(Leaving::No),
-            leave_at: Cell::new(accepted + age),
+            leaving: Cell::new(Leaving::At(accepted + age)),
             ping: Cell::new(Ping::Answered(now)),
             policy,
         }
@@ -342,7 +339,7 @@ impl Downstream {
         }
         // Cancelling is no way to have more at the backends at a time than the limit: what they aren't told of yet counts.
         let busy = self.cancelling.get();
-        if busy > 0 && self.rpcs.get() + busy >= self.policy.http2.max_concurrent_streams as usize {
+        if busy > 0 && self.rpcs.get() + busy >= self.policy.http2.max_concurrent_streams {
             self.reset(stream, Reason::REFUSED_STREAM);
             return self.refused(worker, stream, headers, Limit::Streams, now);
         }

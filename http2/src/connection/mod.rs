@@ -53,12 +53,12 @@ pub struct Connection {
     /// The latest time that a call told: stamps for calls without one.
     now: Instant,
     /// Why the connection ended, once it has.
-    dead: Option<ConnectionError>,
+    dead: Option<Box<ConnectionError>>,
 
     // Receiving.
     parse: Parse,
     /// Frames that `receive` may still begin; see [`allow`](Self::allow).
-    allowed: usize,
+    allowed: u32,
     /// A frame's head that came in parts, and how much of it is there.
     head: [u8; HEAD],
     head_len: u8,
@@ -108,7 +108,7 @@ pub struct Connection {
     queued: usize,
     cancels: Cancels,
     /// Streams whose reset waits.
-    doomed: usize,
+    doomed: u32,
     /// Answers put out since the output was last seen to move on, and where it then ended.
     answers: u32,
     answers_until: u64,
@@ -136,7 +136,7 @@ impl Connection {
                 Role::Server => Parse::Preface(0),
                 Role::Client => Parse::Head,
             },
-            allowed: usize::MAX,
+            allowed: u32::MAX,
             head: [0; HEAD],
             head_len: 0,
             partial: Vec::new(),
@@ -183,8 +183,8 @@ impl Connection {
         input: &mut &'a [u8],
         now: Instant,
     ) -> Result<Option<Event<'a>>, ConnectionError> {
-        if let Some(e) = self.dead {
-            return Err(e);
+        if let Some(e) = &self.dead {
+            return Err(**e);
         }
         self.now = now;
         let outcome = self.step(input);
@@ -198,7 +198,7 @@ impl Connection {
     /// owner with many connections bounds with this what one of them does at a time. Without a
     /// call there is no bound.
     pub fn allow(&mut self, frames: usize) {
-        self.allowed = frames;
+        self.allowed = u32::try_from(frames).unwrap_or(u32::MAX);
     }
 
     /// Names a stream that the peer opened; later events carry `key`.
@@ -340,7 +340,7 @@ impl Connection {
         // What was delivered and not passed on won't be credited by anybody else.
         self.recv.give(s.uncredited as usize);
         self.queued -= s.queue.clear();
-        self.doomed -= usize::from(doomed);
+        self.doomed -= u32::from(doomed);
         if cause == Some(Closed::Ended) {
             self.limits.stream_completed();
         }
@@ -388,7 +388,7 @@ impl Connection {
     }
 
     fn die(&mut self, e: ConnectionError) {
-        self.dead = Some(e);
+        self.dead = Some(Box::new(e));
         self.go_away(self.last_remote, e.reason);
     }
 

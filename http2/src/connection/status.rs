@@ -13,7 +13,7 @@ impl Connection {
 
     /// The number of live streams.
     pub fn stream_count(&self) -> usize {
-        self.streams.len() - self.doomed
+        self.streams.len() - self.doomed as usize
     }
 
     /// The owner's numbers of all live streams, in no order.

@@ -12,9 +12,9 @@ use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Known, Meta, NameId};
 pub struct Decoder {
     table: DynamicTable,
     /// The largest size that the peer may choose now.
-    limit: usize,
+    limit: u32,
     /// The SETTINGS_HEADER_TABLE_SIZE that we announced.
-    announced: usize,
+    announced: u32,
     /// The table is above `limit`, so the next block has to begin with an update (RFC 7541 §4.2).
     update_due: bool,
     /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
@@ -36,10 +36,12 @@ impl Decoder {
     /// The peer may use the protocol's initial 4096 bytes until it has seen a smaller announcement; see
     /// [`settings_acknowledged`](Self::settings_acknowledged).
     pub fn new(max_table: usize) -> Self {
+        // As SETTINGS have it.
+        let announced = u32::try_from(max_table).unwrap_or(u32::MAX);
         Self {
             table: DynamicTable::new(INITIAL_TABLE_SIZE),
-            limit: max_table.max(INITIAL_TABLE_SIZE),
-            announced: max_table,
+            limit: announced.max(INITIAL_TABLE_SIZE as u32),
+            announced,
             update_due: false,
             memo: None,
         }
@@ -49,7 +51,7 @@ impl Decoder {
     /// where less than 4096 is announced.
     pub fn settings_acknowledged(&mut self) {
         self.limit = self.announced;
-        self.update_due = self.table.max_size() > self.limit;
+        self.update_due = self.table.max_size() > self.limit as usize;
     }
 
     /// Decodes one whole block and appends to `into`. The table is always brought up to date to the block's end; fields
@@ -166,7 +168,7 @@ impl Decoder {
         while let Some((&first @ 0x20..=0x3f, rest)) = block.split_first() {
             *block = rest;
             let size = integer::decode(first, 5, block)?;
-            if size > self.limit {
+            if size > self.limit as usize {
                 return Err(DecodeError(
                     "a table size above what we announced (RFC 7541 §6.3)",
                 ));

@@ -27,11 +27,12 @@ use crate::{
 };
 
 /// ```text
-/// No ──age, drain, idle──▶ Told ──PING answered, or 2 s──▶ Fixed ──last RPC ends──▶ (closed)
+/// At ──age, drain, idle──▶ Told ──PING answered, or 2 s──▶ Fixed ──last RPC ends──▶ (closed)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leaving {
-    No,
+    /// Not before that moment: age, or the one that a drain chose.
+    At(Instant),
     /// GOAWAY without a last stream is out, and a PING behind it.
     Told(Instant),
     /// The last stream is named.
@@ -56,14 +57,10 @@ impl Downstream {
                 if !self.is_late(phase) {
                     let span = until.saturating_duration_since(now);
                     let at = now + span.mul_f64(worker.random.borrow_mut().random_range(0.0..1.0));
-                    self.leave_at.set(self.leave_at.get().min(at));
-                    self.link.check_by(at);
+                    self.leave_by(at);
                 }
             }
-            Phase::Closing | Phase::Cutting | Phase::Stopped => {
-                self.leave_at.set(now);
-                self.link.check_by(now);
-            }
+            Phase::Closing | Phase::Cutting | Phase::Stopped => self.leave_by(now),
         }
     }
 
@@ -72,9 +69,16 @@ impl Downstream {
         matches!(phase, Phase::Draining { since, .. } if self.accepted >= since)
     }
 
+    fn leave_by(&self, at: Instant) {
+        if let Leaving::At(before) = self.leaving.get() {
+            self.leaving.set(Leaving::At(before.min(at)));
+        }
+        self.link.check_by(at);
+    }
+
     /// Tells the client to open no more streams here, once.
     pub(super) fn leave(&self, now: Instant) {
-        if self.leaving.get() == Leaving::No {
+        if let Leaving::At(_) = self.leaving.get() {
             let mut engine = self.link.engine();
             engine.shutdown_notice();
             engine.ping(LEAVING_PING);
@@ -151,8 +155,8 @@ impl Downstream {
             Ping::Sent(_) | Ping::Answered(_) => {}
         }
         match self.leaving.get() {
-            Leaving::No => {
-                if due(self.leave_at.get()) {
+            Leaving::At(at) => {
+                if due(at) {
                     if worker.phase.get() == Phase::Running {
                         worker.shard.limits(Limit::ConnectionAge).inc();
                     }
@@ -205,7 +209,7 @@ impl Downstream {
             if matches!(self.leaving.get(), Leaving::Fixed(_)) && self.link.engine().is_empty() {
                 return Some(End::Finished);
             }
-            if self.leaving.get() == Leaving::No {
+            if let Leaving::At(_) = self.leaving.get() {
                 self.link
                     .check_by(self.since.get().max(now) + worker.idle(&self.policy.timeouts));
             }

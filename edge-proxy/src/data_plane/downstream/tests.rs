@@ -31,7 +31,7 @@ use crate::{
 fn a_quiet_connection_takes_little_memory() {
     let counts = 2 * size_of::<usize>();
     let state = counts + size_of::<Downstream>();
-    assert!(state <= 1536, "{state}");
+    assert!(state <= 1280, "{state}");
     stopped(|| async {
         let bench = Bench::new(&[]);
         let (transport, _peer) = pipe::direct(1);
@@ -45,7 +45,7 @@ fn a_quiet_connection_takes_little_memory() {
             [0u8; size_of::<Open>()],
         );
         let task = TASK + size_of_val(&task);
-        assert!(task <= 640, "{task}");
+        assert!(task <= 512, "{task}");
     });
 }
 
