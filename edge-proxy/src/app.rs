@@ -376,7 +376,7 @@ impl Life {
                 times: self.control.status().report().configuration.config.drain,
                 phase: &self.phase,
                 acceptor: &mut acceptor,
-                control: &control,
+                listening: &self.listening,
                 orders: &mut self.orders,
             };
             if !drainer.run().await {

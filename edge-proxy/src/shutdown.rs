@@ -14,7 +14,10 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,7 +29,7 @@ use tokio::{
 
 use crate::{
     app::Running,
-    control_plane::{ControlHandle, config::Drain},
+    control_plane::config::Drain,
     data_plane::{listener::Acceptor, worker::Phase},
 };
 
@@ -163,7 +166,7 @@ pub(crate) struct Drainer<'a> {
     pub(crate) times: Drain,
     pub(crate) phase: &'a watch::Sender<Phase>,
     pub(crate) acceptor: &'a mut Acceptor,
-    pub(crate) control: &'a ControlHandle,
+    pub(crate) listening: &'a AtomicBool,
     pub(crate) orders: &'a mut watch::Receiver<Order>,
 }
 
@@ -195,8 +198,8 @@ impl Drainer<'_> {
             () = killed(self.orders) => return false,
         }
         self.acceptor.close();
-        // From here on nothing can come in: `/readyz` says so.
-        self.control.set_serving(false).await;
+        // From here on nothing can come in: `/readyz` says so, whatever `/healthcheck/ok` says.
+        self.listening.store(false, Ordering::Relaxed);
         self.phase.send_replace(Phase::Closing);
 
         let finished = empty(&counts, self.times.deadline);

@@ -635,6 +635,7 @@ async fn a_scrape_without_anything_is_in_order_too() {
     check_format(&exposition::render(&Scrape {
         metrics: &state.metrics,
         report: &state.status.report(),
+        ready: true,
         heartbeats: &state.heartbeats,
         memory_limit: None,
         pressure: Pressure::default(),

@@ -47,6 +47,14 @@ async fn running_rpcs_finish_and_then_it_ends() {
         (proxy.probe("/readyz").await?.status() == 503).then_some(())
     })
     .await;
+    // Nor does an operator's word open it again.
+    assert_eq!(proxy.admin_post("/healthcheck/ok").await.status(), 200);
+    let told = proxy.probe("/readyz").await.unwrap();
+    assert_eq!(
+        (told.status().as_u16(), told.body().as_str()),
+        (503, "the listener isn't open\n")
+    );
+    assert_eq!(proxy.metric("edge_ready", &[]).await, 0.0);
     backend.open("end");
     let reply = within("the RPC", running).await.unwrap().unwrap();
     assert_eq!(reply.into_inner().data, "kept");

@@ -40,6 +40,8 @@ pub struct Scrape<'a> {
     pub metrics: &'a Metrics,
     /// The control plane's side.
     pub report: &'a Report,
+    /// What `/readyz` says.
+    pub ready: bool,
     /// Of the workers.
     pub heartbeats: &'a Heartbeats,
     /// Bytes that the cgroup allows.
@@ -300,7 +302,7 @@ fn process(text: &mut Text, scrape: &Scrape<'_>) {
     text.sample(RELOADS, &["rejected"], report.configuration.rejected);
     let loaded = Duration::from_millis(report.configuration.loaded_at_ms).as_secs_f64();
     text.single(LOADED, Some(loaded));
-    text.single(READY, Some(u8::from(report.readiness.ready())));
+    text.single(READY, Some(u8::from(scrape.ready)));
     text.single(HEARTBEAT, Some(scrape.heartbeats.oldest().as_secs_f64()));
     text.single(PANICS, Some(report.panics));
     text.single(LOG_DROPPED, Some(scrape.metrics.access_log_dropped()));

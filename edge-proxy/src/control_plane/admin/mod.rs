@@ -10,7 +10,10 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,7 +31,7 @@ use self::{
     server::Rules,
 };
 use crate::{
-    control_plane::status::Status,
+    control_plane::status::{Report, Status},
     snapshot::{Heartbeats, pressure::Pressure},
     telemetry::{
         exposition::{self, Scrape},
@@ -62,7 +65,7 @@ pub struct State {
     pub memory_limit: Option<u64>,
     /// What the overload manager publishes.
     pub pressure: watch::Receiver<Pressure>,
-    /// The listener has been opened: ready is not before that.
+    /// The listener is open: ready is neither before that nor after a drain.
     pub listening: Arc<AtomicBool>,
     /// Where the proxy listens, with the port that it really got.
     pub listener: SocketAddr,
@@ -115,11 +118,22 @@ struct Pages {
 }
 
 impl State {
+    fn is_listening(&self) -> bool {
+        self.listening.load(Ordering::Relaxed)
+    }
+
+    /// Whether `/readyz` says 200 with this report.
+    fn is_ready(&self, report: &Report) -> bool {
+        report.readiness.ready() && self.is_listening()
+    }
+
     /// `/metrics`.
     fn exposition(&self) -> String {
+        let report = self.status.report();
         exposition::render(&Scrape {
             metrics: &self.metrics,
-            report: &self.status.report(),
+            report: &report,
+            ready: self.is_ready(&report),
             heartbeats: &self.heartbeats,
             memory_limit: self.memory_limit,
             pressure: *self.pressure.borrow(),

@@ -22,6 +22,7 @@ pub(super) struct Overview<'a> {
     now_ms: u64,
     server: Server<'a>,
     readiness: Readiness,
+    listening: bool,
     traffic: Traffic,
     /// RPCs begun per second, oldest first, two seconds each.
     rates: Vec<f64>,
@@ -92,6 +93,7 @@ impl<'a> Overview<'a> {
             now_ms: now_ms(),
             server: Server::new(state, report),
             readiness: report.readiness,
+            listening: state.is_listening(),
             traffic: history.all(),
             rates: history.rates(),
             connections: Connections {
@@ -129,7 +131,7 @@ impl<'a> Server<'a> {
             started_at_ms: report.started_at_ms,
             uptime_ms: state.metrics.uptime().as_millis() as u64,
             generation: report.generation,
-            ready: report.readiness.ready(),
+            ready: state.is_ready(report),
             log_level: state.actions.log_level(),
         }
     }

@@ -73,7 +73,7 @@ function drawTop(data) {
   text(byId("name"), data.server.name);
   text(byId("host"), [data.server.hostname, data.server.listener].filter(Boolean).join(" · "));
   const { serving, certificate, warmed_up } = data.readiness;
-  const why = !serving ? "told to fail health checks" : !certificate ? "no certificate yet" : !warmed_up ? "first checks run" : "";
+  const why = !serving ? "told to fail health checks" : !certificate ? "no certificate yet" : !warmed_up ? "first checks run" : !data.listening ? "the listener isn't open" : "";
   text(byId("ready"), why ? "✕ Not ready: " + why : "✓ Ready");
   cls(byId("ready"), "pill " + (why ? "bad" : "good"));
 

@@ -52,12 +52,13 @@ pub(super) async fn ready(State(pages): State<Pages>, format: Query<Format>) -> 
     if !format.is_json() {
         return text;
     }
-    let readiness = pages.state.status.report().readiness;
-    (
-        text.status(),
-        Json(json!({ "ready": readiness.ready(), "readiness": readiness })),
-    )
-        .into_response()
+    let report = pages.state.status.report();
+    let answer = json!({
+        "ready": pages.state.is_ready(&report),
+        "readiness": report.readiness,
+        "listening": pages.state.is_listening(),
+    });
+    (text.status(), Json(answer)).into_response()
 }
 
 /// `/clusters`: one line per fact, `cluster::endpoint::fact::value`, as Envoy's.

@@ -3,7 +3,7 @@
 //! `/livez` says whether the process should be killed, so it depends on nothing that killing wouldn't
 //! mend: only on the workers' heartbeats. `/readyz` says whether new connections should come here.
 
-use std::{future::Future, sync::atomic::Ordering, time::Duration};
+use std::{future::Future, time::Duration};
 
 use axum::{
     Router, extract,
@@ -45,8 +45,7 @@ pub(super) async fn metrics(extract::State(state): extract::State<State>) -> Res
 
 /// `/readyz`, and the admin's `/ready`.
 pub(super) fn ready(state: &State) -> Response {
-    let listening = state.listening.load(Ordering::Relaxed);
-    let missing = missing(state.status.report().readiness, listening);
+    let missing = missing(state.status.report().readiness, state.is_listening());
     answer("ready\n", (!missing.is_empty()).then_some(missing))
 }
 
@@ -68,7 +67,7 @@ fn missing(readiness: Readiness, listening: bool) -> String {
     let waits_for = [
         (readiness.serving, "told to fail by /healthcheck/fail\n"),
         (readiness.certificate, "no certificate is loaded yet\n"),
-        (listening, "the listener isn't open yet\n"),
+        (listening, "the listener isn't open\n"),
         (
             readiness.warmed_up,
             "the first health checks haven't ended yet\n",
