@@ -169,7 +169,8 @@ async fn every_page_is_there_as_text_and_as_json() {
         assert_eq!(text.header("cache-control"), Some("no-store"), "{path}");
         server.json(&format!("{path}?format=json")).await;
     }
-    assert_eq!(server.get("/nothing").await.status(), 404);
+    let nothing = server.get("/nothing").await;
+    assert_eq!((nothing.status(), &*nothing.body), (404, "no such page\n"));
 }
 
 #[tokio::test]
@@ -182,6 +183,7 @@ async fn what_changes_something_needs_post_and_a_get_changes_nothing() {
             (405, Some("post")),
             "{path}"
         );
+        assert!(refused.body.contains("use POST"), "{}", refused.body);
     }
     assert_eq!(server.asked(), [""; 0]);
     for path in POST_ONLY {
@@ -192,7 +194,13 @@ async fn what_changes_something_needs_post_and_a_get_changes_nothing() {
         ["serving false", "serving true", "drain", "quit"]
     );
     for path in GET_PAGES {
-        assert_eq!(server.post(path).await.status(), 405, "{path}");
+        let refused = server.post(path).await;
+        assert_eq!(
+            (refused.status(), refused.header("allow")),
+            (405, Some("get,head")),
+            "{path}"
+        );
+        assert!(refused.body.contains("use GET"), "{}", refused.body);
     }
 }
 

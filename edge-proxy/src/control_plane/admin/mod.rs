@@ -19,7 +19,7 @@ use std::{
 
 use axum::{
     Router,
-    http::{HeaderValue, Method, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -151,7 +151,7 @@ async fn sample(metrics: &Metrics, history: &Mutex<History>) {
 }
 
 fn router(pages: Pages) -> Router {
-    Router::new()
+    let shown = Router::new()
         .route("/", get(pages::index))
         .route("/ready", get(pages::ready))
         .route("/clusters", get(pages::clusters))
@@ -161,18 +161,39 @@ fn router(pages: Pages) -> Router {
         .route("/certs", get(pages::certs))
         .route("/listeners", get(pages::listeners))
         .route("/server_info", get(pages::server_info))
+        .method_not_allowed_fallback(async || {
+            not_allowed("GET,HEAD", "this only shows something: use GET\n")
+        });
+    let done = Router::new()
         .route("/healthcheck/fail", post(actions::fail))
         .route("/healthcheck/ok", post(actions::ok))
         .route("/drain_listeners", post(actions::drain_listeners))
         .route("/logging", post(actions::logging))
         .route("/quitquitquit", post(actions::quit))
+        .method_not_allowed_fallback(async || {
+            not_allowed(
+                "POST",
+                "this changes something: use POST, as curl -X POST does\n",
+            )
+        });
+    shown
+        .merge(done)
+        .fallback(async || (StatusCode::NOT_FOUND, "no such page\n"))
         .with_state(pages)
         .layer(middleware::map_response(harden))
         .layer(middleware::from_fn(guard::guard))
 }
 
+fn not_allowed(allow: &'static str, hint: &'static str) -> impl IntoResponse {
+    (
+        StatusCode::METHOD_NOT_ALLOWED,
+        [(header::ALLOW, allow)],
+        hint,
+    )
+}
+
 /// Headers that every answer has: shown as what it is, in no frame, from no cache.
-async fn harden(method: Method, mut response: Response) -> Response {
+async fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -181,21 +202,6 @@ async fn harden(method: Method, mut response: Response) -> Response {
         (header::CACHE_CONTROL, "no-store"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
-    }
-    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        let allow = response.headers().get(header::ALLOW).cloned();
-        let hint = match allow.as_ref().and_then(|allow| allow.to_str().ok()) {
-            Some("POST") => "this changes something: use POST, as curl -X POST does\n",
-            _ => "this only shows something: use GET\n",
-        };
-        let mut answer = (StatusCode::METHOD_NOT_ALLOWED, hint).into_response();
-        if let Some(allow) = allow {
-            answer.headers_mut().insert(header::ALLOW, allow);
-        }
-        if method == Method::HEAD {
-            *answer.body_mut() = axum::body::Body::empty();
-        }
-        return answer;
     }
     response
 }
