@@ -5,10 +5,13 @@ use std::{
 };
 
 use edge_proxy::{
-    control_plane::config::Config,
+    control_plane::{
+        config::Config,
+        status::{CheckResult, Detected, LookupResult},
+    },
     telemetry::{
         exposition::FAMILIES,
-        labels::{Flag, Label as _},
+        labels::{AttemptResult, Flag, HandshakeResult, Label as _},
     },
 };
 use serde_json::Value;
@@ -62,9 +65,25 @@ fn the_metrics_table_is_that_of_the_code() {
                 family.name
             );
         }
+        for value in results(family.name) {
+            let value = format!("`{value}`");
+            assert!(row[2].contains(&value), "{}: {value}", family.name);
+        }
         assert_eq!(row[4], family.help, "{}", family.name);
     }
     assert!(told.is_empty(), "no such metrics: {told:?}");
+}
+
+/// The values of the label `result`.
+fn results(family: &str) -> Vec<&'static str> {
+    match family {
+        "edge_attempts_total" => AttemptResult::ALL.iter().map(|r| r.as_str()).collect(),
+        "edge_dns_lookups_total" => LookupResult::ALL.iter().map(|r| r.as_str()).collect(),
+        "edge_health_checks_total" => CheckResult::ALL.iter().map(|r| r.as_str()).collect(),
+        "edge_outlier_detections_total" => Detected::ALL.iter().map(|r| r.as_str()).collect(),
+        "edge_tls_handshakes_total" => HandshakeResult::ALL.iter().map(|r| r.as_str()).collect(),
+        _ => Vec::new(),
+    }
 }
 
 #[test]

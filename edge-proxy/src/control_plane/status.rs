@@ -325,6 +325,17 @@ impl Problem {
 }
 
 impl LookupResult {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Answer,
+        Self::Empty,
+        Self::NoName,
+        Self::Timeout,
+        Self::ServFail,
+        Self::Refused,
+        Self::Error,
+    ];
+
     /// The word in JSON and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -340,6 +351,18 @@ impl LookupResult {
 }
 
 impl CheckResult {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Pass,
+        Self::NotServing,
+        Self::Unimplemented,
+        Self::Status,
+        Self::Timeout,
+        Self::Connection,
+        Self::GoAway,
+        Self::Internal,
+    ];
+
     /// The word in JSON and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

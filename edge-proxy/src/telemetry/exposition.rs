@@ -13,8 +13,8 @@ use super::{
     process,
 };
 use crate::{
-    control_plane::status::{EndpointReport, Report, now_ms},
-    snapshot::{Health, Heartbeats, circuit::CircuitUse, pressure::Pressure},
+    control_plane::status::{CheckResult, Detected, EndpointReport, LookupResult, Report, now_ms},
+    snapshot::{Health, Heartbeats, circuit::CircuitUse, pressure::Pressure, streak::Detector},
 };
 
 /// The `content-type` of [`render`]'s text.
@@ -228,30 +228,32 @@ fn clusters(text: &mut Text, report: &Report) {
     }
     text.family(OUTLIERS);
     for cluster in &report.clusters {
-        for ((detector, detected), count) in &cluster.detections {
-            let labels = [&*cluster.name, detector.key(), detected.as_str()];
-            text.sample(OUTLIERS, &labels, count);
+        for detector in Detector::ALL {
+            for detected in Detected::ALL {
+                let labels = [&*cluster.name, detector.key(), detected.as_str()];
+                let count = cluster.detections.get(&(detector, detected));
+                text.sample(OUTLIERS, &labels, count.unwrap_or(&0));
+            }
         }
     }
     circuits(text, report);
     text.family(CHECKS);
-    for cluster in &report.clusters {
-        for (result, count) in &cluster.checks {
+    for cluster in report.clusters.iter().filter(|c| c.health_checked) {
+        for result in CheckResult::ALL {
+            let count = cluster.checks.get(&result).unwrap_or(&0);
             text.sample(CHECKS, &[&cluster.name, result.as_str()], count);
         }
     }
+    let resolved = || report.clusters.iter().filter(|c| c.discovery != "static");
     text.family(LOOKUPS);
-    for cluster in &report.clusters {
-        for (result, count) in &cluster.lookups {
+    for cluster in resolved() {
+        for result in LookupResult::ALL {
+            let count = cluster.lookups.get(&result).unwrap_or(&0);
             text.sample(LOOKUPS, &[&cluster.name, result.as_str()], count);
         }
     }
     text.family(ANSWER_AGE);
-    for cluster in report
-        .clusters
-        .iter()
-        .filter(|cluster| cluster.discovery != "static")
-    {
+    for cluster in resolved() {
         let oldest = cluster
             .targets
             .iter()
