@@ -131,7 +131,11 @@ impl Served {
                     .is_none_or(|last| last.message != message)
                 {
                     self.rejected += 1;
-                    tracing::error!(%error, "certificate refused; the one served before stays");
+                    if self.current.is_some() {
+                        tracing::error!(%error, "certificate refused; the one served before stays");
+                    } else {
+                        tracing::error!(%error, "certificate refused; still waiting for one to serve");
+                    }
                     self.last_error = Some(Problem::now(message));
                 }
                 false
@@ -184,8 +188,14 @@ impl Served {
 
     /// One line every 10 s, as long as there is nothing to serve.
     fn wait(&mut self, error: &PairError, now: Instant) {
-        self.last_error
-            .get_or_insert_with(|| Problem::now(error.to_string()));
+        let message = error.to_string();
+        if self
+            .last_error
+            .as_ref()
+            .is_none_or(|last| last.message != message)
+        {
+            self.last_error = Some(Problem::now(message));
+        }
         if self.waiting_told.is_some_and(|told| now < told + WAITING) {
             return;
         }

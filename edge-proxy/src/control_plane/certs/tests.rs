@@ -458,6 +458,20 @@ async fn a_refused_pair_has_its_line_in_the_log_once() {
     let lines = log.lines("certificate refused");
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("isn't the key"), "{lines:?}");
+    assert!(lines[0].contains("served before stays"), "{lines:?}");
+}
+
+#[test]
+fn a_pair_refused_while_none_is_served_is_told_so() {
+    let mut secret = Secret::empty();
+    let log = Log::default();
+    let _guard = log.capture();
+    let mut served = Served::read(&secret.chain(), &secret.key()).unwrap();
+    secret.swap(&(pair("a.example").0, pair("b.example").1));
+    assert!(!served.found(secret.read(), Instant::now()));
+    let lines = log.lines("certificate refused");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("still waiting"), "{lines:?}");
 }
 
 #[tokio::test(start_paused = true)]
