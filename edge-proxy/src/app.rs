@@ -69,7 +69,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The access log's file can't be opened.
-    #[error("cannot open the access log (access_log.path): {0}")]
+    #[error("cannot open the access log (access_log.path)")]
     AccessLog(#[source] io::Error),
     /// The certificate and key are there and can't be served, or a thread could not be started.
     #[error(transparent)]

@@ -18,7 +18,7 @@ use super::{
     discovery::{Answer, Lookup, Membership},
     health::{Machine, Outcome, Passive, Return, may_eject},
     pace::{Pace, jittered},
-    status::{CheckReport, CheckResult, Detected, LookupResult, Problem, now_ms},
+    status::{CheckReport, CheckResult, Detected, LookupResult, Problem, Standing, now_ms},
 };
 use crate::snapshot::{EndpointShared, Health, circuit::Circuits, streak::Detector};
 
@@ -421,10 +421,15 @@ impl ClusterState {
                 },
             );
         }
+        let listed = |address: SocketAddr| self.members.standing(address) == Some(Standing::Listed);
+        let mut unlisted = self.endpoints.keys().copied().collect::<Vec<_>>();
+        unlisted.retain(|address| !listed(*address));
         tracing::info!(
             cluster = &*self.spec.name,
             added = ?change.added,
             removed = ?change.removed,
+            // Endpoints still, though the last answer doesn't name them.
+            unlisted = (!unlisted.is_empty()).then(|| tracing::field::debug(&unlisted)),
             endpoints = self.endpoints.len(),
             "endpoints changed"
         );

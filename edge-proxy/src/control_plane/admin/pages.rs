@@ -204,7 +204,7 @@ fn endpoint_lines(text: &mut String, cluster: &str, endpoint: &EndpointReport) {
         return;
     };
     let address = &endpoint.shared.label;
-    for (fact, value) in facts.iter().filter(|(_, value)| !value.is_object()) {
+    for (fact, value) in facts.iter().filter(|(_, v)| !v.is_object() && !v.is_null()) {
         let value = value.as_str().map_or_else(|| value.to_string(), one_line);
         let _ = writeln!(text, "{cluster}::{address}::{fact}::{value}");
     }

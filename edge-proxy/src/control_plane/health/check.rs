@@ -128,7 +128,10 @@ impl Checker {
                 Code::DeadlineExceeded | Code::Cancelled => Outcome::TimedOut(self.timeout),
                 code => Outcome::Status {
                     code: code as i32,
-                    text: format!("{code:?}: {}", cut(status.message())),
+                    text: match status.message() {
+                        "" => format!("{code:?}"),
+                        message => format!("{code:?}: {}", cut(message)),
+                    },
                 },
             });
         };
