@@ -36,6 +36,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Attacker {
     target: SocketAddr,
+    source: IpAddr,
     tls: Arc<ClientConfig>,
     written: Arc<AtomicU64>,
 }
@@ -94,8 +95,18 @@ impl Attacker {
         tls.resumption = Resumption::disabled();
         Self {
             target,
+            source: Ipv4Addr::LOCALHOST.into(),
             tls: Arc::new(tls),
             written: Arc::default(),
+        }
+    }
+
+    /// The same, from another address; see [`source`].
+    #[must_use]
+    pub fn from(&self, source: IpAddr) -> Self {
+        Self {
+            source,
+            ..self.clone()
         }
     }
 
@@ -104,12 +115,12 @@ impl Attacker {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// A TCP connection from 127.0.0.1.
+    /// A TCP connection from its address: 127.0.0.1, unless it was given another.
     ///
     /// # Errors
     /// What the socket says.
     pub async fn tcp(&self) -> io::Result<Metered> {
-        self.tcp_from(Ipv4Addr::LOCALHOST.into()).await
+        self.tcp_from(self.source).await
     }
 
     /// A TCP connection from `source`; see [`source`].
@@ -117,18 +128,20 @@ impl Attacker {
     /// # Errors
     /// What the socket says.
     pub async fn tcp_from(&self, source: IpAddr) -> io::Result<Metered> {
-        self.tcp_with(source, None).await
+        self.connect(source, TcpSocket::new_v4()?).await
     }
 
-    /// A TCP connection from `source` that can't take more than about `receive` bytes unread.
+    /// A TCP connection from its address that can't take more than about `receive` bytes unread.
     ///
     /// # Errors
     /// What the socket says.
-    pub async fn tcp_with(&self, source: IpAddr, receive: Option<u32>) -> io::Result<Metered> {
+    pub async fn narrow_tcp(&self, receive: u32) -> io::Result<Metered> {
         let socket = TcpSocket::new_v4()?;
-        if let Some(receive) = receive {
-            socket.set_recv_buffer_size(receive)?;
-        }
+        socket.set_recv_buffer_size(receive)?;
+        self.connect(self.source, socket).await
+    }
+
+    async fn connect(&self, source: IpAddr, socket: TcpSocket) -> io::Result<Metered> {
         socket.bind(SocketAddr::new(source, 0))?;
         let stream = socket.connect(self.target).await?;
         stream.set_nodelay(true)?;
@@ -149,7 +162,7 @@ impl Attacker {
             .await
     }
 
-    /// TLS from 127.0.0.1.
+    /// TLS from its address.
     ///
     /// # Errors
     /// What the socket or the handshake says.

@@ -68,6 +68,9 @@ pub mod program;
 /// Programs as processes of their own: signals, exit codes, output, memory.
 pub mod process;
 
+/// A memory cgroup for one process.
+pub mod cgroup;
+
 /// Clients: tonic, HTTP/2 by hand, HTTP/1.1, the admin interface.
 pub mod client;
 

@@ -6,6 +6,7 @@
 
 use std::{
     ffi::OsString,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,42 +22,44 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 use super::{
     Account, Attack, Finding, Options, Report, Scale, Usage,
     external::{self, Other},
-    until, usage,
+    mebibytes, until, usage,
 };
 use crate::{
     backend::{Backend, own_thread},
     certs::SERVER_NAME,
+    cgroup::Cgroup,
     client,
     h2attack::Attacker,
     load::{self, tally::Tally},
     process::Process,
-    proxy::{Address as _, Known, Proxy, set},
+    proxy::{Address as _, Builder, Known, Proxy, set},
 };
 
 /// Where one attack takes place.
+#[derive(Clone)]
 pub struct Arena {
     /// How much of it.
     pub scale: Scale,
     /// What is behind the proxy, at `/e2e.Test/`.
-    pub backend: Backend,
+    pub backend: Arc<Backend>,
     /// Who attacks.
     pub attacker: Attacker,
     /// The proxy's addresses and files.
-    pub known: Known,
+    pub known: Arc<Known>,
     /// The proxy's process id.
-    process: u32,
+    pub(super) process: u32,
     /// What the proxy had before the attack.
     pub(super) before: Usage,
 }
 
 /// The 200 RPCs a second that are to notice nothing.
-struct Victim {
+pub(super) struct Victim {
     stop: oneshot::Sender<()>,
     load: JoinHandle<anyhow::Result<Tally>>,
 }
 
-/// Looks how much memory the proxy has, until it is dropped.
-struct Watch {
+/// Looks how much memory there is, until it is dropped.
+pub(super) struct Watch {
     most: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
 }
@@ -78,18 +81,8 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let builder = Proxy::to([&address])
         .route("/api.Echo/", "test")
         .set("workers", 1);
-    let mut known = Known::write((attack.configure)(builder, scale));
-    let log = known.files.access_log();
-    known.files.change(|config| {
-        set(
-            config,
-            "access_log",
-            json!({ "format": "json", "path": log }),
-        );
-    });
-    let arguments: [OsString; 3] = ["run".into(), "--config".into(), known.files.config().into()];
-    let mut process = Process::start(&options.program.to_string_lossy(), arguments);
-    known.probed("/readyz", 200).await;
+    let builder = (attack.configure)(builder, scale);
+    let (mut process, known) = start(options, builder, None).await;
     let attacker = Attacker::new(known.listener, &known.files.authority.client(&["h2"]));
     let id = process.id();
 
@@ -103,9 +96,9 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
 
     let arena = Arc::new(Arena {
         scale,
-        backend,
+        backend: Arc::new(backend),
         attacker: attacker.clone(),
-        known,
+        known: Arc::new(known),
         process: id,
         before,
     });
@@ -118,7 +111,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     })
     .await
     .context("the victim sends nothing")?;
-    let watch = Watch::start(id);
+    let watch = Watch::start(move || Usage::of(id).memory);
     let attackers = Threads::new("attacker");
     let begun = Instant::now();
     let children = usage::children();
@@ -161,25 +154,8 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
         lost,
         0,
     ));
-    let stderr = process.stderr();
-    let sound = !process.has_ended() && !stderr.contains("panicked");
-    findings.push(Finding::new(
-        "no panic, and the process lives",
-        if sound { "so it is" } else { stderr.as_str() },
-        sound,
-    ));
-    let mebibytes = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-    findings.push(Finding::new(
-        "memory and files back within 60 s",
-        format!(
-            "{:.1} → {:.1} MiB, {} → {} files",
-            mebibytes(before.memory),
-            mebibytes(rest.memory),
-            before.files,
-            rest.files
-        ),
-        back.is_some(),
-    ));
+    findings.push(sound(&mut process));
+    findings.push(is_back(&before, &rest, back.is_some()));
     if !strict {
         findings.retain(|finding| !SPEED.iter().any(|what| finding.promise.starts_with(what)));
     }
@@ -191,7 +167,64 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     })
 }
 
+/// Starts the real program, within `group` if there is one, and waits until it is ready. Its access log is a file.
+pub(crate) async fn start(
+    options: &Options,
+    builder: Builder,
+    group: Option<&Cgroup>,
+) -> (Process, Known) {
+    let mut known = Known::write(builder);
+    let log = known.files.access_log();
+    known.files.change(|config| {
+        set(
+            config,
+            "access_log",
+            json!({ "format": "json", "path": log }),
+        );
+    });
+    let arguments: [OsString; 3] = ["run".into(), "--config".into(), known.files.config().into()];
+    let process = match group {
+        None => Process::start(&options.program.to_string_lossy(), arguments),
+        Some(group) => {
+            let (program, arguments) = group.command(&options.program, arguments);
+            Process::start(program, arguments)
+        }
+    };
+    known.probed("/readyz", 200).await;
+    (process, known)
+}
+
+/// It has neither ended nor panicked.
+pub(crate) fn sound(process: &mut Process) -> Finding {
+    let stderr = process.stderr();
+    let sound = !process.has_ended() && !stderr.contains("panicked");
+    let seen = if sound { "so it is" } else { &stderr };
+    Finding::new("no panic, and the process lives", seen, sound)
+}
+
+pub(super) fn is_back(before: &Usage, rest: &Usage, back: bool) -> Finding {
+    Finding::new(
+        "memory and files back within 60 s",
+        format!(
+            "{:.1} → {:.1} MiB, {} → {} files",
+            mebibytes(before.memory),
+            mebibytes(rest.memory),
+            before.files,
+            rest.files
+        ),
+        back,
+    )
+}
+
 impl Arena {
+    /// The same, for somebody who attacks from another address.
+    pub(super) fn from(&self, source: IpAddr) -> Self {
+        Self {
+            attacker: self.attacker.from(source),
+            ..self.clone()
+        }
+    }
+
     /// A metric's value, summed over the labels that aren't given.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let page = client::get(self.known.probes, "/metrics").await;
@@ -247,10 +280,7 @@ fn bar(account: &Account, victim: &Tally) -> Vec<Finding> {
         ),
         Finding::new(
             "memory per byte of the attacker: < 100",
-            format!(
-                "{memory_factor:.2}, {:.1} MiB",
-                memory as f64 / (1 << 20) as f64
-            ),
+            format!("{memory_factor:.2}, {:.1} MiB", mebibytes(memory)),
             memory < usage::SLACK || memory_factor < 100.0,
         ),
         Finding::new(
@@ -262,7 +292,7 @@ fn bar(account: &Account, victim: &Tally) -> Vec<Finding> {
 }
 
 impl Victim {
-    fn start(threads: &Threads, known: &Known) -> Self {
+    pub(super) fn start(threads: &Threads, known: &Known) -> Self {
         let options = load::Options {
             target: known.listener.to_string(),
             authority: SERVER_NAME.to_owned(),
@@ -290,7 +320,7 @@ impl Victim {
         Self { stop, load }
     }
 
-    async fn end(self) -> anyhow::Result<Tally> {
+    pub(super) async fn end(self) -> anyhow::Result<Tally> {
         // It may have ended by itself, with an error.
         let _ = self.stop.send(());
         self.load.await.context("the victim has panicked")?
@@ -298,7 +328,8 @@ impl Victim {
 }
 
 impl Watch {
-    fn start(id: u32) -> Self {
+    /// `look` tells how much there is now.
+    pub(super) fn start(look: impl Fn() -> u64 + Send + 'static) -> Self {
         let (most, done) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let watch = Self {
             most: most.clone(),
@@ -306,14 +337,15 @@ impl Watch {
         };
         std::thread::spawn(move || {
             while !done.load(Ordering::Relaxed) {
-                most.fetch_max(Usage::of(id).memory, Ordering::Relaxed);
+                most.fetch_max(look(), Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
         watch
     }
 
-    fn end(&self) -> u64 {
+    /// The most that there was.
+    pub(super) fn end(&self) -> u64 {
         self.done.store(true, Ordering::Relaxed);
         self.most.load(Ordering::Relaxed)
     }
@@ -356,7 +388,7 @@ impl Drop for Threads {
 const MOST: Duration = external::MOST;
 
 /// What depends on the machine's speed.
-const SPEED: [&str; 5] = [
+pub(super) const SPEED: [&str; 5] = [
     "p99",
     "memory per",
     "memory and files",

@@ -23,6 +23,9 @@ mod isolation;
 /// Too much of something, or too slowly.
 mod floods;
 
+/// All of it at once, on a process with little memory.
+pub mod siege;
+
 /// With programs that aren't this workspace's.
 mod external;
 
@@ -38,8 +41,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-pub(crate) use arena::Threads;
 pub use arena::{Arena, run};
+pub(crate) use arena::{Threads, sound, start};
 use external::Stack;
 pub(crate) use usage::Usage;
 
@@ -234,6 +237,11 @@ pub(crate) fn seconds(time: Duration) -> String {
     } else {
         format!("{:.2} s", time.as_secs_f64())
     }
+}
+
+/// Bytes as people read them.
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
 }
 
 /// Asks until it is so, at most so long; how long it took.

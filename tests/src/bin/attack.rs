@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Parser;
 use e2e::{
-    attack::{self, ATTACKS, Attack, EXTERNAL, Options, Report, Scale},
+    attack::{self, ATTACKS, Attack, EXTERNAL, Options, Report, Scale, siege},
     program::{Trial, exit_code},
     rollouts::{self, ROLLOUTS, Rollout},
     say,
@@ -50,6 +50,8 @@ struct Cli {
 #[derive(Clone, Copy)]
 enum Proof {
     Attack(&'static Attack),
+    /// All attacks at once.
+    Siege,
     Rollout(&'static Rollout),
     /// An attack that needs other programs: only by its name.
     External(&'static Attack),
@@ -59,13 +61,15 @@ impl Proof {
     fn all() -> impl Iterator<Item = Self> {
         let attacks = ATTACKS.iter().map(Self::Attack);
         attacks
+            .chain([Self::Siege])
             .chain(ROLLOUTS.iter().map(Self::Rollout))
             .chain(EXTERNAL.iter().map(Self::External))
     }
 
     fn is_called(self, name: &str) -> bool {
         match (self, name) {
-            (Self::Attack(_), "all" | "attacks") | (Self::Rollout(_), "all" | "rollouts") => true,
+            (Self::Attack(_) | Self::Siege, "all" | "attacks")
+            | (Self::Rollout(_), "all" | "rollouts") => true,
             _ => self.name() == name,
         }
     }
@@ -73,6 +77,7 @@ impl Proof {
     fn name(self) -> &'static str {
         match self {
             Self::Attack(attack) | Self::External(attack) => attack.name,
+            Self::Siege => siege::NAME,
             Self::Rollout(rollout) => rollout.name,
         }
     }
@@ -80,6 +85,7 @@ impl Proof {
     fn promise(self) -> &'static str {
         match self {
             Self::Attack(attack) | Self::External(attack) => attack.promise,
+            Self::Siege => siege::PROMISE,
             Self::Rollout(rollout) => rollout.promise,
         }
     }
@@ -87,6 +93,7 @@ impl Proof {
     async fn run(self, options: &Options) -> anyhow::Result<Report> {
         match self {
             Self::Attack(attack) | Self::External(attack) => attack::run(attack, options).await,
+            Self::Siege => siege::run(options).await,
             Self::Rollout(rollout) => rollouts::run(rollout, options).await,
         }
     }

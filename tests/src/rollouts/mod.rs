@@ -23,22 +23,20 @@ mod network;
 mod overload;
 
 use std::{
-    ffi::OsString,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use serde_json::json;
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 
 use crate::{
-    attack::{Finding, Options, Performance, Report, Threads, seconds},
+    attack::{self, Finding, Options, Performance, Report, Threads, seconds},
     certs::SERVER_NAME,
     client,
     load::{self, StreamMethod, tally::Tally},
     process::Process,
-    proxy::{Builder, Known, set},
+    proxy::{Builder, Known},
 };
 
 /// One of them.
@@ -135,19 +133,7 @@ struct Running {
 impl Running {
     /// Starts it and waits until it is ready. Its access log is a file.
     async fn start(options: &Options, builder: Builder) -> Self {
-        let mut known = Known::write(builder);
-        let log = known.files.access_log();
-        known.files.change(|config| {
-            set(
-                config,
-                "access_log",
-                json!({ "format": "json", "path": log }),
-            );
-        });
-        let arguments: [OsString; 3] =
-            ["run".into(), "--config".into(), known.files.config().into()];
-        let process = Process::start(&options.program.to_string_lossy(), arguments);
-        known.probed("/readyz", 200).await;
+        let (process, known) = attack::start(options, builder, None).await;
         Self { process, known }
     }
 
@@ -205,10 +191,7 @@ impl Running {
     }
 
     fn sound(&mut self) -> Finding {
-        let stderr = self.process.stderr();
-        let sound = !self.process.has_ended() && !stderr.contains("panicked");
-        let seen = if sound { "so it is" } else { &stderr };
-        Finding::new("no panic, and the process lives", seen, sound)
+        attack::sound(&mut self.process)
     }
 }
 

@@ -1,0 +1,374 @@
+//! All of it at once, on a process with little memory.
+//!
+//! The proxy runs as it is deployed, two workers and the default limits, in a memory cgroup of its own with a hard limit of
+//! 256 MiB. For two minutes the attacks of `floods.rs` and `isolation.rs` are repeated side by side, each from source
+//! addresses of its own, some of them hundreds of times at once. What each of them promises isn't looked at here, and they
+//! may well be refused: what counts is that the kernel never kills the process, that probes are answered in time, as kubelet
+//! would ask, and what becomes of the victim, which may be told RESOURCE_EXHAUSTED while memory is short, but nothing else.
+//!
+//! A cgroup takes root, and the siege is left out, with the reason, where there can be none.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use edge_proxy::snapshot::pressure::Level;
+use http::StatusCode;
+use tokio::{
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+
+use super::{
+    ATTACKS, Account, Arena, Attack, Finding, Options, Report, Scale, Threads, Usage,
+    arena::{SPEED, Victim, Watch, is_back},
+    mebibytes, seconds, sound, start, until, usage,
+};
+use crate::{
+    backend::Backend,
+    cgroup::Cgroup,
+    client,
+    h2attack::{Attacker, source},
+    load::tally::Tally,
+    proxy::{Known, Proxy},
+};
+
+/// What it is called.
+pub const NAME: &str = "siege";
+
+/// What is promised.
+pub const PROMISE: &str = "all of these at once for 120 s, memory limited to 256 MiB: never killed, probes answer within 500 ms";
+
+/// One kind of attacker.
+struct Kind {
+    name: &'static str,
+    /// Source addresses that it comes from, and attackers at each, of a whole siege and of a small one.
+    sources: (usize, usize),
+    each: (usize, usize),
+}
+
+/// Those that fill memory come in numbers: with a connection each, as many as one source may have.
+const KINDS: &[Kind] = &[
+    kind("zero-stream-windows", (4, 1), (256, 100)),
+    // Of 50 and 10 connections.
+    kind("zero-tcp-window", (8, 4), (5, 5)),
+    kind("unread-messages", (1, 1), (50, 10)),
+    kind("stalled-downloads", (1, 1), (20, 4)),
+    // Of 10 connections.
+    kind("unread-uploads", (1, 1), (10, 2)),
+    kind("batched-cancels", (1, 1), (2, 1)),
+    kind("rapid-reset", (1, 1), (4, 1)),
+    kind("rapid-reset-paced", (1, 1), (2, 1)),
+    kind("made-you-reset", (1, 1), (2, 1)),
+    kind("continuation", (1, 1), (2, 1)),
+    kind("open-header-block", (1, 1), (4, 1)),
+    kind("control-frames", (1, 1), (2, 1)),
+    kind("empty-data", (1, 1), (2, 1)),
+    kind("hpack-bombs", (1, 1), (2, 1)),
+    kind("unacknowledged-settings", (1, 1), (2, 1)),
+    // These choose their sources themselves.
+    kind("slow-handshakes", (1, 1), (1, 1)),
+    kind("slow-prefaces", (1, 1), (1, 1)),
+    kind("handshake-flood", (1, 1), (1, 1)),
+    kind("connections", (1, 1), (1, 1)),
+];
+
+const fn kind(name: &'static str, sources: (usize, usize), each: (usize, usize)) -> Kind {
+    Kind {
+        name,
+        sources,
+        each,
+    }
+}
+
+/// How often probes have been answered, and how.
+#[derive(Default)]
+struct Probed {
+    /// Of those that were answered with 200.
+    times: Vec<Duration>,
+    /// The others.
+    failed: usize,
+    /// Looks at the level, by level.
+    levels: BTreeMap<u8, usize>,
+}
+
+/// Performs it and judges it.
+///
+/// # Errors
+/// When it could not be performed: the proxy doesn't start, the victim can't connect.
+pub async fn run(options: &Options) -> anyhow::Result<Report> {
+    let group = match Cgroup::new(LIMIT) {
+        Ok(group) => group,
+        Err(why) => {
+            // Not by `eprintln!`, which a test that passes keeps for itself. Nobody may be listening.
+            let _ = writeln!(io::stderr(), "{NAME} is left out: {why:#}");
+            let left_out = Finding::new("where there is root", format!("left out: {why:#}"), true);
+            return Ok(report(vec![left_out], None));
+        }
+    };
+    let Options { scale, strict, .. } = *options;
+    let backend = Backend::start().await;
+    let builder = Proxy::to([&backend]).route("/api.Echo/", "test");
+    let builder = match scale {
+        Scale::Full => builder,
+        Scale::Quick => attacks().fold(builder, |builder, (attack, kind)| match kind.name {
+            // A small siege has few connections anyway.
+            "connections" => builder,
+            _ => (attack.configure)(builder, scale),
+        }),
+    };
+    let (mut process, known) = start(options, builder, Some(&group)).await;
+    let id = process.id();
+    let known = Arc::new(known);
+
+    let victims = Threads::new("victim");
+    let quiet = Victim::start(&victims, &known);
+    sleep(scale.of(Duration::from_secs(5), Duration::from_secs(1))).await;
+    let quiet = quiet.end().await?;
+    let before = Usage::of(id);
+    let arena = Arena {
+        scale,
+        backend: Arc::new(backend),
+        attacker: Attacker::new(known.listener, &known.files.authority.client(&["h2"])),
+        known: known.clone(),
+        process: id,
+        before,
+    };
+
+    let victim = Victim::start(&victims, &known);
+    let memory = group.memory();
+    let watch = Watch::start(move || memory.usage().map_or(0, |usage| usage.used));
+    let probed = Arc::<Mutex<Probed>>::default();
+    let prober = Threads::new("prober");
+    let probing = prober.spawn(probe(known.clone(), probed.clone()));
+    let attackers = Threads::new("attacker");
+    let begun = Instant::now();
+    let counts: Vec<_> = attacks()
+        .enumerate()
+        .map(|(number, (attack, kind))| {
+            let count = Arc::<AtomicUsize>::default();
+            for copy in 0..scale.of(kind.sources.0, kind.sources.1) {
+                // None of those that other attacks choose themselves, which are the first.
+                let arena = Arc::new(arena.from(source(100 + 20 * number + copy)));
+                for _ in 0..scale.of(kind.each.0, kind.each.1) {
+                    attackers.spawn(repeat(attack, arena.clone(), count.clone()));
+                }
+            }
+            (kind.name, count)
+        })
+        .collect();
+    sleep(scale.of(Duration::from_secs(120), Duration::from_secs(8))).await;
+    let took = begun.elapsed();
+    let attacker_cpu = usage::threads("attacker");
+    // All of them end, wherever they are.
+    drop(attackers);
+    let proxy_cpu = Usage::of(id).cpu.saturating_sub(before.cpu);
+    let attacked = victim.end().await?;
+    probing.abort();
+    let most = watch.end();
+
+    let wait = scale.of(Duration::from_secs(60), Duration::from_secs(10));
+    let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
+    let rest = Usage::of(id);
+    let afterwards = Victim::start(&victims, &known);
+    sleep(scale.of(Duration::from_secs(10), Duration::from_secs(1))).await;
+    let afterwards = afterwards.end().await?;
+
+    let account = Account {
+        took,
+        written: arena.attacker.written(),
+        attacker_cpu,
+        proxy_cpu,
+        memory: most,
+        quiet_p99: quiet.p99_micros(),
+        p99: attacked.p99_micros(),
+    };
+    let probed = std::mem::take(&mut *probed.lock().unwrap_or_else(PoisonError::into_inner));
+    let performed: Vec<_> = counts
+        .iter()
+        .map(|(name, count)| format!("{name} {}", count.load(Ordering::Relaxed)))
+        .collect();
+    let mut findings = vec![
+        killed(&group, most),
+        Finding::new("levels of overload", levels(&probed), true),
+    ];
+    findings.extend(probed.judge());
+    findings.extend(polite(&attacked, &afterwards));
+    findings.push(Finding::count(
+        "connections to the backend destroyed",
+        arena.backend.journal.look(|all| all.connections_ended),
+        0,
+    ));
+    findings.push(sound(&mut process));
+    findings.push(is_back(&before, &rest, back.is_some()));
+    findings.push(Finding::new(
+        "attacks that came to their end, one after the other",
+        performed.join(", "),
+        true,
+    ));
+    if !strict {
+        findings.retain(|finding| {
+            !SPEED
+                .iter()
+                .chain(&["the slowest"])
+                .any(|what| finding.promise.starts_with(what))
+        });
+    }
+    // Its processes first.
+    drop((process, group));
+    Ok(report(findings, Some(account)))
+}
+
+fn report(findings: Vec<Finding>, account: Option<Account>) -> Report {
+    Report {
+        name: NAME,
+        promise: PROMISE,
+        findings,
+        account,
+    }
+}
+
+fn attacks() -> impl Iterator<Item = (&'static Attack, &'static Kind)> {
+    KINDS.iter().filter_map(|kind| {
+        let attack = ATTACKS.iter().find(|attack| attack.name == kind.name);
+        attack.map(|attack| (attack, kind))
+    })
+}
+
+/// Over and over; how often is counted.
+async fn repeat(attack: &'static Attack, arena: Arc<Arena>, count: Arc<AtomicUsize>) {
+    loop {
+        // Whatever comes of it: the proxy may refuse.
+        let _ = (attack.perform)(arena.clone()).await;
+        count.fetch_add(1, Ordering::Relaxed);
+        sleep(BREATH).await;
+    }
+}
+
+/// Asks as kubelet does, each time on a connection of its own, and more often.
+async fn probe(known: Arc<Known>, probed: Arc<Mutex<Probed>>) {
+    let mut asked = JoinSet::new();
+    let mut ticks = interval(Duration::from_millis(100));
+    for path in ["/livez", "/readyz", "/metrics"].into_iter().cycle() {
+        ticks.tick().await;
+        while asked.try_join_next().is_some() {}
+        let (probes, probed) = (known.probes, probed.clone());
+        asked.spawn(async move {
+            let begun = Instant::now();
+            let answer = timeout(PATIENCE, client::get(probes, path)).await;
+            let took = begun.elapsed();
+            let mut probed = probed.lock().unwrap_or_else(PoisonError::into_inner);
+            match answer {
+                Ok(Ok(answer)) if answer.status() == StatusCode::OK => {
+                    probed.times.push(took);
+                    let level = client::metric(answer.body(), "edge_overload_level", &[]);
+                    if let Some(level) = level {
+                        *probed.levels.entry(level as u8).or_default() += 1;
+                    }
+                }
+                _ => probed.failed += 1,
+            }
+        });
+    }
+}
+
+impl Probed {
+    fn judge(&self) -> [Finding; 2] {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        let at = |share: usize| times.get(times.len() * share / 100).copied();
+        let text = |time: Option<Duration>| time.map_or_else(|| "none".to_owned(), seconds);
+        let all = times.len() + self.failed;
+        [
+            Finding::new(
+                "probes, one each 100 ms, that aren't answered with 200: 0",
+                format!("{} of {all}", self.failed),
+                self.failed == 0 && all > 0,
+            ),
+            Finding::within(
+                &format!(
+                    "the slowest of them (half: {}, 99 of 100: {})",
+                    text(at(50)),
+                    text(at(99))
+                ),
+                times.last().copied(),
+                Duration::from_millis(500),
+            ),
+        ]
+    }
+}
+
+fn killed(group: &Cgroup, most: u64) -> Finding {
+    let kills = group.kills();
+    let peak = group.peak().map_or(0, |peak| peak);
+    Finding::new(
+        format!(
+            "processes killed by the kernel above {:.0} MiB: 0",
+            mebibytes(LIMIT)
+        ),
+        format!(
+            "{}; at most {:.1} MiB were charged, {:.1} of them not to be dropped",
+            kills.map_or_else(|| "it doesn't say".to_owned(), |kills| kills.to_string()),
+            mebibytes(peak),
+            mebibytes(most)
+        ),
+        kills.unwrap_or(0) == 0,
+    )
+}
+
+/// Shares of the looks at it.
+fn levels(probed: &Probed) -> String {
+    let all: usize = probed.levels.values().sum();
+    let shares = probed.levels.iter().map(|(level, count)| {
+        let name = Level::ALL
+            .get(usize::from(*level))
+            .map_or("?", |level| level.as_str());
+        format!("{name} {} %", 100 * count / all.max(1))
+    });
+    shares.collect::<Vec<_>>().join(", ")
+}
+
+/// What becomes of the victim.
+fn polite(attacked: &Tally, afterwards: &Tally) -> Vec<Finding> {
+    let failed = |tally: &Tally| tally.json()["failed"].clone();
+    let refused = failed(attacked)["RESOURCE_EXHAUSTED"].as_u64().unwrap_or(0);
+    let others = attacked.failed() - refused + attacked.not_sent;
+    vec![
+        Finding::new(
+            "RPCs of the victim that fail with another status than RESOURCE_EXHAUSTED: 0",
+            format!(
+                "{others} of {}: {}; p99 {}",
+                attacked.sent,
+                failed(attacked),
+                seconds(Duration::from_micros(attacked.p99_micros()))
+            ),
+            others == 0,
+        ),
+        Finding::exactly("the victim's connections", attacked.connections as usize, 1),
+        Finding::new(
+            "RPCs of the victim that fail afterwards: 0",
+            format!(
+                "{} of {}: {}",
+                afterwards.failed(),
+                afterwards.sent,
+                failed(afterwards)
+            ),
+            afterwards.good(),
+        ),
+    ]
+}
+
+/// Bytes: what deploy/edge-proxy grants a pod.
+const LIMIT: u64 = 256 << 20;
+
+/// For an attacker whom nobody listens to: it has something else to do than to ask again.
+const BREATH: Duration = Duration::from_millis(20);
+
+/// Longer than kubelet's, so that how late an answer is can be told.
+const PATIENCE: Duration = Duration::from_secs(10);
