@@ -37,6 +37,12 @@ impl Output {
         self.buf.len() - self.read
     }
 
+    /// Memory that it takes.
+    #[inline]
+    pub(crate) fn capacity(&self) -> usize {
+        self.buf.capacity()
+    }
+
     /// The position of the next byte to be appended.
     #[inline]
     pub(crate) fn position(&self) -> u64 {

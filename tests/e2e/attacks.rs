@@ -1,6 +1,6 @@
 //! Attacks on the program: [`attack`](e2e::attack)'s own functions.
 
-use e2e::attack::{ATTACKS, run};
+use e2e::attack::{ATTACKS, run, siege};
 
 stories! {
     ATTACKS, run:
@@ -29,4 +29,10 @@ stories! {
     handshake_flood "handshake-flood"
     connections "connections"
     no_files_left "no-files-left"
+}
+
+/// All of them at once, with little memory.
+#[tokio::test]
+async fn all_at_once() {
+    crate::stories::held(siege::run(&crate::stories::in_small()).await);
 }

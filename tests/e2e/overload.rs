@@ -3,7 +3,8 @@ use std::fs;
 use e2e::{
     backend::Backend,
     client::request,
-    frames::{Frame, code, kind},
+    frames::{Frame, Wire, code, flag, kind},
+    h2attack::Attacker,
     payload,
     proxy::Proxy,
     scripted::framed,
@@ -125,6 +126,53 @@ async fn each_level_of_memory_does_what_it_says_and_all_is_well_again_afterwards
     let mut client = proxy.test_client().await;
     let reply = client.unary(request(payload("well"), &[])).await.unwrap();
     assert_eq!(reply.into_inner().data, "well");
+}
+
+#[tokio::test]
+async fn connections_that_stand_still_are_given_up_with_all_that_they_hold() {
+    let backend = Backend::start().await;
+    let memory = Memory::new();
+    let proxy = Proxy::to([&backend])
+        .memory_in(memory.0.path())
+        .start()
+        .await;
+    let attacker = Attacker::new(proxy.address(), &proxy.tls_config(&["h2"]));
+    // Wide windows, and a socket that takes next to nothing: what waits is framed and sealed, and no stream's any more.
+    let tcp = attacker.narrow_tcp(4096).await.unwrap();
+    let tls = attacker.tls_over(tcp).await.unwrap();
+    let mut unread = Wire::client(tls, &[(4, 0x7fff_ffff)]).await.unwrap();
+    let mut headers = e2e::frames::grpc_request("/e2e.Test/Download");
+    headers.extend([("x-test-replies", "50"), ("x-test-reply-bytes", "1000000")]);
+    unread
+        .send(&[
+            Frame::new(kind::SETTINGS, flag::ACK, 0, []),
+            Frame::credit(0, 0x7fff_ffff - 65_535),
+            Frame::headers(1, &headers, false),
+            Frame::data(1, &framed(b""), true),
+        ])
+        .await
+        .unwrap();
+    // A header block whose end doesn't come.
+    let mut unended = proxy.wire(&[]).await;
+    let block = e2e::frames::block(&[("x-large", "v".repeat(10_000))]);
+    let headers = Frame::new(kind::HEADERS, 0, 1, block);
+    unended.send(&[headers]).await.unwrap();
+    // Honest, and idle.
+    let mut client = proxy.test_client().await;
+    client.unary(request(payload("calm"), &[])).await.unwrap();
+
+    memory.used(86);
+    unended.to_end("the end of the unended").await;
+    let limit = [("limit", "memory")];
+    eventually("both given up", || async {
+        let open = proxy
+            .metric("edge_connections", &[("side", "downstream")])
+            .await;
+        (open == 1.0 && proxy.metric("edge_limits_total", &limit).await >= 2.0).then_some(())
+    })
+    .await;
+    client.unary(request(payload("lives"), &[])).await.unwrap();
+    drop(unread);
 }
 
 #[tokio::test]

@@ -197,6 +197,28 @@ impl ClientConnection {
         }
     }
 
+    /// Since when it stands still as a whole, and how many bytes it holds.
+    pub(crate) fn stalled(&self) -> Option<(Instant, usize)> {
+        match self {
+            // Its streams, of which it has one at a time, hold what it holds.
+            Self::Http1(_) => None,
+            Self::Http2(connection) => connection.link.stalled(),
+        }
+    }
+
+    /// What it holds is needed elsewhere: it ends, with all of its streams.
+    pub(crate) fn shed(&self, worker: &Rc<Worker>, now: Instant) {
+        let Self::Http2(connection) = self else {
+            return;
+        };
+        worker.shard.limits(Limit::Memory).inc();
+        let keys: Vec<_> = connection.link.engine().keys().collect();
+        for key in keys {
+            rpc::shed_one(worker, Key::from_engine(key), now);
+        }
+        connection.link.give_up(&worker.memory);
+    }
+
     /// The process wants something else of its connections.
     pub(crate) fn follow(&self, worker: &Worker, phase: Phase, now: Instant) {
         match self {

@@ -1,9 +1,11 @@
-//! How much may be held back: bytes that wait for a peer that doesn't take them, and copies of requests' bodies.
+//! How much may be held back: bytes that wait for a peer that doesn't take them, or for the rest of what it began, and
+//! copies of requests' bodies.
 //!
 //! A quarter of the memory that the container was granted, all workers together. Each worker keeps its own account and
 //! publishes it in one atomic that only it writes; whoever adds to its account looks at the sum of all. Above the limit no
-//! copies for further attempts are kept, and then the streams that have been stalled for longest are reset, each
-//! worker's share of what is too much.
+//! copies for further attempts are kept, and then the streams that have been stalled for longest are reset, and
+//! connections closed, each worker's share of what is too much. A connection's part of it is memory, not bytes: what its
+//! buffers have grown to.
 
 use std::{
     cell::Cell,
@@ -99,9 +101,12 @@ impl Account {
         self.memory.excess() > 0
     }
 
-    /// This worker's share of what is too much.
+    /// This worker's share of what is too much, and some more: who frees looks at all streams, and so not for each byte.
     pub(crate) fn to_free(&self) -> usize {
-        self.share_of(self.memory.excess())
+        match self.memory.excess() {
+            0 => 0,
+            excess => self.share_of(excess + self.memory.total() / MORE),
+        }
     }
 
     /// This worker's share of `excess` bytes, by what it holds.
@@ -116,7 +121,6 @@ impl Account {
     }
 
     /// What this worker holds.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn held(&self) -> usize {
         self.held.get()
     }
@@ -129,6 +133,9 @@ impl Account {
 
 /// A quarter may be held back.
 const SHARE: usize = 4;
+
+/// A sixteenth of what is held goes with what is too much.
+const MORE: usize = 16;
 
 /// What a connection costs at most while it is quiet.
 const PER_CONNECTION: usize = 32 * 1024;
@@ -146,7 +153,8 @@ mod tests {
         assert!(!accounts[0].is_short());
         accounts[1].change(100, 300);
         assert!(accounts[0].is_short() && accounts[1].is_short());
-        assert_eq!((accounts[0].to_free(), accounts[1].to_free()), (100, 100));
+        // 200 too much, and a sixteenth of 1200.
+        assert_eq!((accounts[0].to_free(), accounts[1].to_free()), (138, 138));
         accounts[0].change(600, 0);
         assert!(!accounts[1].is_short());
         assert_eq!(accounts[0].to_free(), 0);

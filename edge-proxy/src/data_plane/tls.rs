@@ -459,6 +459,35 @@ impl Transport {
         }
     }
 
+    /// Memory that records take whose end hasn't come.
+    pub(crate) fn incomplete(&self) -> usize {
+        match self {
+            Self::Tls(tls) => tls.unread.capacity(),
+            _ => 0,
+        }
+    }
+
+    /// Memory that sealed bytes take which wait for the socket.
+    pub(crate) fn sealed(&self) -> usize {
+        match self {
+            Self::Tls(tls) => tls.sealed.capacity(),
+            _ => 0,
+        }
+    }
+
+    /// When the socket is dropped, the kernel forgets what it still has to send. Otherwise it would keep that, megabytes at
+    /// times, for minutes, and count it as the container's.
+    pub(crate) fn discard(&self) {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => &tls.socket,
+            #[cfg(any(test, fuzzing))]
+            Self::Memory(_) => return,
+        };
+        // Refused: so be it.
+        let _ = socket.set_zero_linger();
+    }
+
     /// close_notify, and the end of our half.
     pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         poll_fn(|cx| match self {

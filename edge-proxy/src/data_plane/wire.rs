@@ -50,8 +50,14 @@ pub(crate) struct Link {
     check_at: Cell<Instant>,
     /// Since when the socket has taken nothing of what waits for it.
     write_blocked: Cell<Option<Instant>>,
-    /// Bytes that the worker's account has of this connection: queued, in the output, and unread.
+    /// Since when a TLS record is incomplete, none having been completed meanwhile.
+    incomplete_since: Cell<Option<Instant>>,
+    /// Bytes that the worker's account has of this connection: queued, in its buffers, and unread.
     held: Cell<usize>,
+    /// Memory that the transport takes, at the end of the last turn.
+    transport: Cell<usize>,
+    /// What it holds is needed elsewhere: it ends with its next turn.
+    given_up: Cell<bool>,
     /// Bytes that were read, and are left for the next turn.
     unread: Cell<usize>,
     /// Turns in a row that broke off after a [`PIECE`].
@@ -126,7 +132,10 @@ impl Link {
             poisoned: Cell::new(false),
             check_at: Cell::new(now),
             write_blocked: Cell::new(None),
+            incomplete_since: Cell::new(None),
             held: Cell::new(0),
+            transport: Cell::new(0),
+            given_up: Cell::new(false),
             unread: Cell::new(0),
             pieces: Cell::new(0),
             wakes,
@@ -172,11 +181,31 @@ impl Link {
 
     /// Tells the worker's account what is held back here.
     pub(crate) fn account(&self, memory: &Account) {
-        let held = {
+        let held = if self.given_up.get() {
+            0
+        } else {
             let engine = self.engine();
-            engine.pending_bytes() + engine.output().len() + self.unread.get()
+            let read = self.unread.get() + self.transport.get();
+            engine.pending_bytes() + engine.buffered() + read
         };
         memory.change(self.held.replace(held), held);
+    }
+
+    /// Since when the connection itself stands still, whatever its streams do, and how much it holds: its peer takes
+    /// nothing, or owes the rest of what it began.
+    pub(crate) fn stalled(&self) -> Option<(Instant, usize)> {
+        let block = self.engine().header_block_since();
+        let all = [self.write_blocked.get(), self.incomplete_since.get(), block];
+        let since = all.into_iter().flatten().min()?;
+        (self.held.get() >= WORTHWHILE).then_some((since, self.held.get()))
+    }
+
+    /// Ends the connection with its next turn, which is soon. What it holds counts no more.
+    pub(crate) fn give_up(&self, memory: &Account) {
+        self.given_up.set(true);
+        self.account(memory);
+        self.dirty.set(true);
+        self.wake_task();
     }
 
     fn wake_task(&self) {
@@ -302,6 +331,9 @@ fn turn<S: Side>(
     if link.poisoned.get() {
         return Poll::Ready(End::Panic);
     }
+    if link.given_up.get() {
+        return Poll::Ready(End::TimedOut("memory"));
+    }
     let now = worker.tick();
 
     // 1. Deadlines.
@@ -324,7 +356,9 @@ fn turn<S: Side>(
         let mut read = Poll::Ready(Ok(1));
         let from_socket = unread.is_empty();
         if from_socket {
+            let mut opened = false;
             read = transport.poll_read(cx, &worker.scratch, |bytes| {
+                opened = true;
                 if failed.is_none() {
                     // TLS gives what one read brought record by record.
                     match feed(side, worker, bytes, now) {
@@ -333,6 +367,11 @@ fn turn<S: Side>(
                     }
                 }
             });
+            if transport.incomplete() == 0 {
+                link.incomplete_since.set(None);
+            } else if opened || link.incomplete_since.get().is_none() {
+                link.incomplete_since.set(Some(now));
+            }
         } else {
             match feed(side, worker, unread.bytes(), now).map(<[u8]>::len) {
                 Ok(rest) => unread.shrink_to(rest),
@@ -391,6 +430,8 @@ fn turn<S: Side>(
             break;
         }
     }
+    link.transport
+        .set(transport.incomplete() + transport.sealed());
     link.account(&worker.memory);
     // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
     more |= paused && !link.engine().overfull();
@@ -557,10 +598,13 @@ fn fail(
 /// own. A socket that is dropped with unread bytes is reset, and a reset overtakes the GOAWAY. Where nobody listens any
 /// more, dropping it is all there is to do.
 pub(crate) async fn close<S: Side>(side: &S, transport: &mut Transport, end: End) {
+    let link = side.link();
     if !matches!(end, End::Eof | End::Protocol(_) | End::Finished) {
+        if link.write_blocked().is_some() {
+            transport.discard();
+        }
         return;
     }
-    let link = side.link();
     let linger = async {
         loop {
             let output = link.engine().output().to_vec();
@@ -591,6 +635,9 @@ const PIECES: u8 = 4;
 
 /// How often one turn may flush before the other connections of the worker have theirs.
 const ROUNDS_PER_TURN: usize = 8;
+
+/// Of a connection that holds less it isn't worth having its peer come again.
+const WORTHWHILE: usize = 4 * 1024;
 
 /// "No deadline": far, but a moment that an `Instant` can name.
 pub(crate) const FAR: Duration = Duration::from_secs(24 * 3600);

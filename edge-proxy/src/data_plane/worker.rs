@@ -416,7 +416,7 @@ impl Worker {
             }
         }
         if pressure.level >= Level::Shedding {
-            rpc::shed_stalled(self, pressure.excess());
+            rpc::shed_stalled(self, pressure);
         }
     }
 

@@ -72,6 +72,11 @@ impl Connection {
         self.queued
     }
 
+    /// Memory that the output takes, and frames and header blocks whose end hasn't come.
+    pub fn buffered(&self) -> usize {
+        self.out.capacity() + self.partial.len() + self.block.len()
+    }
+
     /// Since when this stream's queued bytes wait for a window or the output.
     pub fn blocked(&self, stream: u32) -> Option<Instant> {
         self.streams.by_id(stream)?.waits_since

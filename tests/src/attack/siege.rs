@@ -9,7 +9,7 @@
 //! A cgroup takes root, and the siege is left out, with the reason, where there can be none.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write as _},
     sync::{
         Arc, Mutex, PoisonError,
@@ -132,6 +132,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     sleep(scale.of(Duration::from_secs(5), Duration::from_secs(1))).await;
     let quiet = quiet.end().await?;
     let before = Usage::of(id);
+    let connections = backend.journal.look(|all| all.connections);
     let arena = Arena {
         scale,
         backend: Arc::new(backend),
@@ -163,7 +164,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
             (kind.name, count)
         })
         .collect();
-    sleep(scale.of(Duration::from_secs(120), Duration::from_secs(8))).await;
+    sleep(scale.of(Duration::from_secs(120), Duration::from_secs(6))).await;
     let took = begun.elapsed();
     let attacker_cpu = usage::threads("attacker");
     // All of them end, wherever they are.
@@ -173,6 +174,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     probing.abort();
     let most = watch.end();
 
+    // Connections to the backend that were needed stay, and others' RPCs find them.
+    let opened = arena.backend.journal.look(|all| all.connections);
+    let before = Usage {
+        files: before.files + opened.saturating_sub(connections),
+        ..before
+    };
     let wait = scale.of(Duration::from_secs(60), Duration::from_secs(10));
     let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
     let rest = Usage::of(id);
@@ -337,15 +344,22 @@ fn levels(probed: &Probed) -> String {
 /// What becomes of the victim.
 fn polite(attacked: &Tally, afterwards: &Tally) -> Vec<Finding> {
     let failed = |tally: &Tally| tally.json()["failed"].clone();
-    let refused = failed(attacked)["RESOURCE_EXHAUSTED"].as_u64().unwrap_or(0);
-    let others = attacked.failed() - refused + attacked.not_sent;
+    let statuses = failed(attacked);
+    let refused = ["RESOURCE_EXHAUSTED", "UNAVAILABLE"].map(|name| statuses[name].as_u64());
+    let others = attacked.failed() - refused.into_iter().flatten().sum::<u64>();
+    let texts: BTreeSet<_> = attacked
+        .failures()
+        .iter()
+        .map(|f| f.message.as_str())
+        .collect();
     vec![
         Finding::new(
-            "RPCs of the victim that fail with another status than RESOURCE_EXHAUSTED: 0",
+            "RPCs of the victim that fail with another status than RESOURCE_EXHAUSTED, for memory, or UNAVAILABLE, \
+             when all streams to the backend are taken: 0",
             format!(
-                "{others} of {}: {}; p99 {}",
+                "{others} of {}: {statuses} {texts:?}; {} not sent; p99 {}",
                 attacked.sent,
-                failed(attacked),
+                attacked.not_sent,
                 seconds(Duration::from_micros(attacked.p99_micros()))
             ),
             others == 0,

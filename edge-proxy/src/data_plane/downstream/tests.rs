@@ -463,7 +463,7 @@ fn above_a_quarter_of_the_memory_the_longest_stalled_stream_is_reset() {
         })
         .await;
         let (policy, cluster) = (testing::policy(), testing::cluster_policy());
-        let bench = Bench::within(Some(4 * 300 * 1024), &[address], policy, cluster);
+        let bench = Bench::within(Some(4 * 340 * 1024), &[address], policy, cluster);
         let mut client = Client::connect(&bench).await;
         // Nothing of them is credited: all but a window stays with the proxy.
         let first = client.call("/api.Echo/Echo", b"", true);

@@ -57,7 +57,11 @@ use super::{
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
-    snapshot::{Cluster, EndpointShared, Timeouts, circuit::Permits},
+    snapshot::{
+        Cluster, EndpointShared, Timeouts,
+        circuit::Permits,
+        pressure::{Level, Pressure},
+    },
     telemetry::{labels, metrics::Limit},
 };
 
@@ -343,7 +347,7 @@ pub(crate) fn cut_all(worker: &Rc<Worker>) {
 
 /// An RPC's first step.
 fn admit(worker: &Rc<Worker>, rpc: Rpc, now: Instant, first: impl FnOnce(&mut Rpc, Key) -> Step) {
-    let admitted = worker.rpcs.borrow_mut().insert(rpc);
+    let admitted = worker.rpcs.borrow_mut().insert(Box::new(rpc));
     match admitted {
         Ok(key) => step(worker, key, |rpc| first(rpc, key)),
         Err(rpc) => {
@@ -375,7 +379,6 @@ pub(crate) fn of_upstream(worker: &Worker, connection: &Rc<Upstream>) -> Vec<Key
 
 /// More is held back than may be: copies for further attempts go, then the streams that have been stalled for longest.
 pub(crate) fn relieve(worker: &Rc<Worker>) {
-    let now = worker.now();
     let has_copy = |rpc: &Rpc| matches!(rpc.state, State::Open(_)) && !rpc.replay.is_empty();
     let copies = worker.rpcs.borrow().keys_where(has_copy);
     for key in copies {
@@ -384,40 +387,68 @@ pub(crate) fn relieve(worker: &Rc<Worker>) {
             Step::On
         });
     }
-    shed(worker, worker.memory.to_free(), now);
+    shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED);
 }
 
-/// The process is short of memory by `excess` bytes: this worker's share is freed, as far as streams hold it that stand
-/// still.
-pub(crate) fn shed_stalled(worker: &Rc<Worker>, excess: u64) {
-    let excess = usize::try_from(excess).unwrap_or(usize::MAX);
-    let now = worker.tick();
-    // One that waits for a moment moves on by itself.
-    let Some(before) = now.checked_sub(STALLED) else {
-        return;
+/// The process is short of memory: this worker's share of what is too much is freed, as far as streams and connections
+/// hold it that stand still.
+pub(crate) fn shed_stalled(worker: &Rc<Worker>, pressure: Pressure) {
+    let excess = usize::try_from(pressure.excess()).unwrap_or(usize::MAX);
+    worker.tick();
+    // One that waits for a moment moves on by itself, if there is time for that.
+    let least = match pressure.level {
+        Level::Calm | Level::Shedding | Level::Parting => STALLED,
+        Level::Refusing | Level::Closed => BLOCKED,
     };
-    shed(worker, worker.memory.share_of(excess), before);
+    shed(worker, worker.memory.share_of(excess), least, least);
 }
 
-/// Frees so many bytes of the streams that have been stalled for longest, of those that were by `before`.
-fn shed(worker: &Rc<Worker>, mut to_free: usize, before: Instant) {
+/// Frees so many bytes of what has been stalled for longest: streams, and connections as a whole, that have been for so
+/// long at least.
+fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Duration) {
     if to_free == 0 {
         return;
     }
     let now = worker.now();
     let mut stalled = Vec::new();
+    let is = |(since, _): &(Instant, usize), least| now.saturating_duration_since(*since) >= least;
     worker.rpcs.borrow().for_each(|key, rpc| {
-        let stall = rpc.stalled().filter(|(since, _)| *since <= before);
-        stalled.extend(stall.map(|(since, bytes)| (since, bytes, key)));
+        let stall = rpc.stalled().filter(|stall| is(stall, streams));
+        stalled.extend(stall.map(|(since, bytes)| (since, bytes, Stalled::Rpc(key))));
     });
+    for (id, client) in &*worker.clients.borrow() {
+        let stall = client.stalled().filter(|stall| is(stall, connections));
+        stalled.extend(stall.map(|(since, bytes)| (since, bytes, Stalled::Client(*id))));
+    }
     stalled.sort_unstable();
-    for (_, bytes, key) in stalled {
-        if to_free == 0 {
+    let enough = worker.memory.held().saturating_sub(to_free);
+    for (_, _, what) in stalled {
+        if worker.memory.held() <= enough {
             break;
         }
-        to_free = to_free.saturating_sub(bytes);
-        step(worker, key, |rpc| rpc.shed(worker, key, now));
+        match what {
+            Stalled::Rpc(key) => shed_one(worker, key, now),
+            Stalled::Client(id) => {
+                let client = worker.clients.borrow().get(&id).cloned();
+                if let Some(client) = client {
+                    client.shed(worker, now);
+                }
+            }
+        }
     }
+}
+
+/// What this RPC holds is needed elsewhere.
+pub(crate) fn shed_one(worker: &Rc<Worker>, key: Key, now: Instant) {
+    step(worker, key, |rpc| rpc.shed(worker, key, now));
+}
+
+/// What stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stalled {
+    Rpc(Key),
+    /// A client's connection, by its number.
+    Client(u64),
 }
 
 /// One step of one RPC. A panic in it ends this RPC and nothing else.
@@ -464,6 +495,9 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
 
 /// A stream that has waited for this long stands still.
 const STALLED: Duration = Duration::from_secs(1);
+
+/// So does, when there is no time, what has for this long: longer than a round trip.
+const BLOCKED: Duration = Duration::from_millis(250);
 
 /// What a panic said, if it was words.
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -1,4 +1,7 @@
 //! A worker's RPCs by key.
+//!
+//! Each in memory of its own: an RPC is nearly a KiB, and a table that holds a hundred thousand of them side by side has
+//! to be copied whole to grow, and keeps what the worst moment took.
 
 use std::time::Instant;
 
@@ -14,7 +17,7 @@ pub(crate) struct Key(u32);
 /// See the module's head.
 #[derive(Default)]
 pub(crate) struct Table {
-    rpcs: Slab<(Key, Rpc)>,
+    rpcs: Slab<(Key, Box<Rpc>)>,
     generation: u32,
 }
 
@@ -39,11 +42,11 @@ impl Table {
     ///
     /// # Errors
     /// A million run on this worker: `rpc` comes back.
-    pub(super) fn insert(&mut self, rpc: Rpc) -> Result<Key, Box<Rpc>> {
+    pub(super) fn insert(&mut self, rpc: Box<Rpc>) -> Result<Key, Box<Rpc>> {
         let entry = self.rpcs.vacant_entry();
         let place = match u32::try_from(entry.key()) {
             Ok(place) if place < PLACES => place,
-            _ => return Err(Box::new(rpc)),
+            _ => return Err(rpc),
         };
         self.generation = self.generation.wrapping_add(1);
         let key = Key(self.generation << PLACE_BITS | place);
@@ -56,10 +59,10 @@ impl Table {
         self.rpcs
             .get_mut(key.place())
             .filter(|(at, _)| *at == key)
-            .map(|(_, rpc)| rpc)
+            .map(|(_, rpc)| &mut **rpc)
     }
 
-    pub(super) fn remove(&mut self, key: Key) -> Option<Rpc> {
+    pub(super) fn remove(&mut self, key: Key) -> Option<Box<Rpc>> {
         self.get_mut(key)?;
         Some(self.rpcs.remove(key.place()).1)
     }
