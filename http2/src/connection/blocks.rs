@@ -40,6 +40,11 @@ impl OpenBlock {
     pub(super) fn stream(&self) -> u32 {
         self.block.stream
     }
+
+    /// Bytes of it that have come.
+    pub(super) fn len(&self) -> usize {
+        self.fragments.len()
+    }
 }
 
 /// Whose a block is.
