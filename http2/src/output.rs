@@ -37,10 +37,10 @@ impl Output {
         self.buf.len() - self.read
     }
 
-    /// Memory that it takes.
+    /// Memory that it takes: no more than growing leaves over. What the stock has lent beyond that goes back soon.
     #[inline]
-    pub(crate) fn capacity(&self) -> usize {
-        self.buf.capacity()
+    pub(crate) fn memory(&self) -> usize {
+        self.buf.capacity().min(2 * self.len())
     }
 
     /// The position of the next byte to be appended.

@@ -4,7 +4,8 @@
 //! A quarter of the memory that the container was granted, all workers together. Each worker keeps its own account and
 //! publishes it in one atomic that only it writes; whoever adds to its account looks at the sum of all. Above the limit no
 //! copies for further attempts are kept, and then the streams that have been stalled for longest are reset, and
-//! connections closed, each worker's share of what is too much. A connection's part of it is memory, not bytes: what its
+//! connections closed, each worker's share of what is too much. While the process is short of memory, what is held may not
+//! grow at all. A connection's part of it is memory, not bytes: what its
 //! buffers have grown to.
 
 use std::{
@@ -22,6 +23,8 @@ use tokio::sync::Notify;
 pub(crate) struct Memory {
     /// What the container was granted.
     granted: Option<usize>,
+    /// How much may be held now.
+    allowed: AtomicUsize,
     /// By worker.
     held: Box<[AtomicUsize]>,
 }
@@ -38,8 +41,10 @@ pub(crate) struct Account {
 impl Memory {
     /// For `workers` workers; `granted`: bytes, `None` if there is no limit.
     pub(crate) fn new(granted: Option<u64>, workers: usize) -> Arc<Self> {
+        let granted = granted.map(|granted| usize::try_from(granted).unwrap_or(usize::MAX));
         Arc::new(Self {
-            granted: granted.map(|granted| usize::try_from(granted).unwrap_or(usize::MAX)),
+            granted,
+            allowed: AtomicUsize::new(granted.map_or(usize::MAX, |granted| granted / SHARE)),
             held: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
         })
     }
@@ -51,10 +56,24 @@ impl Memory {
     }
 
     fn excess(&self) -> usize {
+        let allowed = self.allowed.load(Ordering::Relaxed);
+        self.total().saturating_sub(allowed)
+    }
+
+    /// See [`Account::press`].
+    fn press(&self, excess: Option<usize>) {
         let Some(granted) = self.granted else {
-            return 0;
+            return;
         };
-        self.total().saturating_sub(granted / SHARE)
+        let most = granted / SHARE;
+        let allowed = match excess {
+            None => most,
+            Some(excess) => {
+                let left = self.total().saturating_sub(excess);
+                left.clamp(granted / LEAST_SHARE, most)
+            }
+        };
+        self.allowed.store(allowed, Ordering::Relaxed);
     }
 
     fn total(&self) -> usize {
@@ -96,6 +115,12 @@ impl Account {
         }
     }
 
+    /// While the process is short of memory, no more may be held than what is left of that now when its `excess` is gone:
+    /// what backends send in a moment, and nobody takes, is more than lies between two levels. `None`: it isn't short.
+    pub(crate) fn press(&self, excess: Option<usize>) {
+        self.memory.press(excess);
+    }
+
     /// Whether more is held than may be.
     pub(crate) fn is_short(&self) -> bool {
         self.memory.excess() > 0
@@ -134,6 +159,9 @@ impl Account {
 /// A quarter may be held back.
 const SHARE: usize = 4;
 
+/// And this part always may: what honest clients take within a moment.
+const LEAST_SHARE: usize = 64;
+
 /// A sixteenth of what is held goes with what is too much.
 const MORE: usize = 16;
 
@@ -158,6 +186,22 @@ mod tests {
         accounts[0].change(600, 0);
         assert!(!accounts[1].is_short());
         assert_eq!(accounts[0].to_free(), 0);
+    }
+
+    #[test]
+    fn what_is_held_does_not_grow_while_memory_is_short() {
+        let account = Account::new(Memory::new(Some(6400), 1), 0);
+        account.change(0, 1000);
+        account.press(Some(300));
+        assert_eq!(account.memory.excess(), 300);
+        account.press(Some(5000));
+        assert_eq!(account.memory.excess(), 900, "a little is always allowed");
+        account.press(Some(0));
+        assert!(!account.is_short());
+        account.change(1000, 1001);
+        assert!(account.is_short());
+        account.press(None);
+        assert!(!account.is_short());
     }
 
     #[test]

@@ -415,7 +415,10 @@ impl Worker {
                 client.check_by(now);
             }
         }
-        if pressure.level >= Level::Shedding {
+        let excess = usize::try_from(pressure.excess()).unwrap_or(usize::MAX);
+        let is_short = pressure.level >= Level::Shedding;
+        self.memory.press(is_short.then_some(excess));
+        if is_short {
             rpc::shed_stalled(self, pressure);
         }
     }

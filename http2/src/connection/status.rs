@@ -75,7 +75,7 @@ impl Connection {
     /// Memory that the output takes, and frames and header blocks whose end hasn't come.
     pub fn buffered(&self) -> usize {
         let open = self.open_block.as_ref().map_or(0, |block| block.len());
-        self.out.capacity() + self.partial.len() + open
+        self.out.memory() + self.partial.len() + open
     }
 
     /// Since when this stream's queued bytes wait for a window or the output.
