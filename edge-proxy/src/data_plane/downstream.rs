@@ -6,7 +6,14 @@
 
 mod deadlines;
 
-use std::{cell::Cell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use deadlines::{Leaving, Ping};
 use http2::{Connection, Event, Headers, Reason, Role, Sent};
@@ -43,8 +50,9 @@ pub(crate) struct Open {
 /// A client's HTTP/2 connection.
 pub(crate) struct Downstream {
     link: Link,
-    /// The client.
-    pub(crate) peer: SocketAddr,
+    /// The client's address and port; a `SocketAddr` takes half as much again.
+    ip: IpAddr,
+    port: u16,
     /// Its address as text, for `x-forwarded-for`.
     pub(crate) peer_text: Box<str>,
     /// The listener's rules when the connection was accepted.
@@ -246,7 +254,8 @@ impl Downstream {
                 worker.wakes.clone(),
                 now,
             ),
-            peer,
+            ip: peer.ip(),
+            port: peer.port(),
             peer_text: peer.ip().to_canonical().to_string().into(),
             accepted,
             ready: Cell::new(None),
@@ -310,6 +319,11 @@ impl Downstream {
     /// Takes back the last `bytes` of what waits, if all of them still do.
     pub(crate) fn unqueue(&self, stream: u32, bytes: usize) -> bool {
         self.link.engine().unqueue(stream, bytes)
+    }
+
+    /// The client.
+    pub(crate) fn peer(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
     }
 
     /// A stream of this client's that a backend is still busy with.
@@ -409,7 +423,7 @@ impl Downstream {
     fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
         match end {
             End::Protocol(error) => {
-                tracing::debug!(peer = %self.peer, %error, "client connection ended");
+                tracing::debug!(peer = %self.peer(), %error, "client connection ended");
                 let cause = match error.limit {
                     Some(_) => ResetCause::Flood,
                     None => ResetCause::Malformed,
@@ -424,7 +438,7 @@ impl Downstream {
                 }
             }
             End::Panic => {
-                tracing::error!(peer = %self.peer, "a panic ended a client's connection");
+                tracing::error!(peer = %self.peer(), "a panic ended a client's connection");
                 for key in rpc::of_client(worker, self) {
                     rpc::client_gone(worker, key);
                 }

@@ -182,7 +182,7 @@ impl Stage {
         for client in worker.clients.borrow().values() {
             if let ClientConnection::Http2(connection) = client {
                 found.extend(of_link(
-                    &format!("client {}", connection.peer),
+                    &format!("client {}", connection.peer()),
                     connection.link(),
                 ));
             }

@@ -54,12 +54,10 @@ pub(crate) struct Link {
     incomplete_since: Cell<Option<Instant>>,
     /// Bytes that the worker's account has of this connection: queued, in its buffers, and unread.
     held: Cell<usize>,
-    /// Memory that the transport takes, at the end of the last turn.
-    transport: Cell<usize>,
     /// What it holds is needed elsewhere: it ends with its next turn.
     given_up: Cell<bool>,
-    /// Bytes that were read, and are left for the next turn.
-    unread: Cell<usize>,
+    /// Bytes beside the engine: that were read and are left for the next turn, and what the transport keeps.
+    beside: Cell<usize>,
     /// Turns in a row that broke off after a [`PIECE`].
     pieces: Cell<u8>,
     wakes: Rc<Wakes>,
@@ -134,9 +132,8 @@ impl Link {
             write_blocked: Cell::new(None),
             incomplete_since: Cell::new(None),
             held: Cell::new(0),
-            transport: Cell::new(0),
             given_up: Cell::new(false),
-            unread: Cell::new(0),
+            beside: Cell::new(0),
             pieces: Cell::new(0),
             wakes,
             closed: Cell::new(false),
@@ -185,8 +182,7 @@ impl Link {
             0
         } else {
             let engine = self.engine();
-            let read = self.unread.get() + self.transport.get();
-            engine.pending_bytes() + engine.buffered() + read
+            engine.pending_bytes() + engine.buffered() + self.beside.get()
         };
         memory.change(self.held.replace(held), held);
     }
@@ -378,7 +374,7 @@ fn turn<S: Side>(
                 Err(error) => failed = Some(error),
             }
         }
-        link.unread.set(unread.bytes().len());
+        link.beside.set(unread.bytes().len());
         if let Some(error) = failed {
             return fail(link, transport, error, cx);
         }
@@ -430,8 +426,8 @@ fn turn<S: Side>(
             break;
         }
     }
-    link.transport
-        .set(transport.incomplete() + transport.sealed());
+    let kept = transport.incomplete() + transport.sealed();
+    link.beside.set(unread.bytes().len() + kept);
     link.account(&worker.memory);
     // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
     more |= paused && !link.engine().overfull();

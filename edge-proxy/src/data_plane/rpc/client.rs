@@ -49,7 +49,7 @@ impl Client {
     /// The client's address.
     pub(super) fn peer(&self) -> std::net::IpAddr {
         match self {
-            Self::Http2 { connection, .. } => connection.peer.ip(),
+            Self::Http2 { connection, .. } => connection.peer().ip(),
             Self::Http1(exchange) => exchange.peer().ip(),
         }
     }
