@@ -57,7 +57,7 @@ pub struct Connection {
 
     // Receiving.
     parse: Parse,
-    /// Frames that `receive` may still begin; see [`allow`](Self::allow).
+    /// Frames that `receive` may still begin, or [`UNBOUNDED`]; see [`allow`](Self::allow).
     allowed: u32,
     /// A frame's head that came in parts, and how much of it is there.
     head: [u8; HEAD],
@@ -136,7 +136,7 @@ impl Connection {
                 Role::Server => Parse::Preface(0),
                 Role::Client => Parse::Head,
             },
-            allowed: u32::MAX,
+            allowed: UNBOUNDED,
             head: [0; HEAD],
             head_len: 0,
             partial: Vec::new(),
@@ -198,7 +198,7 @@ impl Connection {
     /// owner with many connections bounds with this what one of them does at a time. Without a
     /// call there is no bound.
     pub fn allow(&mut self, frames: usize) {
-        self.allowed = u32::try_from(frames).unwrap_or(u32::MAX);
+        self.allowed = u32::try_from(frames).unwrap_or(UNBOUNDED);
     }
 
     /// Names a stream that the peer opened; later events carry `key`.
@@ -405,3 +405,6 @@ impl Connection {
 
 /// Bytes of output beyond the limit on data at which the owner should stop reading.
 const OVERFULL: usize = 64 * 1024;
+
+/// No bound on the frames that `receive` may begin.
+const UNBOUNDED: u32 = u32::MAX;

@@ -5,7 +5,7 @@
 //! (windows, content-length) were applied to the whole frame when its head came, so a part needs
 //! none.
 
-use super::{Connection, Event, Role, data::DataFrame};
+use super::{Connection, Event, Role, UNBOUNDED, data::DataFrame};
 use crate::{
     error::{ConnectionError, Reason},
     frame::{DEFAULT_MAX_FRAME, HEAD, Head, PREFACE, flag, kind},
@@ -57,7 +57,9 @@ impl Connection {
                 Parse::Head if self.allowed == 0 => return Ok(None),
                 Parse::Head => match self.read_head(input) {
                     Some(head) => {
-                        self.allowed -= 1;
+                        if self.allowed != UNBOUNDED {
+                            self.allowed -= 1;
+                        }
                         self.begin(head, input)
                     }
                     None => return Ok(None),
@@ -231,4 +233,26 @@ pub(super) fn error<T>(reason: Reason, rule: &'static str) -> Result<T, Connecti
 
 pub(super) fn protocol<T>(rule: &'static str) -> Result<T, ConnectionError> {
     error(Reason::PROTOCOL_ERROR, rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::Config;
+
+    #[test]
+    fn without_a_bound_frames_use_up_none() {
+        let now = Instant::now();
+        let mut engine = Connection::new(Role::Client, Config::default(), now);
+        for frames in [None, Some(usize::MAX)] {
+            if let Some(frames) = frames {
+                engine.allow(frames);
+            }
+            let mut settings = &[0, 0, 0, 4, 0, 0, 0, 0, 0][..];
+            while engine.receive(&mut settings, now).unwrap().is_some() {}
+            assert_eq!((settings.len(), engine.allowed), (0, UNBOUNDED));
+        }
+    }
 }
