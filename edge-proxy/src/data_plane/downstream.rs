@@ -205,8 +205,8 @@ impl ClientConnection {
         }
     }
 
-    /// Since when it stands still as a whole, and how many bytes it holds.
-    pub(crate) fn stalled(&self) -> Option<(Instant, usize)> {
+    /// Since when it stands still as a whole.
+    pub(crate) fn stalled(&self) -> Option<Instant> {
         match self {
             // Its streams, of which it has one at a time, hold what it holds.
             Self::Http1(_) => None,
@@ -340,11 +340,6 @@ impl Downstream {
     /// Streams were reset outside of its turn: what they held counts no more.
     pub(crate) fn account(&self, worker: &Worker) {
         self.link.account(&worker.memory);
-    }
-
-    /// Bytes of this stream that wait.
-    pub(crate) fn queued(&self, stream: u32) -> usize {
-        self.link.engine().queued(stream)
     }
 
     /// Looks at this connection's streams at `at`, or earlier.

@@ -187,13 +187,15 @@ impl Link {
         memory.change(self.held.replace(held), held);
     }
 
-    /// Since when the connection itself stands still, whatever its streams do, and how much it holds: its peer takes
-    /// nothing, or owes the rest of what it began.
-    pub(crate) fn stalled(&self) -> Option<(Instant, usize)> {
+    /// Since when the connection itself stands still, whatever its streams do, and holds something: its peer takes nothing,
+    /// or owes the rest of what it began.
+    pub(crate) fn stalled(&self) -> Option<Instant> {
+        if self.held.get() < WORTHWHILE {
+            return None;
+        }
         let block = self.engine().header_block_since();
         let all = [self.write_blocked.get(), self.incomplete_since.get(), block];
-        let since = all.into_iter().flatten().min()?;
-        (self.held.get() >= WORTHWHILE).then_some((since, self.held.get()))
+        all.into_iter().flatten().min()
     }
 
     /// Ends the connection with its next turn, which is soon. What it holds counts no more.

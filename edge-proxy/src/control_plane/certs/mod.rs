@@ -124,19 +124,13 @@ impl Served {
                 false
             }
             Err(error) => {
-                let message = error.to_string();
-                if self
-                    .last_error
-                    .as_ref()
-                    .is_none_or(|last| last.message != message)
-                {
+                if self.note(&error) {
                     self.rejected += 1;
                     if self.current.is_some() {
                         tracing::error!(%error, "certificate refused; the one served before stays");
                     } else {
                         tracing::error!(%error, "certificate refused; still waiting for one to serve");
                     }
-                    self.last_error = Some(Problem::now(message));
                 }
                 false
             }
@@ -186,16 +180,20 @@ impl Served {
         self.current = Some(pair);
     }
 
-    /// One line every 10 s, as long as there is nothing to serve.
-    fn wait(&mut self, error: &PairError, now: Instant) {
+    /// Keeps what is wrong now, for operators; whether it is something else than before.
+    fn note(&mut self, error: &PairError) -> bool {
         let message = error.to_string();
-        if self
-            .last_error
-            .as_ref()
-            .is_none_or(|last| last.message != message)
-        {
+        let known = self.last_error.as_ref().map(|last| &last.message);
+        let new = known != Some(&message);
+        if new {
             self.last_error = Some(Problem::now(message));
         }
+        new
+    }
+
+    /// One line every 10 s, as long as there is nothing to serve.
+    fn wait(&mut self, error: &PairError, now: Instant) {
+        self.note(error);
         if self.waiting_told.is_some_and(|told| now < told + WAITING) {
             return;
         }

@@ -155,11 +155,6 @@ impl Exchange {
         (!response.chunks.is_empty()).then_some(response.moved)
     }
 
-    /// Bytes that wait.
-    pub(crate) fn queued(&self) -> usize {
-        self.response.borrow().queued
-    }
-
     pub(crate) fn check_by(&self, at: Instant) {
         self.connection.check_by(at);
     }

@@ -151,14 +151,6 @@ impl Client {
         }
     }
 
-    /// Bytes of the response that wait.
-    pub(super) fn queued(&self) -> usize {
-        match self {
-            Self::Http2 { connection, stream } => connection.queued(*stream),
-            Self::Http1(exchange) => exchange.queued(),
-        }
-    }
-
     /// Has [`check`](super::check) called by then.
     pub(super) fn check_by(&self, at: Instant) {
         match self {

@@ -249,19 +249,15 @@ impl Rpc {
     }
 
     /// Since when bytes of it wait, either way, and how many.
-    pub(super) fn stalled(&self) -> Option<(Instant, usize)> {
+    pub(super) fn stalled(&self) -> Option<Instant> {
         let down = self.client.blocked();
-        let down = down.map(|since| (since, self.client.queued()));
         let up = match &self.state {
             State::Open(attempt) | State::Relaying(attempt) => {
                 attempt.upstream.stalled(attempt.stream)
             }
             State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
         };
-        match (down, up) {
-            (Some((down, below)), Some((up, above))) => Some((down.min(up), below + above)),
-            (down, up) => down.or(up),
-        }
+        [down, up].into_iter().flatten().min()
     }
 
     /// What it holds is needed elsewhere.

@@ -411,18 +411,18 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
     }
     let now = worker.now();
     let mut stalled = Vec::new();
-    let is = |(since, _): &(Instant, usize), least| now.saturating_duration_since(*since) >= least;
+    let is = |since: &Instant, least| now.saturating_duration_since(*since) >= least;
     worker.rpcs.borrow().for_each(|key, rpc| {
-        let stall = rpc.stalled().filter(|stall| is(stall, streams));
-        stalled.extend(stall.map(|(since, bytes)| (since, bytes, Stalled::Rpc(key))));
+        let since = rpc.stalled().filter(|since| is(since, streams));
+        stalled.extend(since.map(|since| (since, Stalled::Rpc(key))));
     });
     for (id, client) in &*worker.clients.borrow() {
-        let stall = client.stalled().filter(|stall| is(stall, connections));
-        stalled.extend(stall.map(|(since, bytes)| (since, bytes, Stalled::Client(*id))));
+        let since = client.stalled().filter(|since| is(since, connections));
+        stalled.extend(since.map(|since| (since, Stalled::Client(*id))));
     }
     stalled.sort_unstable();
     let enough = worker.memory.held().saturating_sub(to_free);
-    for (_, _, what) in stalled {
+    for (_, what) in stalled {
         if worker.memory.held() <= enough {
             break;
         }

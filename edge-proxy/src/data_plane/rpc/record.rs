@@ -235,7 +235,7 @@ impl Record {
             authority: head
                 .known(Known::Authority)
                 // HTTP/1.1's, of a request that was answered before the filters put it in its place.
-                .or(head.known(Known::Host))
+                .or_else(|| head.known(Known::Host))
                 .unwrap_or_default(),
             protocol: client.protocol(),
             status: self.status,

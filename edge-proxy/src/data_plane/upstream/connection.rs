@@ -176,10 +176,9 @@ impl Upstream {
         self.link.account(&worker.memory);
     }
 
-    /// Since when bytes of this stream wait, and how many.
-    pub(crate) fn stalled(&self, stream: u32) -> Option<(Instant, usize)> {
-        let engine = self.link.engine();
-        Some((engine.blocked(stream)?, engine.queued(stream)))
+    /// Since when bytes of this stream wait.
+    pub(crate) fn stalled(&self, stream: u32) -> Option<Instant> {
+        self.link.engine().blocked(stream)
     }
 
     /// Ends a stream that the proxy or its client doesn't want any more.
