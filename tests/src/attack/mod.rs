@@ -1,6 +1,6 @@
 //! Attacks on a proxy's process beside a victim, and the bar that they are judged by.
 //!
-//! Each attack is one function of `isolation.rs` or `floods.rs`, and one line of `ATTACKS` (`external.rs` and `EXTERNAL`:
+//! Each attack is one function of `isolation.rs`, `strict_headers.rs`, `floods.rs` or `slow.rs`, and one line of `ATTACKS` (`external.rs` and `EXTERNAL`:
 //! with programs that aren't this workspace's): its name, what is promised,
 //! how the proxy is configured for it. `run` performs one in an `Arena` of its own: a process of the real program
 //! with one worker, one backend behind it, and a victim that sends 200 RPCs a second on a connection of its own, to the
@@ -20,8 +20,14 @@ mod arena;
 /// What one client does to others through a connection that they share.
 mod isolation;
 
-/// Too much of something, or too slowly.
+/// Headers that stacks disagree about.
+mod strict_headers;
+
+/// Too much of something.
 mod floods;
+
+/// Too slowly, or too many at a time.
+mod slow;
 
 /// All of it at once, on a process with little memory.
 pub mod siege;
@@ -261,6 +267,12 @@ where
     }
 }
 
+/// Methods of the tests' service.
+const UNARY: &str = "/e2e.Test/Unary";
+const UPLOAD: &str = "/e2e.Test/Upload";
+const DOWNLOAD: &str = "/e2e.Test/Download";
+const CHAT: &str = "/e2e.Test/Chat";
+
 /// Short against everything that is measured in this way.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -314,7 +326,7 @@ attacks! {
 
     "strict-headers"
     "headers that one HTTP/2 stack takes and another calls a connection error, 5000 requests: none reaches a backend's connection"
-    isolation::strict_headers;
+    strict_headers::strict_headers;
 
     "rapid-reset"
     "resets in bursts: the connection ends, with at most 1000 RPCs at the backend"
@@ -334,7 +346,7 @@ attacks! {
 
     "open-header-block"
     "a header block that stays open: closed within 11 s"
-    floods::open_header_block, |builder, scale| timeouts(builder, scale, "header_block", "1s");
+    slow::open_header_block, |builder, scale| timeouts(builder, scale, "header_block", "1s");
 
     "control-frames"
     "PING and SETTINGS without end, read and unread: the connection ends"
@@ -354,34 +366,34 @@ attacks! {
 
     "zero-stream-windows"
     "streams whose window is 0: reset within 65 s"
-    floods::zero_stream_windows, |builder, scale| timeouts(builder, scale, "stream_window_stall", "2s");
+    slow::zero_stream_windows, |builder, scale| timeouts(builder, scale, "stream_window_stall", "2s");
 
     "zero-tcp-window"
     "sockets that take nothing: closed within 35 s"
-    floods::zero_tcp_window, |builder, scale| timeouts(builder, scale, "write_stall", "2s");
+    slow::zero_tcp_window, |builder, scale| timeouts(builder, scale, "write_stall", "2s");
 
     "slow-handshakes"
     "2000 TLS handshakes byte by byte: each closed within 5.5 s, others' handshakes p99 ≤ 200 ms"
-    floods::slow_handshakes, |builder, scale| timeouts(builder, scale, "tls_handshake", "1s");
+    slow::slow_handshakes, |builder, scale| timeouts(builder, scale, "tls_handshake", "1s");
 
     "slow-prefaces"
     "TLS and then silence: closed within 10.5 s"
-    floods::slow_prefaces, |builder, scale| timeouts(builder, scale, "preface", "1s");
+    slow::slow_prefaces, |builder, scale| timeouts(builder, scale, "preface", "1s");
 
     "handshake-flood"
     "ClientHellos without end: at most 512 handshakes at a time"
-    floods::handshake_flood;
+    slow::handshake_flood;
 
     "connections"
     "12 000 connections, and 300 from one address: 10 000 and 256 kept"
-    floods::connections, |builder, scale| match scale {
+    slow::connections, |builder, scale| match scale {
         Scale::Full => builder,
         Scale::Quick => builder.set("listener.max_connections", 200).set("listener.max_connections_per_source", 40),
     };
 
     "no-files-left"
     "file descriptors run out: accepting goes on within 1 s of having some, and doesn't spin"
-    floods::no_files_left;
+    slow::no_files_left;
 }
 
 /// Those that need programs that aren't this workspace's (`tests/clients/install`).
@@ -398,14 +410,14 @@ pub const EXTERNAL: &[Attack] = &[
         promise: "strict-headers, with a backend of grpcio",
         stack: Stack::Python,
         configure: |builder, _| builder,
-        perform: |arena| Box::pin(isolation::strict_headers(arena)),
+        perform: |arena| Box::pin(strict_headers::strict_headers(arena)),
     },
     Attack {
         name: "strict-headers-grpc-js",
         promise: "strict-headers, with a backend of grpc-js",
         stack: Stack::Node,
         configure: |builder, _| builder,
-        perform: |arena| Box::pin(isolation::strict_headers(arena)),
+        perform: |arena| Box::pin(strict_headers::strict_headers(arena)),
     },
 ];
 

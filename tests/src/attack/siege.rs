@@ -1,7 +1,7 @@
 //! All of it at once, on a process with little memory.
 //!
 //! The proxy runs as it is deployed, two workers and the default limits, in a memory cgroup of its own with a hard limit of
-//! 256 MiB. For two minutes the attacks of `floods.rs` and `isolation.rs` are repeated side by side, each from source
+//! 256 MiB. For two minutes the attacks of its neighbours are repeated side by side, each from source
 //! addresses of its own, some of them hundreds of times at once. What each of them promises isn't looked at here, and they
 //! may well be refused: what counts is that the kernel never kills the process, that probes are answered in time, as kubelet
 //! would ask, and what becomes of the victim, which may be told RESOURCE_EXHAUSTED while memory is short, but nothing else.
