@@ -321,6 +321,7 @@ impl Connection {
     /// Gives memory back that only busy times need. For connections that have gone quiet.
     pub fn shrink(&mut self) {
         self.decoder.shrink();
+        self.encoder.shrink();
         if self.partial.is_empty() {
             self.partial = Vec::new();
         }

@@ -139,6 +139,24 @@ impl Headers {
             && fields.all(|((a, a_name, _), (b, b_name, _))| a_name == b_name && a == b)
     }
 
+    /// Names and values of the fields, and of some that were taken out.
+    #[inline]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0.bytes
+    }
+
+    /// The first fields as far as they lie one behind the other in [`bytes`](Self::bytes), from its beginning: where each
+    /// ends, its name's length, and whether it is never indexed.
+    #[inline]
+    pub(crate) fn joined(&self) -> impl Iterator<Item = (usize, u32, bool)> {
+        let mut at = 0;
+        self.0.entries.iter().map_while(move |e| {
+            let starts = e.start as usize == at;
+            at = e.range().end;
+            starts.then_some((at, e.name_len, e.meta.never_indexed))
+        })
+    }
+
     /// What is known of each field.
     #[inline]
     pub(crate) fn metas(&self) -> impl Iterator<Item = &Meta> {

@@ -16,6 +16,7 @@ use super::{
     INITIAL_TABLE_SIZE, content_hash, huffman,
     index::Index,
     integer,
+    prefix::{self, Prefix},
     table::{DynamicTable, STATIC_LEN, STATIC_TABLE},
 };
 use crate::headers::{FIELD_OVERHEAD, Headers, Indexing, Known, Meta, NameId};
@@ -29,11 +30,13 @@ pub struct Encoder {
     /// Entries of `table` whose name isn't in the static table, by the hash of the name: the newest of each name.
     names: Index,
     /// Hashes of fields that lately had no place in the full table, each in the slot that its low bits choose.
-    refused: Vec<u32>,
+    refused: Option<Box<[u32; REFUSED]>>,
     /// The most that we use, whatever the peer allows.
     cap: usize,
     /// The smallest size since the last block, if the size has to be told (RFC 7541 §4.2).
     smallest: Option<usize>,
+    /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
+    prefix: Option<Box<Prefix>>,
 }
 
 impl Encoder {
@@ -44,9 +47,10 @@ impl Encoder {
             table: DynamicTable::new(size),
             fields: Index::default(),
             names: Index::default(),
-            refused: Vec::new(),
+            refused: None,
             cap,
             smallest: (size < INITIAL_TABLE_SIZE).then_some(size),
+            prefix: None,
         }
     }
 
@@ -72,34 +76,71 @@ impl Encoder {
             }
             integer::encode(size, 5, SIZE_UPDATE, out);
         }
-        for (line, name_len, meta) in headers.lines() {
-            if meta.static_index != 0 {
-                out.push(INDEXED | meta.static_index);
-                continue;
+        if headers.len() < prefix::FEWEST {
+            for (line, name_len, meta) in headers.lines() {
+                self.one(line, name_len, meta, out);
             }
-            let indexing = if meta.never_indexed {
-                Indexing::Never
-            } else {
-                meta.name.indexing()
-            };
-            match indexing {
-                Indexing::Table => self.field(line, name_len, meta, out),
-                Indexing::Literal => self.literal(WITHOUT_INDEXING, line, name_len, meta.name, out),
-                Indexing::Never => self.literal(NEVER_INDEXED, line, name_len, meta.name, out),
+            return;
+        }
+        let mut prefix = self.prefix.take().unwrap_or_default();
+        let (version, start) = (self.table.version(), out.len());
+        if prefix.wants() {
+            prefix.begin();
+            let mut joined = headers.joined();
+            let mut lasts = true;
+            for (line, name_len, meta) in headers.lines() {
+                lasts &= self.one(line, name_len, meta, out);
+                match joined.next() {
+                    Some(field) if lasts => prefix.field(field, out.len() - start),
+                    _ => lasts = false,
+                }
+            }
+            let same = self.table.version() == version;
+            prefix.complete(headers, &out[start..], same.then_some(version));
+        } else {
+            let known = prefix.recall(headers, version, out);
+            for (line, name_len, meta) in headers.lines().skip(known) {
+                self.one(line, name_len, meta, out);
             }
         }
+        self.prefix = Some(prefix);
     }
 
-    /// A field that may be in the table, or enter it.
+    /// Gives memory back that only a busy connection needs.
+    pub fn shrink(&mut self) {
+        self.prefix = None;
+    }
+
+    /// Appends one field; whether it would go out the same the next time, while the table stays as it is.
     #[inline]
-    fn field(&mut self, line: &[u8], name_len: usize, meta: &Meta, out: &mut Vec<u8>) {
+    fn one(&mut self, line: &[u8], name_len: usize, meta: &Meta, out: &mut Vec<u8>) -> bool {
+        if meta.static_index != 0 {
+            out.push(INDEXED | meta.static_index);
+            return true;
+        }
+        let indexing = if meta.never_indexed {
+            Indexing::Never
+        } else {
+            meta.name.indexing()
+        };
+        match indexing {
+            Indexing::Table => return self.field(line, name_len, meta, out),
+            Indexing::Literal => self.literal(WITHOUT_INDEXING, line, name_len, meta.name, out),
+            Indexing::Never => self.literal(NEVER_INDEXED, line, name_len, meta.name, out),
+        }
+        true
+    }
+
+    /// A field that may be in the table, or enter it; see [`one`](Self::one).
+    #[inline]
+    fn field(&mut self, line: &[u8], name_len: usize, meta: &Meta, out: &mut Vec<u8>) -> bool {
         let (name, value) = line.split_at(name_len);
         let hash = if meta.hash != 0 {
             // A peer's encoder had it in its table, and would have used the static one.
             meta.hash
         } else if let Some(index) = static_index(meta.name, value) {
             out.push(INDEXED | index);
-            return;
+            return true;
         } else {
             content_hash(line)
         };
@@ -109,11 +150,13 @@ impl Encoder {
         };
         if let Some(number) = self.fields.find(hash, is) {
             integer::encode(self.table.back(number) + STATIC_LEN + 1, 7, INDEXED, out);
+            return true;
         } else if self.may_enter(line, name, value, hash) {
             self.enter(line, name_len, Meta { hash, ..*meta }, out);
         } else {
             self.literal(WITHOUT_INDEXING, line, name_len, meta.name, out);
         }
+        false
     }
 
     /// Whether a field that isn't in the table should be from now on.
@@ -130,8 +173,8 @@ impl Encoder {
         if !self.table.is_full_for(size) {
             return true;
         }
-        self.refused.resize(REFUSED, 0);
-        let slot = &mut self.refused[hash as usize % REFUSED];
+        let refused = self.refused.get_or_insert_with(|| Box::new([0; REFUSED]));
+        let slot = &mut refused[hash as usize % REFUSED];
         let seen = *slot == hash;
         *slot = hash;
         seen
@@ -374,6 +417,62 @@ mod tests {
         assert_eq!(encode(&mut encoder, &new)[0], WITHOUT_INDEXING);
         assert_eq!(encode(&mut encoder, &new)[0] & 0xc0, WITH_INDEXING);
         assert_eq!(encode(&mut encoder, &new), [0xbe]);
+    }
+
+    #[test]
+    fn what_blocks_begin_with_in_common_is_copied() {
+        let head = |path: &str, secret: bool, id: &str| {
+            let mut headers = Headers::from_iter([(":method", "POST"), (":path", path)]);
+            if secret {
+                headers.push_never_indexed(b"x-token", b"t");
+            } else {
+                headers.push(b"x-token", b"t");
+            }
+            headers.push(b"x-request-id", id.as_bytes());
+            headers
+        };
+        let (mut encoder, mut plain) = (Encoder::new(4096), Encoder::new(4096));
+        for id in ["1", "2", "3", "4", "5", "6", "7"] {
+            let (mut out, mut wanted) = (Vec::new(), Vec::new());
+            encoder.encode(&head("/a", true, id), &mut out);
+            plain.prefix = None;
+            plain.encode(&head("/a", true, id), &mut wanted);
+            assert_eq!(out, wanted);
+        }
+        let recalled = |encoder: &Encoder, headers: &Headers| {
+            let mut prefix = encoder.prefix.clone().expect("what was remembered");
+            prefix.recall(headers, encoder.table.version(), &mut Vec::new())
+        };
+        assert_eq!(recalled(&encoder, &head("/a", true, "4")), 4);
+        assert_eq!(recalled(&encoder, &head("/a", true, "8")), 3);
+        assert_eq!(recalled(&encoder, &head("/a", false, "7")), 2);
+        assert_eq!(recalled(&encoder, &head("/b", true, "7")), 1);
+        let mut edited = head("/b", true, "7");
+        edited.set(b":path", b"/a");
+        assert_eq!(recalled(&encoder, &edited), 1, "its bytes stand elsewhere");
+        encode(&mut encoder, &[("x-new", "value")]);
+        assert_eq!(
+            recalled(&encoder, &head("/a", true, "7")),
+            0,
+            "another table"
+        );
+    }
+
+    #[test]
+    fn a_field_that_may_yet_enter_the_table_is_asked_again() {
+        let mut encoder = Encoder::new(4096);
+        let fill = "v".repeat(900);
+        for name in ["x-1", "x-2", "x-3", "x-4"] {
+            encode(&mut encoder, &[(name, &fill)]);
+        }
+        let head = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            ("x-new", "n"),
+            ("te", "trailers"),
+        ];
+        let sizes: Vec<_> = (0..8).map(|_| encode(&mut encoder, &head).len()).collect();
+        assert!(sizes[0] > 10 && sizes[7] == 4, "{sizes:?}");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Made for a proxy, where the blocks of one connection repeat themselves: what is found out about a field once (its
 //! characters are allowed, the number of its name, a hash of its content) stands in the decoder's table, goes with the
 //! field through [`Headers`], and saves the encoder of the other side its look-up. The parts: `huffman` and `integer` for the
-//! primitives, `table` for the static and the dynamic table, `memo` for blocks that repeat the one before, `index` for the encoder's way from a content to its entry.
+//! primitives, `table` for the static and the dynamic table, `memo` and `prefix` for blocks that repeat the one before, as
+//! they come and as they go, `index` for the encoder's way from a content to its entry.
 //!
 //! [`Headers`]: crate::Headers
 
@@ -15,6 +16,7 @@ mod huffman;
 mod index;
 mod integer;
 mod memo;
+mod prefix;
 mod table;
 
 pub use decoder::{Decoded, Decoder};
