@@ -84,5 +84,5 @@ pub use connection::{
     Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Role, Sent, Windows,
 };
 pub use error::{ConnectionError, Limit, Reason};
-pub use headers::{Field, Headers, Known, KnownSet};
+pub use headers::{Field, Headers, Known, KnownSet, Packed, Place};
 pub use settings::Config;

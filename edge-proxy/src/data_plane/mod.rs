@@ -17,6 +17,8 @@ pub(crate) mod listener;
 pub(crate) mod worker;
 // How much may be held back for peers that don't take it.
 pub(crate) mod memory;
+// What all threads share, counted within one.
+mod local;
 
 // 2: rustls behind a narrow interface.
 mod tls;

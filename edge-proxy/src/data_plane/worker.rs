@@ -10,6 +10,7 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
     hint::black_box,
+    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
@@ -30,6 +31,7 @@ use super::{
     downstream::{self, ClientConnection},
     filters::Filters,
     listener::Accepted,
+    local::Local,
     memory::{Account, Memory},
     rpc::{self, Key, Table},
     tls::Gate,
@@ -38,7 +40,7 @@ use super::{
 };
 use crate::{
     snapshot::{
-        Heartbeats, Hints, Reader, Snapshot, Timeouts,
+        Cluster, Heartbeats, Hints, Reader, Snapshot, Timeouts,
         pressure::{Level, Pressure},
     },
     telemetry::metrics::{ClusterSeries, Series, Shard},
@@ -47,7 +49,7 @@ use crate::{
 /// Everything that a worker's connections and RPCs reach.
 pub(crate) struct Worker {
     /// What is served, since the last publication.
-    snapshot: RefCell<Arc<Snapshot>>,
+    snapshot: RefCell<Local<Snapshot>>,
     /// Every RPC that runs here; connections know them by their key.
     pub(crate) rpcs: RefCell<Table>,
     /// Connections to backends.
@@ -71,7 +73,7 @@ pub(crate) struct Worker {
     /// What this worker knows of the clusters met so far.
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>, foldhash::fast::FixedState>>,
     /// The last RPC's series: the next one's, more often than not.
-    last_series: RefCell<Option<Arc<Series>>>,
+    last_series: RefCell<Option<Local<Series>>>,
     /// One TLS handshake computes at a time.
     pub(crate) gate: Gate,
     /// The `date` header.
@@ -96,10 +98,19 @@ pub(crate) struct Worker {
 /// A cluster, as one worker serves it; kept across snapshots.
 #[derive(Debug)]
 pub(crate) struct ClusterState {
+    pub(crate) name: Arc<str>,
     /// Its counters.
     pub(crate) series: Arc<ClusterSeries>,
     /// Tokens for attempts that are not free.
     pub(crate) budget: RefCell<Budget>,
+}
+
+/// A cluster as one snapshot has it, for as long as an RPC asks it.
+#[derive(Clone)]
+pub(crate) struct ServedCluster {
+    snapshot: Local<Snapshot>,
+    /// Its place there.
+    index: usize,
 }
 
 /// What a worker is made of.
@@ -288,7 +299,7 @@ impl Worker {
     ) -> Rc<Self> {
         let now = tokio::time::Instant::now().into_std();
         Rc::new(Self {
-            snapshot: RefCell::new(snapshot),
+            snapshot: RefCell::new(snapshot.into()),
             rpcs: RefCell::default(),
             pool: Pool::default(),
             timers: Timers::default(),
@@ -345,7 +356,7 @@ impl Worker {
     }
 
     /// What is served now.
-    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+    pub(crate) fn snapshot(&self) -> Local<Snapshot> {
         self.snapshot.borrow().clone()
     }
 
@@ -358,8 +369,8 @@ impl Worker {
     fn clear_timers(&self) {
         if self.timers.has_many_left_behind() {
             let rpcs = self.rpcs.borrow();
-            self.timers.retain(|at, timer| match timer {
-                Timer::Rpc(key) => rpcs.deadline(key) == Some(at),
+            self.timers.retain(|timer| match timer {
+                Timer::Rpc(key) => rpcs.has(key),
                 Timer::Waiting(_) => true,
             });
         }
@@ -371,6 +382,7 @@ impl Worker {
             return found.clone();
         }
         let state = Rc::new(ClusterState {
+            name: name.clone(),
             series: self.shard.cluster(name),
             budget: RefCell::new(Budget::new(self.now(), self.memory.workers())),
         });
@@ -381,11 +393,18 @@ impl Worker {
     }
 
     /// The counters that an RPC belongs to.
-    pub(crate) fn series(&self, route: &Arc<str>, cluster: &Arc<str>, path: &[u8]) -> Arc<Series> {
+    pub(crate) fn series(
+        &self,
+        route: &Arc<str>,
+        cluster: &Arc<str>,
+        path: &[u8],
+    ) -> Local<Series> {
         let mut last = self.last_series.borrow_mut();
         match &*last {
             Some(last) if last.is(route, cluster, path) => last.clone(),
-            _ => last.insert(self.shard.series(route, cluster, path)).clone(),
+            _ => last
+                .insert(self.shard.series(route, cluster, path).into())
+                .clone(),
         }
     }
 
@@ -396,7 +415,7 @@ impl Worker {
 
     /// Serves by a new snapshot from now on.
     pub(crate) fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
-        *self.snapshot.borrow_mut() = snapshot.clone();
+        *self.snapshot.borrow_mut() = snapshot.clone().into();
         Pool::apply(self, &snapshot);
     }
 
@@ -435,6 +454,32 @@ impl Worker {
     }
 }
 
+impl ServedCluster {
+    /// The one at this place, if there is one.
+    pub(crate) fn of(snapshot: &Local<Snapshot>, index: usize) -> Option<Self> {
+        snapshot.cluster(index)?;
+        Some(Self {
+            snapshot: snapshot.clone(),
+            index,
+        })
+    }
+
+    /// The one of this name.
+    pub(crate) fn named(snapshot: &Local<Snapshot>, name: &str) -> Option<Self> {
+        let mut clusters = snapshot.clusters.iter();
+        let index = clusters.position(|cluster| *cluster.name == *name)?;
+        Self::of(snapshot, index)
+    }
+}
+
+impl Deref for ServedCluster {
+    type Target = Cluster;
+    fn deref(&self) -> &Cluster {
+        // `of` has seen that it is there, and a snapshot doesn't change.
+        &self.snapshot.clusters[self.index]
+    }
+}
+
 impl Timers {
     /// Adds a deadline.
     pub(crate) fn add(&self, at: Instant, timer: Timer) {
@@ -460,9 +505,9 @@ impl Timers {
         left_behind >= MANY_LEFT_BEHIND && left_behind > self.entries.borrow().len() / 2
     }
 
-    fn retain(&self, mut keep: impl FnMut(Instant, Timer) -> bool) {
+    fn retain(&self, mut keep: impl FnMut(Timer) -> bool) {
         let mut entries = self.entries.borrow_mut();
-        entries.retain(|Reverse((at, timer))| keep(*at, *timer));
+        entries.retain(|Reverse((_, timer))| keep(*timer));
         let kept = entries.len();
         entries.shrink_to(2 * kept);
         self.left_behind.set(0);

@@ -13,10 +13,13 @@
 mod entry;
 // Names that we know, recognised once.
 mod name;
+// A block that is kept for long.
+mod packed;
 // What RFC 9113 §8 allows.
 mod rules;
 
 pub use name::{Known, KnownSet};
+pub use packed::{Packed, Place};
 pub use rules::Kind;
 
 use entry::Entry;

@@ -5,14 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Reason, stock};
+use http2::Reason;
 
 use super::{Key, Rpc, State, Step};
 use crate::{
     data_plane::{
         answer::{self, Answer, AnswerContext},
         upstream::retry::{self, Outcome, Retry},
-        worker::{Phase, Worker},
+        worker::{Phase, ServedCluster, Worker},
     },
     error::{Failure, Flag, ResetCause},
     snapshot::{
@@ -100,10 +100,8 @@ impl Rpc {
             return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
         }
         // Discovery and health may have learnt something since the first attempt.
-        let newest = worker
-            .with_snapshot(|snapshot| snapshot.clusters.iter().find(|c| c.name == name).cloned());
-        if newest.is_some() {
-            self.cluster = newest;
+        if let Some(newest) = ServedCluster::named(&worker.snapshot(), &name) {
+            self.cluster = Some(newest);
         }
         self.record.retried();
         self.attempt(worker, key, refused_by, now)
@@ -302,7 +300,7 @@ impl Rpc {
         self.record
             .write(worker, &self.client, &self.head, self.is_grpc(), now);
         self.replay.release();
-        stock::recycle(self.head);
+        self.head.recycle();
     }
 }
 

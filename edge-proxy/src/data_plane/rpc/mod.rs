@@ -24,6 +24,7 @@ mod response;
 
 mod body;
 mod client;
+mod head;
 mod record;
 mod table;
 
@@ -38,9 +39,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Headers, Known, Reason, stock};
+use http2::{Headers, Known, Reason};
 
-use self::{body::Replay, record::Record};
+use self::{body::Replay, head::Head, record::Record};
 pub(crate) use self::{
     client::Client,
     table::{Key, Table},
@@ -53,12 +54,12 @@ use super::{
         Upstream,
         retry::{MAX_ATTEMPTS, Outcome},
     },
-    worker::Worker,
+    worker::{ServedCluster, Worker},
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
     snapshot::{
-        Cluster, EndpointShared, Timeouts,
+        EndpointShared, Timeouts,
         circuit::Permits,
         pressure::{Level, Pressure},
     },
@@ -71,7 +72,7 @@ pub(crate) struct Rpc {
     /// What its answers look like: gRPC's form, or plain.
     form: Form,
     /// The request's head as every attempt sends it, but for `grpc-timeout`.
-    head: Headers,
+    head: Head,
     /// The request's body as far as another attempt may need it.
     replay: Replay,
     /// The request's trailers, which gRPC doesn't have and plain HTTP may.
@@ -80,7 +81,7 @@ pub(crate) struct Rpc {
     request_ended: Option<Instant>,
     state: State,
     /// Where the route leads; `None` while (or because) no cluster is asked.
-    cluster: Option<Arc<Cluster>>,
+    cluster: Option<ServedCluster>,
     /// Endpoints that were tried, in order.
     tried: Tried,
     /// What the next attempt holds of the cluster's circuits before it has a stream.
@@ -114,7 +115,6 @@ enum State {
 struct Attempt {
     upstream: Rc<Upstream>,
     stream: u32,
-    endpoint: Arc<EndpointShared>,
     /// Given back when it ends.
     _permits: Permits,
 }
@@ -156,7 +156,7 @@ pub(crate) fn refuse(
     now: Instant,
 ) {
     let mut rpc = Rpc::new(client, headers, false, now);
-    rpc.form = rpc.client.form(&rpc.head);
+    rpc.form = rpc.client.form(rpc.head.block());
     admit(worker, rpc, now, |rpc, key| {
         rpc.fail(worker, key, failure, now)
     });
@@ -171,21 +171,14 @@ pub(crate) fn refused_stream(
     failure: Failure,
     now: Instant,
 ) {
-    let grpc = client.form(&head) == Form::Grpc;
-    let mut record = Record::new(now);
-    record.failed_with(failure);
-    record.write(worker, client, &head, grpc, now);
-    stock::recycle(head);
+    leave_line(worker, client, Head::new(head), failure, now);
 }
 
 /// The endpoint that the RPC waits for has a connection with room.
 pub(crate) fn connected(worker: &Rc<Worker>, key: Key, upstream: Rc<Upstream>) {
     let now = worker.now();
-    step(worker, key, |rpc| match &rpc.state {
-        State::Waiting(endpoint) => {
-            let endpoint = endpoint.clone();
-            rpc.open(worker, key, upstream, endpoint, now)
-        }
+    step(worker, key, |rpc| match rpc.state {
+        State::Waiting(_) => rpc.open(worker, key, upstream, now),
         _ => Step::On,
     });
 }
@@ -354,9 +347,24 @@ fn admit(worker: &Rc<Worker>, rpc: Rpc, now: Instant, first: impl FnOnce(&mut Rp
             rpc.client.reset(Reason::REFUSED_STREAM);
             rpc.client.ended(now);
             worker.shard.limits(Limit::Streams).inc();
-            refused_stream(worker, &rpc.client, rpc.head, Failure::Overloaded, now);
+            leave_line(worker, &rpc.client, rpc.head, Failure::Overloaded, now);
         }
     }
+}
+
+/// The line of a request that is no RPC.
+fn leave_line(
+    worker: &Rc<Worker>,
+    client: &Client,
+    mut head: Head,
+    failure: Failure,
+    now: Instant,
+) {
+    let grpc = client.form(head.block()) == Form::Grpc;
+    let mut record = Record::new(now);
+    record.failed_with(failure);
+    record.write(worker, client, &head, grpc, now);
+    head.recycle();
 }
 
 /// The RPCs with a leg on a client's connection: for one whose engine can't be asked.
@@ -469,7 +477,7 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
                 tracing::error!(request_id = %rpc.request_id(), panic, "a panic ended an RPC");
                 let answer = || {
                     // It may not have come so far as to know.
-                    rpc.form = rpc.client.form(&rpc.head);
+                    rpc.form = rpc.client.form(rpc.head.block());
                     rpc.fail(worker, key, Failure::Internal, worker.now())
                 };
                 let answered = catch_unwind(AssertUnwindSafe(answer));
@@ -511,7 +519,7 @@ impl Rpc {
         Self {
             client,
             form: Form::Plain,
-            head,
+            head: Head::new(head),
             replay: Replay::default(),
             trailers: None,
             request_ended: end_stream.then_some(now),
@@ -531,7 +539,7 @@ impl Rpc {
     }
 
     fn request_id(&self) -> String {
-        String::from_utf8_lossy(self.head.known(Known::XRequestId).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(self.head.value(Known::XRequestId).unwrap_or_default()).into_owned()
     }
 }
 
@@ -556,13 +564,19 @@ impl Attempt {
     /// It has come to its end.
     fn leave(self, well: bool) {
         if !well {
-            self.endpoint.failures.fetch_add(1, Ordering::Relaxed);
+            self.upstream
+                .endpoint()
+                .failures
+                .fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.endpoint.active.fetch_sub(1, Ordering::Relaxed);
+        self.upstream
+            .endpoint()
+            .active
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }

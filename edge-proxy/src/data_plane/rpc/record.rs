@@ -8,10 +8,11 @@ use std::{
 
 use http2::{Headers, Known};
 
-use super::{Client, Worker};
+use super::{Client, Head, Worker};
 use crate::{
     data_plane::{
         access_log,
+        local::Local,
         upstream::retry::{self, Outcome},
         worker::ClusterState,
     },
@@ -40,8 +41,8 @@ pub(super) struct Record {
     given_up: Option<Outcome>,
     flags: Flags,
     attempts: u32,
-    series: Option<Arc<Series>>,
-    cluster: Option<(Arc<str>, Rc<ClusterState>)>,
+    series: Option<Local<Series>>,
+    cluster: Option<Rc<ClusterState>>,
     endpoint: Option<Arc<EndpointShared>>,
     client_left: bool,
     pub(super) bytes_in: u64,
@@ -75,7 +76,7 @@ impl Record {
         &mut self,
         worker: &Worker,
         route: &Route,
-        cluster: Option<&Arc<Cluster>>,
+        cluster: Option<&Cluster>,
         path: &[u8],
     ) {
         let series = match cluster {
@@ -88,7 +89,7 @@ impl Record {
             let state = worker.cluster(&cluster.name);
             state.series.active.inc();
             state.budget.borrow_mut().deposit();
-            self.cluster = Some((cluster.name.clone(), state));
+            self.cluster = Some(state);
         }
     }
 
@@ -104,7 +105,7 @@ impl Record {
         if let (Some(endpoint), Some(ending)) = (&self.endpoint, unanswered(outcome, failure)) {
             worker.hints.attempted(endpoint, ending, 1);
         }
-        if let Some((_, state)) = &self.cluster {
+        if let Some(state) = &self.cluster {
             let result = if refused(outcome) {
                 Some(AttemptResult::Refused)
             } else {
@@ -118,7 +119,7 @@ impl Record {
 
     /// Another attempt follows.
     pub(super) fn retried(&mut self) {
-        if let Some((_, state)) = &self.cluster {
+        if let Some(state) = &self.cluster {
             state.series.retries.inc();
         }
     }
@@ -190,12 +191,12 @@ impl Record {
         &self,
         worker: &Rc<Worker>,
         client: &Client,
-        head: &Headers,
+        head: &Head,
         grpc: bool,
         now: Instant,
     ) {
         let duration = now.saturating_duration_since(self.started);
-        let path = head.known(Known::Path).unwrap_or_default();
+        let path = head.value(Known::Path).unwrap_or_default();
         let counted = if grpc { self.grpc_status } else { None };
         match &self.series {
             Some(series) => {
@@ -212,7 +213,7 @@ impl Record {
                 unrouted.ended(counted).inc();
             }
         }
-        if let Some((_, state)) = &self.cluster {
+        if let Some(state) = &self.cluster {
             let series = &state.series;
             series.active.dec();
             series.duration.record(duration);
@@ -228,14 +229,14 @@ impl Record {
         }
         worker.log.write(&access_log::Record {
             time: worker.wall(self.started),
-            request_id: head.known(Known::XRequestId).unwrap_or_default(),
+            request_id: head.value(Known::XRequestId).unwrap_or_default(),
             client: client.peer(),
-            method: head.known(Known::Method).unwrap_or_default(),
+            method: head.value(Known::Method).unwrap_or_default(),
             path,
             authority: head
-                .known(Known::Authority)
+                .value(Known::Authority)
                 // HTTP/1.1's, of a request that was answered before the filters put it in its place.
-                .or_else(|| head.known(Known::Host))
+                .or_else(|| head.value(Known::Host))
                 .unwrap_or_default(),
             protocol: client.protocol(),
             status: self.status,
@@ -247,9 +248,9 @@ impl Record {
             duration,
             upstream_time: self.upstream_time,
             attempts: self.attempts,
-            cluster: self.cluster.as_ref().map(|(name, _)| &**name),
+            cluster: self.cluster.as_ref().map(|state| &*state.name),
             endpoint: self.endpoint.as_ref().map(|endpoint| &*endpoint.label),
-            user_agent: head.known(Known::UserAgent).unwrap_or_default(),
+            user_agent: head.value(Known::UserAgent).unwrap_or_default(),
         });
     }
 

@@ -15,10 +15,10 @@ use crate::{
         balance,
         filters::{self, Flow as Filtered, Respond, timeout},
         upstream::{Upstream, retry::Outcome},
-        worker::{Timer, Worker},
+        worker::{ServedCluster, Timer, Worker},
     },
     error::{Failure, ResetCause},
-    snapshot::{Endpoint, EndpointShared, Route, RouteAction, circuit::Circuit, pressure::Level},
+    snapshot::{Endpoint, Route, RouteAction, circuit::Circuit, pressure::Level},
     telemetry::metrics::Limit,
 };
 
@@ -31,7 +31,7 @@ impl Rpc {
             worker
                 .filters
                 .borrow_mut()
-                .run(&mut self.head, &context, &snapshot.listener);
+                .run(self.head.block(), &context, &snapshot.listener);
         self.form = Form::of(&facts, context.version);
         match filtered {
             Filtered::Continue => {}
@@ -49,7 +49,7 @@ impl Rpc {
             worker.shard.limits(Limit::Overload).inc();
             return self.fail(worker, key, Failure::Overloaded, now);
         }
-        let path = self.head.known(Known::Path).unwrap_or_default();
+        let path = self.head.value(Known::Path).unwrap_or_default();
         let Some(route) = snapshot.routes.find(path) else {
             return self.fail(worker, key, Failure::NoRoute, now);
         };
@@ -61,12 +61,12 @@ impl Rpc {
                 self.answer_if_ended(worker, now)
             }
             RouteAction::Cluster { cluster, .. } => {
-                let Some(cluster) = snapshot.cluster(*cluster) else {
+                let Some(cluster) = ServedCluster::of(&snapshot, *cluster) else {
                     return self.fail(worker, key, Failure::Internal, now);
                 };
-                self.record.routed(worker, route, Some(cluster), path);
-                self.cluster = Some(cluster.clone());
+                self.record.routed(worker, route, Some(&cluster), path);
                 self.replay.set_limit(cluster.policy.max_replay_bytes);
+                self.cluster = Some(cluster);
                 self.set_deadline(worker, key, route, facts.grpc_timeout, now);
                 self.attempt(worker, key, None, now)
             }
@@ -133,16 +133,16 @@ impl Rpc {
         let Some(endpoint) = balance::pick(&cluster, &self.tried) else {
             return self.fail(worker, key, balance::absence(&cluster), now);
         };
-        let endpoint = endpoint.shared.clone();
+        let endpoint = &endpoint.shared;
         self.tried.push(endpoint.id);
-        self.record.attempted(&endpoint, now);
+        self.record.attempted(endpoint, now);
         match worker
             .pool
-            .acquire(worker, &endpoint, &cluster, key, refused_by, now)
+            .acquire(worker, endpoint, &cluster, key, refused_by, now)
         {
-            Ok(Some(upstream)) => self.open(worker, key, upstream, endpoint, now),
+            Ok(Some(upstream)) => self.open(worker, key, upstream, now),
             Ok(None) => {
-                self.state = State::Waiting(endpoint);
+                self.state = State::Waiting(endpoint.clone());
                 Step::On
             }
             Err(circuit) => {
@@ -164,7 +164,6 @@ impl Rpc {
         worker: &Rc<Worker>,
         key: Key,
         upstream: Rc<Upstream>,
-        endpoint: Arc<EndpointShared>,
         now: Instant,
     ) -> Step {
         let mut permits = std::mem::take(&mut self.permits);
@@ -173,8 +172,7 @@ impl Rpc {
         {
             return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
         }
-        let mut head = stock::arena();
-        head.clone_from(&self.head);
+        let mut head = self.head.send();
         if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
             timeout::rewrite(&mut head, deadline.saturating_duration_since(now));
         }
@@ -184,7 +182,6 @@ impl Rpc {
             Err((_, head)) => {
                 stock::recycle(head);
                 drop(permits);
-                self.state = State::Waiting(endpoint);
                 let failure = Failure::ResetBeforeHeaders(ResetCause::Termination);
                 return self.again_or_fail(worker, key, Outcome::NeverSent, failure, now);
             }
@@ -201,12 +198,12 @@ impl Rpc {
         if let Some(trailers) = &self.trailers {
             upstream.send_trailers(stream, trailers);
         }
+        let endpoint = upstream.endpoint();
         endpoint.attempts.fetch_add(1, Ordering::Relaxed);
         endpoint.active.fetch_add(1, Ordering::Relaxed);
         self.state = State::Open(Attempt {
             upstream,
             stream,
-            endpoint,
             _permits: permits,
         });
         Step::On

@@ -12,6 +12,7 @@ use crate::{
         self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy,
         running, serve, stopped, until,
     },
+    snapshot::Cluster,
     telemetry::captured::Log,
 };
 

@@ -28,7 +28,7 @@ use crate::{
         worker::Worker,
     },
     error::{Failure, ResetCause},
-    snapshot::{ClusterPolicy, circuit::Permits, streak::Ending},
+    snapshot::{ClusterPolicy, EndpointShared, circuit::Permits, streak::Ending},
     telemetry::metrics::{self, Limit},
 };
 
@@ -129,6 +129,11 @@ impl Upstream {
             next_ping: Cell::new(now + PING_INTERVAL),
             cancelling: RefCell::default(),
         }
+    }
+
+    /// Where it leads.
+    pub(crate) fn endpoint(&self) -> &EndpointShared {
+        &self.pool.shared
     }
 
     /// Opens a stream for `rpc`. The request leaves with the connection's next turn.

@@ -1,0 +1,82 @@
+//! The request's head: as a block until it goes to a stream, packed from then on.
+//!
+//! Filters and encoder work on a block within one turn, and one after the other all RPCs of a turn may have the same
+//! memory for it. An RPC lives much longer than a turn: with a thousand of them in flight, no processor's cache holds
+//! what they keep, and each line of memory that is touched again is waited for. So the block itself goes to the engine of the
+//! first stream, and what stays is a packed copy: for another attempt, which is rare, and for the five values that the
+//! log line wants, which are read where they lie.
+
+use http2::{Headers, Known, Packed, Place, stock};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Head {
+    /// Until the first attempt has a stream.
+    block: Option<Headers>,
+    /// From then on.
+    packed: Packed,
+    places: [Option<Place>; LOGGED],
+}
+
+impl Head {
+    pub(super) fn new(block: Headers) -> Self {
+        Self {
+            block: Some(block),
+            packed: Packed::default(),
+            places: [None; LOGGED],
+        }
+    }
+
+    /// For the filters, which run before the first attempt.
+    pub(super) fn block(&mut self) -> &mut Headers {
+        self.block.get_or_insert_with(|| self.packed.unpack())
+    }
+
+    /// A block for an attempt's stream: at first the one that came.
+    pub(super) fn send(&mut self) -> Headers {
+        let Some(block) = self.block.take() else {
+            return self.packed.unpack();
+        };
+        if self.packed.is_empty() {
+            let places = &mut self.places;
+            self.packed = Packed::new(&block, |known, place| {
+                if let Some(at) = logged(known) {
+                    places[at].get_or_insert(place);
+                }
+            });
+        }
+        block
+    }
+
+    /// The value of the first field of this name, which is one of the [`logged`].
+    pub(super) fn value(&self, known: Known) -> Option<&[u8]> {
+        match &self.block {
+            Some(block) => block.known(known),
+            None => Some(self.packed.value(self.places[logged(known)?]?)),
+        }
+    }
+
+    /// Gives the memory back to the thread.
+    pub(super) fn recycle(self) {
+        if let Some(block) = self.block {
+            stock::recycle(block);
+        }
+        self.packed.recycle();
+    }
+}
+
+/// What the log line says of a request: a number for each.
+fn logged(known: Known) -> Option<usize> {
+    Some(match known {
+        Known::Method => 0,
+        Known::Path => 1,
+        Known::Authority => 2,
+        Known::Host => 3,
+        Known::UserAgent => 4,
+        Known::XRequestId => 5,
+        _ => return None,
+    })
+}
+
+/// How many those are.
+const LOGGED: usize = 6;
