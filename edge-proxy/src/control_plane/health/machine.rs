@@ -115,7 +115,8 @@ impl Machine {
             }
             Outcome::TimedOut(_) | Outcome::Connection(_) => self.fail(outcome, spec),
             // Neither says anything about the endpoint; ask again soon.
-            Outcome::GoAway | Outcome::Internal => spec.unhealthy_edge_interval,
+            Outcome::GoAway => spec.unhealthy_edge_interval,
+            Outcome::Internal => spec.unhealthy_edge_interval.min(AFTER_A_PANIC),
         }
     }
 
@@ -207,6 +208,9 @@ impl fmt::Display for Outcome {
 }
 
 const UNIMPLEMENTED: i32 = 12;
+
+/// What has panicked is back within a second, its jitter of a tenth included.
+const AFTER_A_PANIC: Duration = Duration::from_millis(900);
 
 #[cfg(test)]
 mod tests {
@@ -380,7 +384,7 @@ mod tests {
         assert_eq!(record(Serving), spec.interval);
         assert_eq!(record(not_serving()), spec.interval);
         assert_eq!(record(GoAway), SECOND);
-        assert_eq!(record(Internal), SECOND);
+        assert_eq!(record(Internal), SECOND * 9 / 10);
     }
 
     #[test]
