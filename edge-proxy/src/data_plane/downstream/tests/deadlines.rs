@@ -3,9 +3,12 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::data_plane::testing::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
-    SETTINGS, at_once, frame, frozen, pass, settle,
+use crate::{
+    data_plane::testing::{
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
+        SETTINGS, at_once, frame, frozen, pass, settle,
+    },
+    snapshot::pressure::{Level, Pressure},
 };
 
 const fn seconds(seconds: u64) -> Duration {
@@ -188,6 +191,34 @@ fn an_idle_client_gets_a_ping_after_5_min_and_its_goaway_after_15() {
         let goaway = raw.next_of(GOAWAY).await;
         assert_eq!(goaway[9..17], [0; 8]);
         at_once(|| open(&bench) == 0).await;
+    });
+}
+
+#[test]
+fn short_of_memory_a_client_may_be_idle_for_a_tenth_of_15_min() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let mut policy = testing::policy();
+        policy.keepalive_interval = DAYS;
+        let (mut raw, _) = Raw::open(&bench, policy).await;
+        let short = Pressure {
+            level: Level::Shedding,
+            used: 86,
+            limit: 100,
+        };
+        let stays = || matches!(only(&bench).leaving.get(), Leaving::At(_));
+        pass(seconds(88)).await;
+        bench.worker.press(short);
+        settle().await;
+        assert!(stays(), "before 90 s");
+        // Enough again: it is 15 min again, too.
+        bench.worker.press(Pressure::default());
+        pass(seconds(100)).await;
+        settle().await;
+        assert!(stays());
+        bench.worker.press(short);
+        raw.next_of(GOAWAY).await;
+        assert_eq!(bench.shard.limits(Limit::IdleConnection).get(), 1);
     });
 }
 
