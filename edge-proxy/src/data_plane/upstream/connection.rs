@@ -1,7 +1,9 @@
 //! One h2c connection to a backend, which the RPCs of many clients share.
 //!
-//! So what one of them does must neither end it nor stop the others. A stream that gets no credit for a second marks it as
-//! congested, and new RPCs go to another connection. A cancel may have to wait for the engine's pace, and counts against
+//! So what one of them does must neither end it nor stop the others. When a stream has waited for a second for what all of
+//! them share, the connection's window or its socket, it counts as congested, and new RPCs go to another connection. A
+//! stream's own window stops nobody else: would that count, as many uploads that nobody reads as there may be connections
+//! would leave none to go to. A cancel may have to wait for the engine's pace, and counts against
 //! its client as long as it does ([`Busy`]). When it ends, by a GOAWAY, an ejection or a deadline of ours, every RPC that
 //! had a stream here is told whether its request had left: that decides if it may be attempted again.
 
@@ -14,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Connection, Event, Headers, OpenError, Reason, Role, Sent};
+use http2::{BlockedBy, Connection, Event, Headers, OpenError, Reason, Role, Sent};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -39,7 +41,7 @@ pub(crate) struct Upstream {
     state: Cell<State>,
     /// The pool counts it as opening.
     opening: Cell<bool>,
-    /// Some stream has waited for the backend's credit for [`CONGESTED_AFTER`]: no new streams.
+    /// What the streams share has been short for [`CONGESTED_AFTER`]: no new streams.
     congested: Cell<bool>,
     /// The peer's SETTINGS have to be here by then.
     ready_by: Instant,
@@ -425,13 +427,9 @@ impl Side for Rc<Upstream> {
 }
 
 impl Upstream {
-    /// Notes whether a stream has waited too long for credit; names the moment when that would next be so.
+    /// Notes whether a stream has waited too long for what all of them share; names the moment when that would next be so.
     fn congestion(&self, now: Instant) -> Option<Instant> {
-        let since = self
-            .link
-            .engine()
-            .oldest_blocked(now)
-            .map(|blocked| blocked.since);
+        let since = self.short_since(now);
         let congested = since.is_some_and(|since| now >= since + CONGESTED_AFTER);
         if self.congested.replace(congested) && !congested {
             self.made_room.set(true);
@@ -443,6 +441,21 @@ impl Upstream {
                 since + CONGESTED_AFTER
             }
         })
+    }
+
+    /// Since when some stream's bytes have waited for the connection's window or the socket. While the window is used up, or
+    /// the socket takes nothing, every stream that waits is a part of that.
+    fn short_since(&self, now: Instant) -> Option<Instant> {
+        let engine = self.link.engine();
+        if engine.pending_bytes() == 0 {
+            return None;
+        }
+        let everybody = engine.windows().send == 0 || self.link.write_blocked().is_some();
+        engine
+            .blocked_streams()
+            .filter(|b| b.since < now && (everybody || b.by != BlockedBy::StreamWindow))
+            .map(|b| b.since)
+            .min()
     }
 }
 
@@ -480,7 +493,7 @@ const EJECTED: &str = "ejected";
 /// Backends' response headers, decoded and encoded.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 
-/// A stream without credit for this long marks its connection congested.
+/// A stream that waits this long for what all share marks its connection congested.
 const CONGESTED_AFTER: Duration = Duration::from_secs(1);
 
 /// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.

@@ -2,8 +2,8 @@
 //!
 //! Nothing here is shared between workers: each has its own connections, as in Envoy, so an RPC never leaves its
 //! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
-//! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
-//! of others), then another, up to `max_connections`; beyond that RPCs wait, at most `connect_timeout`.
+//! congested (its window has been used up for a second: handlers that don't read must not freeze the uploads of
+//! others), then another, up to `max_connections`; beyond that RPCs wait, at most `connect_timeout`.
 //!
 //! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.

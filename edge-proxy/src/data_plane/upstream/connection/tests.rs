@@ -174,23 +174,67 @@ fn a_backend_whose_socket_takes_nothing_loses_its_connection_after_write_stall()
     }
 }
 
+/// A backend that gives credit for nothing, and the streams that it has seen.
+async fn unread() -> (std::net::SocketAddr, Rc<RefCell<Vec<u32>>>) {
+    let streams = Rc::new(RefCell::new(Vec::new()));
+    let seen = streams.clone();
+    let address = backend(move |_, event| {
+        if let Event::Headers { stream, .. } = event {
+            seen.borrow_mut().push(stream);
+        }
+    });
+    (address.await, streams)
+}
+
 #[test]
-fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
+fn a_connection_whose_window_is_used_up_for_1_s_is_congested() {
     frozen(|| async {
-        let streams = Rc::new(RefCell::new(Vec::new()));
-        // Credits nothing: the second upload finds the connection's window used up.
-        let address = backend({
-            let streams = streams.clone();
-            move |_, event| {
-                if let Event::Headers { stream, .. } = event {
-                    streams.borrow_mut().push(stream);
-                }
-            }
-        })
-        .await;
+        let (address, streams) = unread().await;
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let mut client = Client::connect_with(&bench, patient()).await;
-        client.call("/api.Echo/Echo", &vec![0; 1 << 20], true);
+        // A stream has 64 KiB, the connection 1 MiB.
+        for _ in 0..16 {
+            client.call("/api.Echo/Echo", &vec![0; 100_000], true);
+        }
+        let upload = tokio::task::spawn_local(async move {
+            client.next().await;
+            client
+        });
+        let used_up = || {
+            let all = connections(&bench);
+            all.first()
+                .is_some_and(|c| c.link.engine().windows().send == 0)
+        };
+        at_once(used_up).await;
+        let mut other = Client::connect_with(&bench, patient()).await;
+        let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
+        pass(Duration::from_millis(900)).await;
+        call(&mut other);
+        other.flush().await;
+        at_once(|| streams.borrow().len() == 17).await;
+        assert_eq!(connections(&bench).len(), 1);
+        pass(Duration::from_millis(1200)).await;
+        at_once(|| connections(&bench)[0].congested.get()).await;
+        call(&mut other);
+        other.flush().await;
+        at_once(|| streams.borrow().len() == 18).await;
+        assert_eq!(connections(&bench).len(), 2);
+        assert_eq!(streams.borrow()[17], 1, "the first of its connection");
+        upload.abort();
+    });
+}
+
+#[test]
+fn an_upload_that_nobody_reads_keeps_nobody_from_its_connection() {
+    frozen(|| async {
+        let (address, streams) = unread().await;
+        let only = ClusterPolicy {
+            max_connections: 1,
+            ..testing::cluster_policy()
+        };
+        let bench = Bench::with(&[address], patient(), only);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        client.call("/api.Echo/Echo", &vec![0; 100_000], true);
         let upload = tokio::task::spawn_local(async move {
             client.next().await;
             client
@@ -198,27 +242,20 @@ fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
         let stalled = || {
             let all = connections(&bench);
             all.first().is_some_and(|c| {
-                c.link
-                    .engine()
-                    .oldest_blocked(testing::now() + Duration::from_secs(1))
-                    .is_some()
+                let engine = c.link.engine();
+                let oldest = engine.oldest_blocked(testing::now() + Duration::from_secs(1));
+                oldest.is_some_and(|blocked| blocked.by == BlockedBy::StreamWindow)
             })
         };
         at_once(stalled).await;
+        pass(Duration::from_secs(10)).await;
+        settle().await;
         let mut other = Client::connect_with(&bench, patient()).await;
-        let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
-        pass(Duration::from_millis(900)).await;
-        call(&mut other);
+        other.call("/api.Echo/Echo", b"another", true);
         other.flush().await;
         at_once(|| streams.borrow().len() == 2).await;
-        assert_eq!(connections(&bench).len(), 1);
-        pass(Duration::from_millis(1200)).await;
-        at_once(|| connections(&bench)[0].congested.get()).await;
-        call(&mut other);
-        other.flush().await;
-        at_once(|| streams.borrow().len() == 3).await;
-        assert_eq!(connections(&bench).len(), 2);
-        assert_eq!(streams.borrow()[2], 1, "the first of its connection");
+        assert_eq!(*streams.borrow(), [1, 3], "of one connection");
+        assert!(!connections(&bench)[0].congested.get());
         upload.abort();
     });
 }
