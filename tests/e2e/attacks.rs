@@ -10,6 +10,7 @@ stories! {
     blocked_uploads "blocked-uploads"
     slow_backend "slow-backend"
     unread_uploads "unread-uploads"
+    unread_uploads_in_turn "unread-uploads-in-turn"
     batched_cancels "batched-cancels"
     early_ends "early-ends"
     strict_headers "strict-headers"

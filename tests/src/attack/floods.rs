@@ -164,11 +164,11 @@ pub(super) async fn made_you_reset(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
         sampling.abort();
         // What was written after the 1025th was on its way.
         let (rounds, spare) = (flood.rounds as usize, 100);
-        let held = flood.ended.is_some() && rounds <= 1025 + spare;
-        let gone = if flood.ended.is_some() {
-            "ended"
-        } else {
-            "lives"
+        let held = flood.goaway == Some(code::ENHANCE_YOUR_CALM) && rounds <= 1025 + spare;
+        let gone = match (flood.ended, flood.goaway) {
+            (_, Some(code)) => format!("GOAWAY with code {code}"),
+            (Some(_), None) => "ended without a word".to_owned(),
+            (None, None) => "lives".to_owned(),
         };
         findings.push(Finding::new(
             format!("{what}: GOAWAY by the 1025th"),
@@ -335,14 +335,16 @@ pub(super) async fn hpack_bombs(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding
     Ok(findings)
 }
 
-/// SETTINGS stay unacknowledged while RPCs run, and more is sent than the windows say.
+/// SETTINGS stay unacknowledged while RPCs run, and more is sent than the windows say; then the connection is ended for it.
 pub(super) async fn unacknowledged_settings(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let rounds = arena.scale.of(2000, 300);
+    let most = Duration::from_secs(arena.scale.of(11, 6));
     let before = arena.usage().memory;
     let mut wire = arena.attacker.wire(&[]).await?;
-    let mut answers = 0;
+    let begun = Instant::now();
+    let (mut answers, mut reason, mut ended) = (0, None, None);
     let headers = frames::grpc_request(UNARY);
-    for round in 0..rounds {
+    'rpcs: for round in 0..rounds {
         let stream = 2 * round + 1;
         let frames = [
             Frame::headers(stream, &headers, false),
@@ -353,6 +355,10 @@ pub(super) async fn unacknowledged_settings(arena: Arc<Arena>) -> anyhow::Result
         }
         // Not `until`, which would acknowledge.
         while let Ok(Some(frame)) = timeout(Duration::from_secs(5), wire.next()).await {
+            if frame.kind == kind::GOAWAY {
+                (reason, ended) = (frame.number(4), Some(begun.elapsed()));
+                break 'rpcs;
+            }
             if frame.ends_stream() && frame.stream == stream {
                 answers += 1;
                 break;
@@ -360,14 +366,29 @@ pub(super) async fn unacknowledged_settings(arena: Arc<Arena>) -> anyhow::Result
         }
     }
     let grown = arena.usage().memory.saturating_sub(before);
-    Ok(vec![Finding::new(
-        "memory grows by ≤ 8 MiB",
-        format!(
-            "{:.1} MiB after {answers} RPCs",
-            grown as f64 / (1 << 20) as f64
+    while ended.is_none()
+        && let Ok(Some(frame)) = timeout(most.saturating_sub(begun.elapsed()), wire.next()).await
+    {
+        if frame.kind == kind::GOAWAY {
+            (reason, ended) = (frame.number(4), Some(begun.elapsed()));
+        }
+    }
+    Ok(vec![
+        Finding::new(
+            "memory grows by ≤ 8 MiB",
+            format!(
+                "{:.1} MiB after {answers} RPCs",
+                grown as f64 / (1 << 20) as f64
+            ),
+            answers > 0 && grown <= 8 << 20,
         ),
-        grown <= 8 << 20,
-    )])
+        Finding::within("GOAWAY", ended, most),
+        Finding::new(
+            "with SETTINGS_TIMEOUT",
+            format!("{reason:?}"),
+            reason == Some(code::SETTINGS_TIMEOUT),
+        ),
+    ])
 }
 
 /// What the proxy and the backend still have on their way gets there.

@@ -298,7 +298,7 @@ attacks! {
 
     "stalled-downloads"
     "100 downloads of 1 MiB that nobody reads: others' downloads go on"
-    isolation::stalled_downloads;
+    isolation::stalled_downloads, |builder, _| builder.with("per_connection_streams", 200);
 
     "cancelled-downloads"
     "10 000 server streams cancelled after the first message, 500 a second: no connection ends for it"
@@ -315,6 +315,13 @@ attacks! {
     "unread-uploads"
     "100 uploads of 1 MiB to a method that never reads: others' uploads go on"
     isolation::unread_uploads;
+
+    "unread-uploads-in-turn"
+    "more uploads to a method that never reads than connections to the backend, one each 1.2 s: others' RPCs go on"
+    isolation::unread_uploads_in_turn, |builder, scale| match scale {
+        Scale::Full => builder,
+        Scale::Quick => builder.with("max_connections", 2),
+    };
 
     "batched-cancels"
     "10 000 RPCs reset in batches before their answer, 2000 a second: no connection ends for it"
@@ -361,8 +368,8 @@ attacks! {
     floods::hpack_bombs;
 
     "unacknowledged-settings"
-    "SETTINGS that are never acknowledged: nothing grows"
-    floods::unacknowledged_settings;
+    "SETTINGS that are never acknowledged: nothing grows, GOAWAY within 11 s"
+    floods::unacknowledged_settings, |builder, scale| timeouts(builder, scale, "preface", "3s");
 
     "zero-stream-windows"
     "streams whose window is 0: reset within 65 s"
