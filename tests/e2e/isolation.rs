@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use e2e::{
     backend::Backend,
@@ -6,7 +8,7 @@ use e2e::{
     payload,
     proxy::Proxy,
     scripted::framed,
-    wait::within,
+    wait::{eventually, within},
 };
 
 #[tokio::test]
@@ -68,6 +70,42 @@ async fn uploads_that_nobody_reads_do_not_stop_others() {
         .unwrap();
         assert_eq!(reply.into_inner().data.len(), 200_000);
     }
+}
+
+/// On a server that gives all uploads of a connection one window.
+#[tokio::test]
+async fn when_uploads_have_used_up_a_connections_window_others_soon_get_another_connection() {
+    let backend = Backend::start_with_one_window().await;
+    let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
+    let client = proxy.http2().await;
+    let mut stuck = Vec::new();
+    for _ in 0..2 {
+        let asked = grpc_request("/e2e.Test/Upload", &[("x-test-gate", "never")]);
+        let (response, mut upload) = client.open(asked, false).await.unwrap();
+        upload
+            .send_data(Bytes::from(framed(&vec![b'x'; 1 << 20])), false)
+            .unwrap();
+        stuck.push((response, upload));
+    }
+    let mut other = proxy.test_client().await;
+    let journal = &backend.journal;
+    eventually("an answer on another connection", || {
+        let mut other = other.clone();
+        async move {
+            // On the first one it would wait for ever.
+            let mut asked = request(payload("short"), &[]);
+            asked.set_timeout(Duration::from_millis(300));
+            other.unary(asked).await.ok()?;
+            (journal.read().connections > 1).then_some(())
+        }
+    })
+    .await;
+    for _ in 0..50 {
+        within("another client's answer", other.unary(payload("")))
+            .await
+            .unwrap();
+    }
+    assert_eq!(backend.journal.read().connections_ended, 0);
 }
 
 #[tokio::test]

@@ -57,18 +57,28 @@ impl Backend {
         Self::start_at(SocketAddr::new(loopback::address(), 0)).await
     }
 
+    /// Starts one whose HTTP/2 is as tonic has it unless told otherwise: one window of 1 MiB for all uploads of a
+    /// connection, so that a handler that doesn't read stops the others.
+    pub async fn start_with_one_window() -> Self {
+        Self::start_with(SocketAddr::new(loopback::address(), 0), Windows(None)).await
+    }
+
     /// Starts one at `address`.
     ///
     /// # Panics
     /// When the port can't be had.
     pub async fn start_at(address: SocketAddr) -> Self {
+        Self::start_with(address, ROOMY).await
+    }
+
+    async fn start_with(address: SocketAddr, windows: Windows) -> Self {
         let runtime = own_thread("backend");
         let listener = runtime
             .spawn(TcpListener::bind(address))
             .await
             .expect("binding doesn't panic")
             .unwrap_or_else(|error| panic!("backend can't listen on {address}: {error}"));
-        Self::serve(runtime, listener)
+        Self::serve(runtime, listener, windows)
     }
 
     /// Starts one on a socket that listens: of another network namespace, for one.
@@ -83,10 +93,10 @@ impl Backend {
             let _on = runtime.enter();
             TcpListener::from_std(listener)?
         };
-        Ok(Self::serve(runtime, listener))
+        Ok(Self::serve(runtime, listener, ROOMY))
     }
 
-    fn serve(runtime: Runtime, listener: TcpListener) -> Self {
+    fn serve(runtime: Runtime, listener: TcpListener, Windows(windows): Windows) -> Self {
         let (journal, health) = (Journal::default(), HealthSwitch::default());
         let gates = Arc::new(watch::Sender::default());
         let address = listener.local_addr().expect("it is bound");
@@ -100,8 +110,8 @@ impl Backend {
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
         let server = Server::builder()
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(windows.map(|(stream, _)| stream))
+            .initial_connection_window_size(windows.map(|(_, connection)| connection))
             .layer(Record {
                 journal: journal.clone(),
                 name: address.to_string(),
@@ -173,9 +183,14 @@ pub(crate) fn own_thread(name: &str) -> Runtime {
 }
 
 const LARGEST_MESSAGE: usize = 64 << 20;
+
+/// A stream's and the connection's, if not tonic's own.
+#[derive(Clone, Copy)]
+struct Windows(Option<(u32, u32)>);
+
 const STREAM_WINDOW: u32 = 64 << 10;
 /// Enough for all streams at once, so that one handler that doesn't read can't stop the others.
-const CONNECTION_WINDOW: u32 = 200 * STREAM_WINDOW;
+const ROOMY: Windows = Windows(Some((STREAM_WINDOW, 200 * STREAM_WINDOW)));
 
 #[cfg(test)]
 mod tests {
