@@ -13,7 +13,7 @@ use std::{
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
-use crate::control_plane::config::{Config, ConfigErrors, Loaded, Problem};
+use crate::control_plane::config::{Config, ConfigErrors, Problem};
 
 /// What to do, of what was typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +62,13 @@ pub fn parse() -> Command {
     parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
 }
 
-/// `check`: reads the configuration at `path` and the certificate it names. What is wrong goes to `problems`, the
+/// `check`: reads the configuration at `path` and looks at the files it names. What is wrong goes to `problems`, the
 /// verdict to `verdict`. Returns the exit code.
 ///
 /// # Errors
 /// Writing failed.
 pub fn check(path: &Path, verdict: &mut dyn Write, problems: &mut dyn Write) -> io::Result<u8> {
-    match Config::load(path).and_then(Loaded::check_files) {
+    match Config::load_with_files(path) {
         Ok(loaded) => {
             warn(&loaded.warnings, problems)?;
             writeln!(verdict, "{}: the configuration is right", path.display())?;

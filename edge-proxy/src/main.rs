@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use edge_proxy::{
     app::{App, Outcome},
     cli::{self, Command},
-    control_plane::config::{Config, Loaded},
+    control_plane::config::Config,
     shutdown,
     telemetry::log,
 };
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 
 /// Serves until told to end, or fails before anything was started.
 fn run(source: PathBuf) -> anyhow::Result<u8> {
-    let loaded = match Config::load(&source).and_then(Loaded::check_files) {
+    let loaded = match Config::load_with_files(&source) {
         Ok(loaded) => loaded,
         Err(wrong) => {
             cli::refuse(&wrong, &mut io::stderr()).context("cannot print")?;

@@ -128,6 +128,43 @@ fn check_looks_at_the_certificate() {
     insta::assert_snapshot!(told);
 }
 
+/// What is wrong with the configuration, with the pair and with the log, all of it.
+#[test]
+fn check_looks_at_every_file_in_one_go() {
+    let directory = pairs();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let check = |workers: u32, chain: &str, key: &str, log: &str| {
+        let text = format!(
+            "\
+workers: {workers}
+listener:
+  address: 127.0.0.1:0
+  tls:
+    certificate_chain: {}
+    private_key: {}
+access_log: {{ path: {} }}
+routes: [{{ prefix: /, cluster: echo }}]
+clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
+",
+            path(chain),
+            path(key),
+            path(log)
+        );
+        let file = path("edge-proxy.yaml");
+        fs::write(&file, text).expect("the file is written");
+        let told = told(&edge_proxy(&["check", "--config", &file]));
+        told.replace(&directory.path().display().to_string(), "DIR")
+    };
+    let all = [
+        check(5000, "one.crt", "two.key", "."),
+        check(5000, "later.crt", "later.key", "later/log"),
+        check(1, "later.crt", "later.key", "later/log"),
+        check(1, "later.crt", "one.key", "log"),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
+    assert!(!directory.path().join("log").exists());
+}
+
 #[test]
 fn a_wrong_configuration_starts_nothing() {
     for arguments in [

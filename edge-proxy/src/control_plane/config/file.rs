@@ -2,7 +2,7 @@
 //!
 //! Nothing is interpreted here. Every value keeps its place in the file ([`At`]) and durations and addresses stay
 //! text, so that `validate` can report all mistakes of meaning in one go, each with line and column. The doc
-//! comments are what `edge-proxy schema` shows in an editor.
+//! comments and ranges are what `edge-proxy schema` shows in an editor; a test holds the ranges against `validate`'s.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -17,6 +17,7 @@ pub(super) struct File {
     /// The `server` response header. Default: edge-proxy.
     pub(super) server_name: Option<At<String>>,
     /// Worker threads; 0: as many as the cgroup grants cores. Default: 0.
+    #[schemars(range(max = 1024))]
     pub(super) workers: Option<At<u64>>,
     /// How names are resolved.
     #[serde(default)]
@@ -61,10 +62,13 @@ pub(super) struct Listener {
     /// A path that is answered here, no backend asked. Default: none.
     pub(super) health_check: Option<EdgeHealthCheck>,
     /// Connections open at once. Default: 10000, or memory limit ÷ 32 KiB if less.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// Connections open at once from one source address. Default: 256.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections_per_source: Option<At<u64>>,
     /// Connections between accept and the end of their TLS handshake. Default: 512.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_pending_handshakes: Option<At<u64>>,
     /// After this (± 10 %) a connection gets its GOAWAY. Default: 30m.
     pub(super) max_connection_age: Option<At<Span>>,
@@ -146,12 +150,16 @@ pub(super) struct Timeouts {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ListenerHttp2 {
     /// Streams that a client may have open. Default: 100.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_concurrent_streams: Option<At<u64>>,
     /// Bytes per stream before credit. Default: 65536.
+    #[schemars(range(min = 16_384, max = 2_147_483_647))]
     pub(super) initial_stream_window_size: Option<At<u64>>,
     /// Bytes per connection before credit. Default: 1048576.
+    #[schemars(range(min = 65_535, max = 2_147_483_647))]
     pub(super) initial_connection_window_size: Option<At<u64>>,
     /// Size of a request's header list above which it is answered 431. Default: 8192.
+    #[schemars(range(min = 1024, max = 32_768))]
     pub(super) max_header_bytes: Option<At<u64>>,
 }
 
@@ -254,13 +262,16 @@ pub(super) struct Cluster {
     #[schemars(range(max = 100))]
     pub(super) panic_threshold: Option<At<u64>>,
     /// HTTP/2 connections per endpoint and worker. Default: 8.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// Streams per such connection. Default: 100.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) per_connection_streams: Option<At<u64>>,
     /// Windows towards the backends.
     #[serde(default)]
     pub(super) http2: ClusterHttp2,
     /// Bytes of a request's body kept for another attempt. Default: 65536.
+    #[schemars(range(max = 67_108_864))]
     pub(super) max_replay_bytes: Option<At<u64>>,
 }
 
@@ -301,8 +312,10 @@ pub(super) struct HealthCheck {
     /// Between checks after the first failure. Default: 1s.
     pub(super) unhealthy_edge_interval: Option<At<Span>>,
     /// Failures in a row that eject. Default: 2.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) unhealthy_threshold: Option<At<u64>>,
     /// Passes in a row that bring back. Default: 2.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) healthy_threshold: Option<At<u64>>,
 }
 
@@ -343,12 +356,16 @@ pub(super) struct OutlierDetection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CircuitBreakers {
     /// Connections to all endpoints; one for each endpoint and worker is the least that serves well. Default: no limit.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// RPCs that wait for a connection. Default: no limit.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_pending_requests: Option<At<u64>>,
     /// RPCs that run. Default: no limit.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_requests: Option<At<u64>>,
     /// Attempts after an RPC's first one. Default: no limit.
+    #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_retries: Option<At<u64>>,
 }
 
@@ -357,8 +374,10 @@ pub(super) struct CircuitBreakers {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ClusterHttp2 {
     /// Bytes per stream before credit. Default: 262144.
+    #[schemars(range(min = 16_384, max = 2_147_483_647))]
     pub(super) initial_stream_window_size: Option<At<u64>>,
     /// Bytes per connection before credit. Default: per_connection_streams × the stream's window.
+    #[schemars(range(min = 65_535, max = 2_147_483_647))]
     pub(super) initial_connection_window_size: Option<At<u64>>,
 }
 

@@ -1,48 +1,77 @@
 //! The files that a configuration names: what validation, which is pure, doesn't look at.
 
-use super::{ConfigErrors, Loaded, Place, Problem};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{AccessLogFormat, Draft, Place, Problem, file::File};
 use crate::control_plane::{
     certs::{HOW_TO_MAKE_THE_SECRET, Identities, PairError, PairFault},
     status::now_ms,
 };
 
-/// Where the configuration names the pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PairPlaces {
-    pub(super) certificate_chain: Place,
-    pub(super) private_key: Place,
+/// Where the configuration names them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Files {
+    certificate_chain: Place,
+    private_key: Place,
+    access_log: Option<Place>,
 }
 
-impl Loaded {
-    /// Looks at the certificate and its key: `check` and the start do, once.
-    ///
-    /// A file that isn't there yet is a warning, as the proxy waits for it (a Secret is often made later).
-    ///
-    /// # Errors
-    /// Both files are there, and the pair would never be served.
-    pub fn check_files(mut self) -> Result<Self, ConfigErrors> {
-        let (chain, key) = (&self.config.certificate_chain, &self.config.private_key);
-        let now = (now_ms() / 1000) as i64;
-        let Err(error) = Identities::new().read_pair(chain, key, now) else {
-            return Ok(self);
-        };
-        let missing = error.is_missing();
-        let problem = self.explain(&error);
-        if missing {
-            self.warnings.push(problem);
-            return Ok(self);
+impl Files {
+    pub(super) fn of(file: &File) -> Self {
+        let tls = &file.listener.tls;
+        Self {
+            certificate_chain: tls.certificate_chain.place,
+            private_key: tls.private_key.place,
+            access_log: file.access_log.path.as_ref().map(|at| at.place),
         }
-        Err(ConfigErrors {
-            errors: vec![problem],
-            warnings: self.warnings,
-        })
+    }
+}
+
+impl Draft {
+    /// Looks at them, once, as the start does.
+    ///
+    /// A pair that isn't there yet is a warning, as the proxy waits for it (a Secret is often made later); one that
+    /// would never be served is an error. So is a log that can't be one; that its folder isn't there may be so on this
+    /// machine only.
+    pub(super) fn look_at_files(&mut self) {
+        self.look_at_the_pair();
+        self.look_at_the_log();
     }
 
-    fn explain(&self, error: &PairError) -> Problem {
+    fn look_at_the_pair(&mut self) {
+        let chain = self.config.certificate_chain.clone();
+        let key = self.config.private_key.clone();
+        // That a path is empty is told already.
+        if [&chain, &key]
+            .iter()
+            .any(|path| path.as_os_str().is_empty())
+        {
+            return;
+        }
+        let now = (now_ms() / 1000) as i64;
+        let Err(error) = Identities::new().read_pair(&chain, &key, now) else {
+            return;
+        };
+        if !error.is_missing() {
+            let problem = self.of_pair(&error);
+            return self.errors.push(problem);
+        }
+        let missing = |path: &PathBuf| *path == error.path || is_missing(path);
+        for path in [chain, key].into_iter().filter(missing) {
+            let fault = PairFault::Missing;
+            let problem = self.of_pair(&PairError { path, fault });
+            self.warnings.push(problem);
+        }
+    }
+
+    fn of_pair(&self, error: &PairError) -> Problem {
         let (key, place) = if error.path == self.config.certificate_chain {
-            ("certificate_chain", self.pair.certificate_chain)
+            ("certificate_chain", self.files.certificate_chain)
         } else {
-            ("private_key", self.pair.private_key)
+            ("private_key", self.files.private_key)
         };
         let advice = match error.fault {
             PairFault::Missing => format!(
@@ -52,11 +81,50 @@ impl Loaded {
             PairFault::Mismatched { .. } => ": give the two that were made together".into(),
             _ => ": give another one, this one would never be served".into(),
         };
+        self.problem(
+            place,
+            &format!("listener.tls.{key}"),
+            format!("{error}{advice}"),
+        )
+    }
+
+    fn look_at_the_log(&mut self) {
+        let log = &self.config.access_log;
+        let (Some(place), Some(path)) = (self.files.access_log, &log.path) else {
+            return;
+        };
+        if log.format == AccessLogFormat::Off || path.as_os_str().is_empty() {
+            return;
+        }
+        let shown = path.display();
+        if path.is_dir() {
+            let message = format!("{shown} is a folder: give the path of a file in it");
+            let problem = self.problem(place, "access_log.path", message);
+            return self.errors.push(problem);
+        }
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| is_missing(folder)) {
+            let message = format!(
+                "the folder {} isn't there yet: make it, or the proxy doesn't start",
+                folder.display()
+            );
+            let problem = self.problem(place, "access_log.path", message);
+            self.warnings.push(problem);
+        }
+    }
+
+    fn problem(&self, place: Place, key: &str, message: String) -> Problem {
         Problem {
             file: self.file.clone(),
             place: Some(place),
-            path: format!("listener.tls.{key}"),
-            message: format!("{error}{advice}"),
+            path: key.to_owned(),
+            message,
         }
     }
+}
+
+fn is_missing(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }

@@ -1,7 +1,8 @@
 //! The configuration: `file.rs` is the YAML as written, `read.rs` reads it and explains what isn't YAML or isn't ours,
 //! `validate` turns it into [`Config`] and finds every mistake of meaning in one go.
 //!
-//! [`Config::load`] is what `run`, `check` and a reload use; [`Config::parse`] is the same for a text.
+//! [`Config::load_with_files`] is what `run` and `check` use; [`Config::parse`] is the same for a text, without a look at
+//! the files that it names.
 
 use std::{
     fs,
@@ -33,7 +34,7 @@ mod tests;
 mod validate;
 mod values;
 
-use self::files::PairPlaces;
+use self::files::Files;
 pub use self::{
     place::Place,
     problem::{ConfigErrors, Problem},
@@ -47,8 +48,15 @@ pub struct Loaded {
     pub config: Config,
     /// In the file's order; `check` prints them, `run` logs them.
     pub warnings: Vec<Problem>,
+}
+
+/// A configuration that may be wrong, and what is known of that so far.
+struct Draft {
+    config: Config,
     file: PathBuf,
-    pair: PairPlaces,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+    files: Files,
 }
 
 /// A configuration that can't be wrong any more: every reference resolved, every number in range.
@@ -91,11 +99,17 @@ impl Config {
     /// # Errors
     /// It can't be read (one error without a place), or it is wrong: see [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
-        let text = fs::read_to_string(path).map_err(|error| {
-            let message = format!("can't be read ({error}): give the path of the YAML file");
-            ConfigErrors::one(Problem::of_file(path, message))
-        })?;
-        Self::parse(&text, path)
+        Draft::load(path)?.finish()
+    }
+
+    /// [`load`](Self::load), and a look at the files that it names: what is wrong with these is told in the same go.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); or with a file that it names `run` could not start, or would never serve.
+    pub fn load_with_files(path: &Path) -> Result<Loaded, ConfigErrors> {
+        let mut draft = Draft::load(path)?;
+        draft.look_at_files();
+        draft.finish()
     }
 
     /// Validates `text`; `file` is named in messages. Defaults that follow the memory limit follow this process's.
@@ -115,18 +129,45 @@ impl Config {
         file: &Path,
         resources: &Resources,
     ) -> Result<Loaded, ConfigErrors> {
+        Draft::parse(text, file, resources)?.finish()
+    }
+}
+
+impl Draft {
+    fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let text = fs::read_to_string(path).map_err(|error| {
+            let message = format!("can't be read ({error}): give the path of the YAML file");
+            ConfigErrors::one(Problem::of_file(path, message))
+        })?;
+        Self::parse(&text, path, &Resources::detect())
+    }
+
+    fn parse(text: &str, file: &Path, resources: &Resources) -> Result<Self, ConfigErrors> {
         let (written, outline) = read::read(text, file)?;
         let mut report = problem::Report::new(file, &outline);
         let config = validate::validate(&written, resources, &mut report);
-        let tls = &written.listener.tls;
-        Ok(Loaded {
+        let (errors, warnings) = report.finish();
+        Ok(Self {
             config,
-            warnings: report.finish()?,
             file: file.to_owned(),
-            pair: PairPlaces {
-                certificate_chain: tls.certificate_chain.place,
-                private_key: tls.private_key.place,
-            },
+            errors,
+            warnings,
+            files: Files::of(&written),
+        })
+    }
+
+    fn finish(mut self) -> Result<Loaded, ConfigErrors> {
+        self.errors.sort_by_key(|problem| problem.place);
+        self.warnings.sort_by_key(|problem| problem.place);
+        if self.errors.is_empty() {
+            return Ok(Loaded {
+                config: self.config,
+                warnings: self.warnings,
+            });
+        }
+        Err(ConfigErrors {
+            errors: self.errors,
+            warnings: self.warnings,
         })
     }
 }

@@ -76,17 +76,9 @@ impl<'a> Report<'a> {
         self.warnings.push(self.problem(place, message.into()));
     }
 
-    /// The warnings; or everything, when there were errors.
-    pub(super) fn finish(mut self) -> Result<Vec<Problem>, ConfigErrors> {
-        self.errors.sort_by_key(|problem| problem.place);
-        self.warnings.sort_by_key(|problem| problem.place);
-        if self.errors.is_empty() {
-            return Ok(self.warnings);
-        }
-        Err(ConfigErrors {
-            errors: self.errors,
-            warnings: self.warnings,
-        })
+    /// Errors and warnings.
+    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
+        (self.errors, self.warnings)
     }
 
     fn problem(&self, place: Place, message: String) -> Problem {

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Error};
 
 use super::{
+    Config,
     file::File,
     place::{Outline, Place},
     problem::{ConfigErrors, Problem, did_you_mean},
@@ -80,6 +82,9 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
         Error::InvalidScalar { ty: "boolean", .. } => {
             format!("{} isn't true or false: write one of them", found())
         }
+        Error::InvalidScalar { .. } if is_whole_number(&found()) => {
+            format!("{} is larger than any number here: write a smaller one", found())
+        }
         Error::InvalidScalar { .. } => {
             format!("{} isn't a whole number from 0: write digits only, as 100", found())
         }
@@ -128,11 +133,50 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
 }
 
 fn unknown_key(written: &str, known: &[&str]) -> String {
-    format!(
-        "unknown key: {}known here: {}",
-        did_you_mean(written, known.iter().copied()),
-        known.join(", ")
-    )
+    let near = match did_you_mean(written, known.iter().copied()) {
+        // Most often an indentation too much or too little.
+        none if none.is_empty() => known_elsewhere(written),
+        near => near,
+    };
+    format!("unknown key: {near}known here: {}", known.join(", "))
+}
+
+/// ` Did you mean ...?` for a key that is known, in another mapping.
+fn known_elsewhere(written: &str) -> String {
+    // It is JSON already, in another type.
+    let schema = serde_json::to_value(Config::schema()).unwrap_or_default();
+    let mut paths = Vec::new();
+    paths_of(written, &schema, &schema, "", &mut paths);
+    if paths.is_empty() {
+        return String::new();
+    }
+    format!("did you mean {}? ", paths.join(" or "))
+}
+
+/// The places of the key `wanted` in the schema, as code.
+fn paths_of(wanted: &str, schema: &Value, node: &Value, path: &str, paths: &mut Vec<String>) {
+    if let Some(reference) = node["$ref"].as_str() {
+        let target = schema.pointer(reference.trim_start_matches('#'));
+        // The schema's own.
+        if let Some(target) = target {
+            paths_of(wanted, schema, target, path, paths);
+        }
+        return;
+    }
+    for node in node["anyOf"].as_array().into_iter().flatten() {
+        paths_of(wanted, schema, node, path, paths);
+    }
+    if let Some(items) = node.get("items") {
+        paths_of(wanted, schema, items, &format!("{path}[]"), paths);
+    }
+    for (key, node) in node["properties"].as_object().into_iter().flatten() {
+        let dot = if path.is_empty() { "" } else { "." };
+        let path = format!("{path}{dot}{key}");
+        if key == wanted {
+            paths.push(format!("`{path}`"));
+        }
+        paths_of(wanted, schema, node, &path, paths);
+    }
 }
 
 /// What to write for a required key.
@@ -166,6 +210,12 @@ fn quote(text: &str, place: Place) -> String {
         .trim()
         .trim_start_matches(':');
     value.chars().take(LONGEST_QUOTE).collect()
+}
+
+/// Whether a quoted value is nothing but digits.
+fn is_whole_number(quoted: &str) -> bool {
+    let digits = quoted.trim_matches(['`', '"', '\'']);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The library ends its texts with the place, which is in front of ours already.

@@ -106,9 +106,7 @@ fn judge(
     current: &Config,
     identities: &Identities,
 ) -> Result<Box<Candidate>, Refusal> {
-    let Loaded {
-        config, warnings, ..
-    } = Config::parse(text, path)?;
+    let Loaded { config, warnings } = Config::parse(text, path)?;
     let keys = restart_needed(current, &config);
     if !keys.is_empty() {
         return Err(Refusal::NeedsRestart {

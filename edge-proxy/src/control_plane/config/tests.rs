@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::*;
 use crate::snapshot::RouteAction;
 
@@ -211,6 +213,8 @@ fn mistakes_that_end_the_reading() {
         "just text\n".to_owned(),
         with("address: 0.0.0.0:8443", "adress: 0.0.0.0:8443"),
         with("  tls:", "  tsl:"),
+        with("  tls:", "  stream_idle: 5m\n  tls:"),
+        format!("{MINIMAL}timeout: 5s\n"),
         with("    cluster: echo-grpc", "    clustr: echo-grpc"),
         with("    cluster: echo-grpc", "    zzzzzz: 1"),
         with("  address: 0.0.0.0:8443\n", ""),
@@ -223,6 +227,7 @@ fn mistakes_that_end_the_reading() {
         format!("{MINIMAL}workers: many\n"),
         format!("{MINIMAL}workers: -1 # less\n"),
         format!("{MINIMAL}workers: [2]\n"),
+        format!("{MINIMAL}workers: 99999999999999999999\n"),
         format!("{MINIMAL}workers: 1\nworkers: 2\n"),
         format!("{MINIMAL}access_log: {{ format: jsn }}\n"),
         format!("{MINIMAL}admin:\n"),
@@ -316,6 +321,92 @@ fn a_restart_is_needed_for_what_is_made_at_start() {
         "    cluster: echo-grpc\n    timeout: 1s",
     ));
     assert_eq!(restart_needed(&old, &new), Vec::<&str>::new());
+}
+
+#[test]
+fn each_listener_needs_a_port_of_its_own_where_their_addresses_overlap() {
+    let overlap = |listener: &str, admin: &str| {
+        let text = format!(
+            "{}admin: {{ address: \"{admin}\" }}\n",
+            with("0.0.0.0:8443", &format!("\"{listener}\""))
+        );
+        messages(&text).contains("listener.address's too")
+    };
+    for (listener, admin) in [
+        ("0.0.0.0:80", "127.0.0.1:80"),
+        ("127.0.0.1:80", "0.0.0.0:80"),
+        ("[::]:80", "127.0.0.1:80"),
+        ("[::]:80", "0.0.0.0:80"),
+        ("[::]:80", "[::1]:80"),
+        ("127.0.0.1:80", "[::ffff:127.0.0.1]:80"),
+    ] {
+        assert!(overlap(listener, admin), "{listener} {admin}");
+    }
+    for (listener, admin) in [
+        ("0.0.0.0:80", "[::1]:80"),
+        ("[::1]:80", "0.0.0.0:80"),
+        ("127.0.0.1:80", "127.0.0.2:80"),
+        ("[::]:80", "127.0.0.1:81"),
+        ("0.0.0.0:0", "127.0.0.1:0"),
+    ] {
+        assert!(!overlap(listener, admin), "{listener} {admin}");
+    }
+}
+
+/// A number that the schema takes is taken, and the next one beyond isn't: for each that there is.
+#[test]
+fn the_schemas_ranges_are_those_of_the_validation() {
+    let schema = serde_json::to_value(Config::schema()).unwrap();
+    let whole: Value = serde_saphyr::from_str(DEFAULTS).unwrap();
+    let mut numbers = Vec::new();
+    numbers_of(&schema, &schema, "", &mut numbers);
+    assert!(numbers.len() >= 25, "{numbers:?}");
+    for (path, least, most) in numbers {
+        let refused = |number: u64| {
+            let mut file = whole.clone();
+            set(&mut file, &path, number.into());
+            let told = format!("{path}: {number} is out of range");
+            messages(&file.to_string()).contains(&told)
+        };
+        assert!(!refused(least) && !refused(most), "{path}");
+        assert!(least == 0 || refused(least - 1), "{path}");
+        assert!(refused(most + 1), "{path}");
+    }
+}
+
+/// All numbers of the schema, with their ranges; of lists the first item's.
+fn numbers_of(schema: &Value, node: &Value, path: &str, numbers: &mut Vec<(String, u64, u64)>) {
+    if let Some(reference) = node["$ref"].as_str() {
+        let target = schema.pointer(reference.trim_start_matches('#')).unwrap();
+        return numbers_of(schema, target, path, numbers);
+    }
+    for node in node["anyOf"].as_array().into_iter().flatten() {
+        numbers_of(schema, node, path, numbers);
+    }
+    if node["format"] == "uint64" {
+        let most = node["maximum"].as_u64();
+        let most = most.unwrap_or_else(|| panic!("{path} has no maximum"));
+        numbers.push((path.to_owned(), node["minimum"].as_u64().unwrap(), most));
+    }
+    if let Some(items) = node.get("items") {
+        numbers_of(schema, items, &format!("{path}[0]"), numbers);
+    }
+    for (key, node) in node["properties"].as_object().into_iter().flatten() {
+        let dot = if path.is_empty() { "" } else { "." };
+        numbers_of(schema, node, &format!("{path}{dot}{key}"), numbers);
+    }
+}
+
+/// Writes `value` at `path`; mappings on the way are made.
+fn set(file: &mut Value, path: &str, value: Value) {
+    let mut at = file;
+    for key in path.split('.') {
+        at = match key.strip_suffix("[0]") {
+            Some(list) => &mut at[list][0],
+            None => &mut at[key],
+        };
+    }
+    *at = value;
 }
 
 proptest::proptest! {

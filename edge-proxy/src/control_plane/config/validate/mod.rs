@@ -108,9 +108,15 @@ impl Check<'_, '_> {
     }
 }
 
+/// Whether only one of them can be listened on.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let ips = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
-    ips && a.port() == b.port() && a.port() != 0
+    let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+    // On Linux `[::]` takes IPv4 too; `0.0.0.0` takes nothing else.
+    let all_of =
+        |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    a.port() == b.port()
+        && a.port() != 0
+        && (one == other || all_of(one, other) || all_of(other, one))
 }
 
 const DEFAULT_LISTENER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);

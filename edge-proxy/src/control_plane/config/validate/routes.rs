@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::check::Check;
 use crate::{
     control_plane::config::{file, place::At, problem::did_you_mean},
+    data_plane::route::{RouteTable, Unreachable},
     snapshot::{Route, RouteAction},
 };
 
@@ -22,37 +23,52 @@ impl Check<'_, '_> {
         }
         let index_of = |name: &str| clusters.value.iter().position(|c| c.name.value == name);
         let mut used = vec![false; clusters.value.len()];
+        // One for each of the file, whatever is wrong with it.
         let mut routes: Vec<Route> = Vec::new();
         for route in &file.value {
             self.path(&route.prefix, "/package.Service/");
-            self.reachable(&route.prefix, &routes);
-            let action = match (&route.cluster, &route.direct_response) {
-                (Some(name), None) => {
-                    let cluster = index_of(&name.value);
-                    match cluster {
-                        Some(index) => used[index] = true,
-                        None => self.unknown_cluster(name, &clusters.value),
-                    }
-                    self.cluster_action(route, cluster.unwrap_or_default())
+            let cluster = route.cluster.as_ref().map(|name| {
+                let cluster = index_of(&name.value);
+                match cluster {
+                    Some(index) => used[index] = true,
+                    None => self.unknown_cluster(name, &clusters.value),
                 }
-                (None, Some(response)) => self.direct_response(route, &response.value),
-                (None, None) => {
-                    let message =
-                        "leads nowhere: write `cluster: NAME` or `direct_response:` below it";
-                    self.report.error(route.prefix.place, message);
-                    continue;
+                cluster.unwrap_or_default()
+            });
+            let direct = route.direct_response.as_ref();
+            match (cluster, direct) {
+                (None, None) => self.report.error(
+                    route.prefix.place,
+                    "leads nowhere: write `cluster: NAME` or `direct_response:` below it",
+                ),
+                (Some(_), Some(direct)) => self.report.error(
+                    direct.place,
+                    "a route has either this or `cluster`: take one of them out",
+                ),
+                _ => {}
+            }
+            let times = [&route.timeout, &route.max_grpc_timeout];
+            let [timeout, max_grpc_timeout] = times.map(|at| {
+                let at = at.as_ref()?;
+                if cluster.is_none() && direct.is_some() {
+                    let message = "has no effect beside `direct_response`: take it out";
+                    self.report.error(at.place, message);
+                    return None;
                 }
-                (Some(_), Some(response)) => {
-                    let message = "a route has either this or `cluster`: take one of them out";
-                    self.report.error(response.place, message);
-                    continue;
-                }
-            };
+                Some(self.duration(Some(at), Duration::MAX))
+            });
+            let direct = direct.map(|at| self.direct_response(&at.value));
+            let action = direct.unwrap_or(RouteAction::Cluster {
+                cluster: cluster.unwrap_or_default(),
+                timeout,
+                max_grpc_timeout,
+            });
             routes.push(Route {
                 prefix: route.prefix.value.as_str().into(),
                 action,
             });
         }
+        self.unreachable(&file.value, &routes);
         for (cluster, used) in clusters.value.iter().zip(used) {
             if !used {
                 let message = format!("no route leads to `{}`", cluster.name.value);
@@ -62,30 +78,7 @@ impl Check<'_, '_> {
         routes
     }
 
-    fn cluster_action(&mut self, route: &file::Route, cluster: usize) -> RouteAction {
-        RouteAction::Cluster {
-            cluster,
-            timeout: route
-                .timeout
-                .as_ref()
-                .map(|at| self.duration(Some(at), Duration::MAX)),
-            max_grpc_timeout: route
-                .max_grpc_timeout
-                .as_ref()
-                .map(|at| self.duration(Some(at), Duration::MAX)),
-        }
-    }
-
-    fn direct_response(&mut self, route: &file::Route, file: &file::DirectResponse) -> RouteAction {
-        for at in [&route.timeout, &route.max_grpc_timeout]
-            .into_iter()
-            .flatten()
-        {
-            self.report.error(
-                at.place,
-                "has no effect beside `direct_response`: take it out",
-            );
-        }
+    fn direct_response(&mut self, file: &file::DirectResponse) -> RouteAction {
         RouteAction::DirectResponse {
             status: self.number(Some(&file.status), 200, 200..=599) as u16,
             body: file.body.as_ref().map_or("", |at| &at.value).into(),
@@ -112,16 +105,18 @@ impl Check<'_, '_> {
     }
 
     /// The first match wins: behind a prefix of itself a route is never tried.
-    fn reachable(&mut self, prefix: &At<String>, before: &[Route]) {
-        if let Some(first) = before
-            .iter()
-            .find(|route| prefix.value.starts_with(&*route.prefix))
-        {
-            let message = format!(
-                "is never reached, as `{}` before it takes its requests: put this one first",
-                first.prefix
-            );
-            self.report.warning(prefix.place, message);
+    fn unreachable(&mut self, written: &[file::Route], routes: &[Route]) {
+        for Unreachable { route, because_of } in RouteTable::new(routes.to_vec()).unreachable() {
+            let first = &routes[because_of].prefix;
+            let message = if *first == routes[route].prefix {
+                "is never reached, as the same prefix before it takes its requests: take one of them out"
+                    .to_owned()
+            } else {
+                format!(
+                    "is never reached, as `{first}` before it takes its requests: put this one first"
+                )
+            };
+            self.report.warning(written[route].prefix.place, message);
         }
     }
 }
