@@ -212,10 +212,10 @@ fn quote(text: &str, place: Place) -> String {
     value.chars().take(LONGEST_QUOTE).collect()
 }
 
-/// Whether a quoted value is nothing but digits.
+/// Whether a quoted value is nothing but digits, and at least as many as the largest u64 has.
 fn is_whole_number(quoted: &str) -> bool {
     let digits = quoted.trim_matches(['`', '"', '\'']);
-    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    digits.len() >= 20 && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The library ends its texts with the place, which is in front of ours already.

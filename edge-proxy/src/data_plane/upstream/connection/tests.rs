@@ -175,7 +175,7 @@ fn a_backend_whose_socket_takes_nothing_loses_its_connection_after_write_stall()
 }
 
 /// A backend that gives credit for nothing, and the streams that it has seen.
-async fn unread() -> (std::net::SocketAddr, Rc<RefCell<Vec<u32>>>) {
+async fn unread() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
     let streams = Rc::new(RefCell::new(Vec::new()));
     let seen = streams.clone();
     let address = backend(move |_, event| {
