@@ -34,8 +34,8 @@ pub(crate) struct Exchange {
     response: RefCell<Response>,
     /// The response can't be completed: hyper is to end the connection without its end.
     aborted: Cell<bool>,
-    /// hyper takes no more of this response, since its head says that there is no content (HEAD, 204, 304): what still
-    /// comes is dropped.
+    /// hyper takes no more of this response, since its head says that there is no content (HEAD, 204, 304), or no more
+    /// than came (`content-length`): what still comes is dropped.
     deaf: Cell<bool>,
 }
 
@@ -213,6 +213,11 @@ impl Exchange {
 
     pub(super) fn key(&self) -> Option<Key> {
         self.key.get()
+    }
+
+    /// Whether the client was told all that its response is to be, though the backend hasn't ended it yet.
+    pub(super) fn is_told(&self) -> bool {
+        self.deaf.get() && !self.aborted.get()
     }
 
     pub(super) fn reads_body(&self) -> bool {

@@ -505,8 +505,10 @@ impl Drop for Gone<'_> {
             return;
         }
         for exchange in exchanges {
-            if let Some(key) = exchange.key() {
-                rpc::client_gone(&self.0.worker, key);
+            match exchange.key() {
+                Some(key) if exchange.is_told() => rpc::client_satisfied(&self.0.worker, key),
+                Some(key) => rpc::client_gone(&self.0.worker, key),
+                None => {}
             }
         }
     }

@@ -298,6 +298,11 @@ pub(crate) fn client_gone(worker: &Rc<Worker>, key: Key) {
     });
 }
 
+/// The client's connection ended, and the client had all of its response: what the backend still says is nobody's.
+pub(crate) fn client_satisfied(worker: &Rc<Worker>, key: Key) {
+    step(worker, key, |_| Step::Done);
+}
+
 /// A deadline has come: this RPC's, or that of one before it with the same key.
 pub(crate) fn deadline(worker: &Rc<Worker>, key: Key, now: Instant) {
     step(worker, key, |rpc| match rpc.state {

@@ -1,6 +1,7 @@
 //! How connections and requests end that don't end by themselves: one side goes away, a deadline passes, the process drains.
 
 use super::*;
+use crate::telemetry::metrics::ResetCause;
 
 /// Answers nothing and notes what happens to its streams.
 fn silent(
@@ -52,6 +53,62 @@ fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
         until(|| bench.worker.rpcs.borrow().len() == 0).await;
         let lines = bench.logged();
         assert!(lines[0].contains("DC"), "{lines:?}");
+    });
+}
+
+/// hyper closes as soon as the response is whole by its head, which may be before the backend's stream ends.
+#[test]
+fn a_client_that_got_all_before_the_connection_ended_has_not_gone_away() {
+    running(|| async {
+        let resets = Rc::new(Cell::new(0));
+        let address = backend({
+            let resets = resets.clone();
+            move |engine, event| match event {
+                Event::Headers {
+                    stream,
+                    headers: request,
+                    ..
+                } => {
+                    let status = match request.path() {
+                        Some(b"/plain/204") => "204",
+                        Some(b"/plain/304") => "304",
+                        _ => "200",
+                    };
+                    let mut head = vec![(":status", status)];
+                    if status == "200" {
+                        head.push(("content-length", "4"));
+                    }
+                    engine.send_headers(stream, &headers(&head), false);
+                    if request.known(http2::Known::Method) == Some(&b"GET"[..]) && status == "200" {
+                        engine.send_data(stream, b"body", false, Instant::now());
+                    }
+                }
+                Event::Reset { .. } => resets.set(resets.get() + 1),
+                _ => {}
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let requests = [
+            "GET /plain/",
+            "HEAD /plain/",
+            "GET /plain/204",
+            "GET /plain/304",
+        ];
+        for (number, request) in requests.iter().enumerate() {
+            let mut client = connect(&bench);
+            let request = format!("{request} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+            send(&mut client, &request).await;
+            let answer = read_all(&mut client).await;
+            assert_eq!(answer.ends_with("body"), number == 0, "{answer}");
+            // What the backend might still say is nobody's.
+            until(|| resets.get() == number + 1).await;
+        }
+        assert_eq!(bench.shard.resets(ResetCause::ConnectionClosed).get(), 0);
+        let lines = bench.logged();
+        assert_eq!(lines.len(), requests.len(), "{lines:?}");
+        let well = |line: &String| line.contains(" flags=- ");
+        assert!(lines.iter().all(well), "{lines:?}");
     });
 }
 
