@@ -67,7 +67,7 @@ pub struct Record<'a> {
     pub path: &'a [u8],
     /// `:authority`, or `host`.
     pub authority: &'a [u8],
-    /// `HTTP/2` or `HTTP/1.1`.
+    /// `HTTP/2`, `HTTP/1.1` or `HTTP/1.0`.
     pub protocol: &'static str,
     /// As the client got it; 0: it got none.
     pub status: u16,

@@ -25,6 +25,7 @@ use crate::data_plane::rpc::{self, Key};
 /// See the module's head.
 pub(crate) struct Exchange {
     connection: Rc<Connection>,
+    protocol: &'static str,
     /// The RPC, from its start to its end.
     key: Cell<Option<Key>>,
     /// What is still to be read of the request; `None` when it has ended, or nobody wants more of it.
@@ -71,6 +72,10 @@ impl Exchange {
 
     pub(crate) fn peer(&self) -> SocketAddr {
         self.connection.peer
+    }
+
+    pub(crate) fn protocol(&self) -> &'static str {
+        self.protocol
     }
 
     pub(crate) fn set_key(&self, key: Key) {
@@ -172,10 +177,15 @@ impl Exchange {
 
 /// For the connection.
 impl Exchange {
-    pub(super) fn new(connection: Rc<Connection>, request: Option<Incoming>) -> Rc<Self> {
+    pub(super) fn new(
+        connection: Rc<Connection>,
+        protocol: &'static str,
+        request: Option<Incoming>,
+    ) -> Rc<Self> {
         let moved = connection.worker.now();
         Rc::new(Self {
             connection,
+            protocol,
             key: Cell::new(None),
             request: RefCell::new(request),
             outstanding: Cell::new(0),

@@ -405,7 +405,8 @@ impl Connection {
         }
         let (head, body) = request.into_parts();
         let end_stream = body.is_end_stream();
-        let exchange = Exchange::new(self.clone(), (!end_stream).then_some(body));
+        let protocol = protocol(head.version);
+        let exchange = Exchange::new(self.clone(), protocol, (!end_stream).then_some(body));
         let client = rpc::Client::Http1(exchange.clone());
         match convert::request(&head) {
             Ok(headers) if headers.list_size() > self.policy.http2.max_header_bytes as usize => {
@@ -431,7 +432,8 @@ impl Connection {
             Err(Refusal::Malformed(rule)) => {
                 tracing::debug!(peer = %self.peer, rule, "malformed request");
                 let path = head.uri.path().as_bytes();
-                self.log_refused(head.method.as_str().as_bytes(), path, BAD_REQUEST);
+                let method = head.method.as_str().as_bytes();
+                self.log_refused(protocol, method, path, BAD_REQUEST);
                 exchange.refuse(BAD_REQUEST);
             }
         }
@@ -444,7 +446,7 @@ impl Connection {
         tracing::debug!(peer = %self.peer, %error, "client connection ended");
         if error.is_parse_too_large() {
             self.worker.shard.limits(Limit::HeaderBytes).inc();
-            self.log_refused(b"", b"", HEADERS_TOO_LARGE);
+            self.log_refused(PROTOCOL, b"", b"", HEADERS_TOO_LARGE);
         } else if error.is_parse() {
             // Everything else that hyper answers to is 400; to HTTP/2's preface it says nothing.
             let status = if error.is_parse_version_h2() {
@@ -452,12 +454,12 @@ impl Connection {
             } else {
                 BAD_REQUEST
             };
-            self.log_refused(b"", b"", status);
+            self.log_refused(PROTOCOL, b"", b"", status);
         }
     }
 
     /// The line and the counters of a request that never became an RPC.
-    fn log_refused(&self, method: &[u8], path: &[u8], status: u16) {
+    fn log_refused(&self, protocol: &'static str, method: &[u8], path: &[u8], status: u16) {
         let worker = &self.worker;
         let now = worker.now();
         worker.shard.unrouted().started.inc();
@@ -470,7 +472,7 @@ impl Connection {
             method,
             path,
             authority: b"",
-            protocol: PROTOCOL,
+            protocol,
             status,
             grpc_status: None,
             flags: Flags::NONE.with(Flag::DownstreamProtocolError),
@@ -545,7 +547,16 @@ async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(LINGER, linger).await;
 }
 
-/// As the access log names it, whatever the minor version.
+/// As the access log names it.
+fn protocol(version: http::Version) -> &'static str {
+    if version == http::Version::HTTP_10 {
+        "HTTP/1.0"
+    } else {
+        PROTOCOL
+    }
+}
+
+/// The protocol of a head that couldn't be read, too.
 const PROTOCOL: &str = "HTTP/1.1";
 
 const BAD_REQUEST: u16 = 400;

@@ -264,6 +264,8 @@ fn http_1_0_gets_its_answer_and_the_end() {
         assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
         assert!(!answer.contains("chunked"), "{answer}");
         assert!(answer.ends_with("\r\n\r\n/plain/old 0"), "{answer}");
+        let lines = bench.logged();
+        assert!(lines[0].contains(" protocol=HTTP/1.0 "), "{lines:?}");
     });
 }
 

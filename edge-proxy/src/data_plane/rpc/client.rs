@@ -58,7 +58,7 @@ impl Client {
     pub(super) fn protocol(&self) -> &'static str {
         match self {
             Self::Http2 { .. } => "HTTP/2",
-            Self::Http1(_) => "HTTP/1.1",
+            Self::Http1(exchange) => exchange.protocol(),
         }
     }
 
