@@ -162,6 +162,11 @@ async fn the_health_check_of_the_edge_asks_no_backend() {
     let head = "GET /healthz HTTP/1.1\nhost: grpc.example.com\nx-envoy-livenessprobe: healthz";
     let (head, _) = proxy.http1(head, b"").await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
+    // Nothing was done for it that a backend would see: it has no id.
+    for record in proxy.access_log(2).await {
+        assert_eq!(record["request_id"], json!(null), "{record}");
+        assert_eq!(record["user_agent"], json!(null), "{record}");
+    }
 
     proxy.admin_post("/healthcheck/fail").await;
     let reply = client.call(probe(), b"").await.unwrap();

@@ -61,17 +61,17 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.key(b"{\"time\":\"", b"time=");
         self.time(clock, record.time);
         self.key(b"Z\",\"request_id\":", b"Z request_id=");
-        self.text(record.request_id);
+        self.option(record.request_id, Self::text);
         self.key(b",\"client\":\"", b" client=");
         self.address(record.client);
         self.key(b"\",\"protocol\":\"", b" protocol=");
         self.out.extend_from_slice(record.protocol.as_bytes());
         self.key(b"\",\"method\":", b" method=");
-        self.text(record.method);
+        self.option(record.method, Self::text);
         self.key(b",\"authority\":", b" authority=");
-        self.text(record.authority);
+        self.option(record.authority, Self::text);
         self.key(b",\"path\":", b" path=");
-        self.text(record.path);
+        self.option(record.path, Self::text);
         self.key(b",\"status\":", b" status=");
         self.option((record.status != 0).then_some(record.status), Self::number);
         self.key(b",\"grpc_status\":", b" grpc_status=");
@@ -95,7 +95,7 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.key(b",\"endpoint\":", b" endpoint=");
         self.option(record.endpoint.map(str::as_bytes), Self::text);
         self.key(b",\"user_agent\":", b" user_agent=");
-        self.text(record.user_agent);
+        self.option(record.user_agent, Self::text);
         self.key(b"}\n", b"\n");
     }
 
@@ -368,11 +368,11 @@ pub(super) mod tests {
     pub(in super::super) fn record() -> Record<'static> {
         Record {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_390_764_042),
-            request_id: b"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11",
+            request_id: Some(b"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11"),
             client: IpAddr::from([203, 0, 113, 9]),
-            method: b"POST",
-            path: b"/api.Echo/Echo",
-            authority: b"grpc.example.com",
+            method: Some(b"POST"),
+            path: Some(b"/api.Echo/Echo"),
+            authority: Some(b"grpc.example.com"),
             protocol: "HTTP/2",
             status: 200,
             grpc_status: Some(0),
@@ -385,7 +385,7 @@ pub(super) mod tests {
             attempts: 1,
             cluster: Some("echo-grpc"),
             endpoint: Some("10.0.0.7:8081"),
-            user_agent: b"grpc-go/1.70.0",
+            user_agent: Some(b"grpc-go/1.70.0"),
         }
     }
 
@@ -422,19 +422,21 @@ pub(super) mod tests {
             upstream_time: None,
             cluster: None,
             endpoint: None,
-            user_agent: b"",
+            request_id: None,
+            user_agent: None,
+            authority: Some(b""),
             ..record()
         };
-        insta::assert_snapshot!(line(AccessLogFormat::Json, &refused), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11","client":"2001:db8::1","protocol":"HTTP/2","method":"POST","authority":"grpc.example.com","path":"/api.Echo/Echo","status":null,"grpc_status":null,"flags":"UF,URX","detail":"connection timeout","bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":null,"attempts":1,"cluster":null,"endpoint":null,"user_agent":""}"#);
-        insta::assert_snapshot!(line(AccessLogFormat::Text, &refused), @r#"time=2026-11-22T23:39:24.042Z request_id=0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11 client=2001:db8::1 protocol=HTTP/2 method=POST authority=grpc.example.com path=/api.Echo/Echo status=- grpc_status=- flags=UF,URX detail="connection timeout" bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=- attempts=1 cluster=- endpoint=- user_agent="""#);
+        insta::assert_snapshot!(line(AccessLogFormat::Json, &refused), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":null,"client":"2001:db8::1","protocol":"HTTP/2","method":"POST","authority":"","path":"/api.Echo/Echo","status":null,"grpc_status":null,"flags":"UF,URX","detail":"connection timeout","bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":null,"attempts":1,"cluster":null,"endpoint":null,"user_agent":null}"#);
+        insta::assert_snapshot!(line(AccessLogFormat::Text, &refused), @r#"time=2026-11-22T23:39:24.042Z request_id=- client=2001:db8::1 protocol=HTTP/2 method=POST authority="" path=/api.Echo/Echo status=- grpc_status=- flags=UF,URX detail="connection timeout" bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=- attempts=1 cluster=- endpoint=- user_agent=-"#);
     }
 
     #[test]
     fn text_escapes_what_would_end_a_value() {
         let odd = Record {
-            path: b"/a b=\"c\"\\\n\x1b[31m\xff",
-            authority: b"-",
-            user_agent: "Gr\u{fc}\u{df}e\u{85}".as_bytes(),
+            path: Some(b"/a b=\"c\"\\\n\x1b[31m\xff"),
+            authority: Some(b"-"),
+            user_agent: Some("Gr\u{fc}\u{df}e\u{85}".as_bytes()),
             ..record()
         };
         let line = line(AccessLogFormat::Text, &odd);
@@ -448,11 +450,21 @@ pub(super) mod tests {
 
     #[test]
     fn json_escapes_and_stays_json() {
-        let path = b"/\"\\\x00\x1f\x7f\n\xff\xc3\xc3\xa9\xf0\x9f\x98\x80\xc2\x85\xed\xa0\x80";
-        let value = json(&Record { path, ..record() });
+        let path: &[u8] =
+            b"/\"\\\x00\x1f\x7f\n\xff\xc3\xc3\xa9\xf0\x9f\x98\x80\xc2\x85\xed\xa0\x80";
+        let value = json(&Record {
+            path: Some(path),
+            ..record()
+        });
         let replaced = "/\"\\\0\u{1f}\u{7f}\n\u{fffd}\u{fffd}é😀\u{85}\u{fffd}\u{fffd}\u{fffd}";
         assert_eq!(value["path"], replaced);
-        let line = line(AccessLogFormat::Json, &Record { path, ..record() });
+        let line = line(
+            AccessLogFormat::Json,
+            &Record {
+                path: Some(path),
+                ..record()
+            },
+        );
         assert!(!line.trim_end().chars().any(char::is_control), "{line}");
     }
 
@@ -460,7 +472,7 @@ pub(super) mod tests {
     fn fields_are_cut_at_256_bytes_between_characters() {
         let cut = |path: &str| {
             let value = json(&Record {
-                path: path.as_bytes(),
+                path: Some(path.as_bytes()),
                 ..record()
             });
             value["path"].as_str().unwrap().to_owned()
@@ -476,7 +488,7 @@ pub(super) mod tests {
         );
         let garbage = [0x80; 300];
         let value = json(&Record {
-            path: &garbage,
+            path: Some(&garbage),
             ..record()
         });
         assert_eq!(value["path"], "\u{fffd}".repeat(256));
@@ -541,7 +553,11 @@ pub(super) mod tests {
             path in proptest::collection::vec(any::<u8>(), 0..600),
             user_agent in ".{0,300}",
         ) {
-            let odd = Record { path: &path, user_agent: user_agent.as_bytes(), ..record() };
+            let odd = Record {
+                path: Some(&path),
+                user_agent: Some(user_agent.as_bytes()),
+                ..record()
+            };
             let value = json(&odd);
             let kept = value["user_agent"].as_str().unwrap();
             prop_assert!(user_agent.starts_with(kept));

@@ -52,21 +52,21 @@ pub enum AccessLogFormat {
     Off,
 }
 
-/// What one line says. Texts are as the client sent them.
+/// What one line says. Texts are as the client sent them; `None`: it sent none.
 #[derive(Clone, Debug)]
 pub struct Record<'a> {
     /// When the request's headers were read.
     pub time: SystemTime,
-    /// `x-request-id`, the client's or ours.
-    pub request_id: &'a [u8],
+    /// `x-request-id`, the client's or ours; `None`: the proxy answered before it made one.
+    pub request_id: Option<&'a [u8]>,
     /// The peer of the connection.
     pub client: IpAddr,
     /// `:method`.
-    pub method: &'a [u8],
+    pub method: Option<&'a [u8]>,
     /// `:path`.
-    pub path: &'a [u8],
+    pub path: Option<&'a [u8]>,
     /// `:authority`, or `host`.
-    pub authority: &'a [u8],
+    pub authority: Option<&'a [u8]>,
     /// `HTTP/2`, `HTTP/1.1` or `HTTP/1.0`.
     pub protocol: &'static str,
     /// As the client got it; 0: it got none.
@@ -92,7 +92,7 @@ pub struct Record<'a> {
     /// Of the last attempt.
     pub endpoint: Option<&'a str>,
     /// `user-agent`.
-    pub user_agent: &'a [u8],
+    pub user_agent: Option<&'a [u8]>,
 }
 
 /// The log, and its thread. Dropping it writes what is there, for a second at most.

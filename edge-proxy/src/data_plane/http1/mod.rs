@@ -25,6 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::request;
 use hyper::{
     body::{Body as _, Incoming},
     server::conn::http1::{Builder, Connection as Hyper},
@@ -431,9 +432,7 @@ impl Connection {
             }
             Err(Refusal::Malformed(rule)) => {
                 tracing::debug!(peer = %self.peer, rule, "malformed request");
-                let path = head.uri.path().as_bytes();
-                let method = head.method.as_str().as_bytes();
-                self.log_refused(protocol, method, path, BAD_REQUEST);
+                self.log_refused(protocol, Some(&head), BAD_REQUEST);
                 exchange.refuse(BAD_REQUEST);
             }
         }
@@ -446,7 +445,7 @@ impl Connection {
         tracing::debug!(peer = %self.peer, %error, "client connection ended");
         if error.is_parse_too_large() {
             self.worker.shard.limits(Limit::HeaderBytes).inc();
-            self.log_refused(PROTOCOL, b"", b"", HEADERS_TOO_LARGE);
+            self.log_refused(PROTOCOL, None, HEADERS_TOO_LARGE);
         } else if error.is_parse() {
             // Everything else that hyper answers to is 400; to HTTP/2's preface it says nothing.
             let status = if error.is_parse_version_h2() {
@@ -454,12 +453,12 @@ impl Connection {
             } else {
                 BAD_REQUEST
             };
-            self.log_refused(PROTOCOL, b"", b"", status);
+            self.log_refused(PROTOCOL, None, status);
         }
     }
 
     /// The line and the counters of a request that never became an RPC.
-    fn log_refused(&self, protocol: &'static str, method: &[u8], path: &[u8], status: u16) {
+    fn log_refused(&self, protocol: &'static str, head: Option<&request::Parts>, status: u16) {
         let worker = &self.worker;
         let now = worker.now();
         worker.shard.unrouted().started.inc();
@@ -467,11 +466,11 @@ impl Connection {
         worker.shard.flags(Flag::DownstreamProtocolError).inc();
         worker.log.write(&access_log::Record {
             time: worker.wall(now),
-            request_id: b"",
+            request_id: None,
             client: self.peer.ip(),
-            method,
-            path,
-            authority: b"",
+            method: head.map(|head| head.method.as_str().as_bytes()),
+            path: head.map(|head| head.uri.path().as_bytes()),
+            authority: None,
             protocol,
             status,
             grpc_status: None,
@@ -484,7 +483,7 @@ impl Connection {
             attempts: 0,
             cluster: None,
             endpoint: None,
-            user_agent: b"",
+            user_agent: None,
         });
     }
 }

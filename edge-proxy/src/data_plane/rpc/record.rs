@@ -196,7 +196,7 @@ impl Record {
         now: Instant,
     ) {
         let duration = now.saturating_duration_since(self.started);
-        let path = head.value(Known::Path).unwrap_or_default();
+        let path = head.value(Known::Path);
         let counted = if grpc { self.grpc_status } else { None };
         match &self.series {
             Some(series) => {
@@ -204,7 +204,7 @@ impl Record {
                 if self.answered
                     && let Some(status) = self.grpc_status
                 {
-                    series.learn(path, status);
+                    series.learn(path.unwrap_or_default(), status);
                 }
             }
             None => {
@@ -229,15 +229,14 @@ impl Record {
         }
         worker.log.write(&access_log::Record {
             time: worker.wall(self.started),
-            request_id: head.value(Known::XRequestId).unwrap_or_default(),
+            request_id: head.value(Known::XRequestId),
             client: client.peer(),
-            method: head.value(Known::Method).unwrap_or_default(),
+            method: head.value(Known::Method),
             path,
             authority: head
                 .value(Known::Authority)
                 // HTTP/1.1's, of a request that was answered before the filters put it in its place.
-                .or_else(|| head.value(Known::Host))
-                .unwrap_or_default(),
+                .or_else(|| head.value(Known::Host)),
             protocol: client.protocol(),
             status: self.status,
             grpc_status: counted,
@@ -250,7 +249,7 @@ impl Record {
             attempts: self.attempts,
             cluster: self.cluster.as_ref().map(|state| &*state.name),
             endpoint: self.endpoint.as_ref().map(|endpoint| &*endpoint.label),
-            user_agent: head.value(Known::UserAgent).unwrap_or_default(),
+            user_agent: head.value(Known::UserAgent),
         });
     }
 
