@@ -57,6 +57,18 @@ async fn sigterm_drains_and_ends_with_0() {
 }
 
 #[tokio::test]
+async fn diagnostics_quote_a_value_of_several_words() {
+    let nobody = loopback::refused().unwrap();
+    let known = Known::write(Proxy::to(&[nobody]).checked());
+    let program = Process::start(PROGRAM, run(&known.files));
+    program.reports("unhealthy cluster=\"test\"").await;
+    let log = program.stderr();
+    let (_, reason) = log.split_once(" reason=\"").unwrap();
+    let (reason, _) = reason.split_once("\"\n").unwrap();
+    assert!(reason.contains(' '), "{log}");
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once_with_1() {
     let backend = Backend::start().await;
     let known = Known::write(Proxy::to([&backend]));

@@ -18,6 +18,7 @@ impl Log {
         never_alone();
         let writer = self.clone();
         let subscriber = tracing_subscriber::fmt()
+            .fmt_fields(super::log::Fields)
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();

@@ -2,11 +2,23 @@
 //!
 //! Events of `tracing`, one line each, with the level from `RUST_LOG` (`info` unless set) and
 //! changeable while the process runs (`POST /logging`). Standard output belongs to the access log.
+//!
+//! A line is its time, its level, a text, and `key=value` words. `tracing` quotes values that are strings and writes what
+//! is displayed (`%error`) as it is, blanks and newlines too; `Fields` quotes those that wouldn't be one word.
 
-use std::{io, sync::Arc};
+use std::{fmt::Debug, io, sync::Arc};
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::{
-    EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    EnvFilter, Registry,
+    field::{RecordFields, VisitOutput as _},
+    fmt::{
+        self, FormatFields,
+        format::{DefaultVisitor, Writer},
+    },
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
 };
 
 /// Changes what is logged.
@@ -42,6 +54,7 @@ pub fn init() -> Result<LogLevel, tracing_subscriber::util::TryInitError> {
     subscriber
         .with(
             fmt::layer()
+                .fmt_fields(Fields)
                 .with_writer(io::stderr)
                 .with_ansi(ansi)
                 .with_target(false),
@@ -90,6 +103,48 @@ impl LogLevel {
     pub fn current(&self) -> String {
         self.0.with_current(ToString::to_string).unwrap_or_default()
     }
+}
+
+/// How the values of a line are written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fields;
+
+/// Writes the fields of one line.
+struct Visitor<'a>(DefaultVisitor<'a>);
+
+impl<'a> FormatFields<'a> for Fields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'a>, fields: R) -> std::fmt::Result {
+        let mut visitor = Visitor(DefaultVisitor::new(writer, true));
+        fields.record(&mut visitor);
+        visitor.0.finish()
+    }
+}
+
+impl Visit for Visitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == MESSAGE {
+            return self.0.record_debug(field, value);
+        }
+        let text = format!("{value:?}");
+        if text.is_empty() || text.contains(ends_a_word) {
+            self.0.record_str(field, &text);
+        } else {
+            self.0.record_debug(field, value);
+        }
+    }
+
+    /// Quotes it, whatever it is.
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.record_str(field, value);
+    }
+}
+
+/// The field that is the line's text.
+const MESSAGE: &str = "message";
+
+/// Whether a value with this in it needs quotes.
+fn ends_a_word(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || matches!(c, '"' | '=')
 }
 
 /// `EnvFilter` takes any word for a target to be logged at every level; a lone word is a level here.
@@ -161,6 +216,19 @@ mod tests {
             text.contains("second endpoint=\"10.0.0.1:80\"") && text.contains("third"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_value_is_one_word_or_quoted() {
+        let log = captured::Log::default();
+        let guard = log.capture();
+        let (plain, blanks) = ("10.0.0.1:80", "no \"route\"\nto host");
+        tracing::info!(%plain, %blanks, debug = ?Some("a b"), text = "x", number = 7, "a text of words");
+        drop(guard);
+        let wanted = "a text of words plain=10.0.0.1:80 blanks=\"no \\\"route\\\"\\nto host\" \
+                      debug=\"Some(\\\"a b\\\")\" text=\"x\" number=7";
+        let lines = log.lines("a text of words");
+        assert!(lines[0].ends_with(wanted), "{lines:?}");
     }
 
     #[test]
