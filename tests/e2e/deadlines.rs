@@ -127,7 +127,7 @@ async fn a_malformed_deadline_is_ignored() {
             .unwrap();
         assert_eq!(reply.grpc_status(), Some(0), "{malformed:?}");
     }
-    // Nor does the route's time take its place on the way to the backend.
+    // Nor does the route's time take its place on the way to the backend, or that of none.
     let proxy = Proxy::builder()
         .route_of(json!({ "prefix": TEST, "cluster": "test", "timeout": "10s" }))
         .cluster("test", [backend.address()])
@@ -138,6 +138,8 @@ async fn a_malformed_deadline_is_ignored() {
     client.grpc("/e2e.Test/Unary", &soon).await.unwrap();
     let seen = backend.journal.last();
     assert_eq!(seen.header("grpc-timeout"), Some("soon"));
+    client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+    assert_eq!(backend.journal.last().header("grpc-timeout"), None);
 }
 
 #[tokio::test]

@@ -111,7 +111,7 @@ impl Filters {
     }
 
     /// Classifies the request, and takes it through the filters in order. On [`Flow::Continue`] the block is as the
-    /// backend shall see it, but for `grpc-timeout`, which is written at each attempt ([`timeout::rewrite`]).
+    /// backend shall see it, but for `grpc-timeout`, which is written at each attempt.
     pub fn run(
         &mut self,
         headers: &mut Headers,

@@ -1,12 +1,10 @@
 //! `grpc-timeout` (gRPC over HTTP/2, "Timeout"): one to eight digits and a unit.
 //!
-//! A value that can't be read is no time-out, and goes on as it came: as Envoy does. What is passed on is what is left:
-//! in the finest unit that fits eight digits, rounded down, so that a backend never believes in more time than there
-//! is.
+//! A value that can't be read is no time-out, and goes on as it came, as Envoy does: the proxy's own limits are the
+//! proxy's to enforce. What is passed on of others is what is left: in the finest unit that fits eight digits, rounded
+//! down, so that a backend never believes in more time than there is.
 
 use std::time::Duration;
-
-use http2::{Headers, Known};
 
 /// A `grpc-timeout` as text, without an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +57,6 @@ pub fn format(left: Duration) -> Text {
     Text {
         bytes,
         len: digits.len() + 1,
-    }
-}
-
-/// Replaces a request's `grpc-timeout` by what is left at this attempt. A request without one keeps to have none, and one
-/// that can't be read stays: the proxy's own limits are the proxy's to enforce.
-pub fn rewrite(headers: &mut Headers, left: Duration) {
-    if headers.known(Known::GrpcTimeout).and_then(parse).is_some() {
-        headers.set_known(Known::GrpcTimeout, format(left).as_bytes());
     }
 }
 
@@ -147,22 +137,6 @@ mod tests {
         let largest = parse(b"99999999H").unwrap();
         assert!(u64::try_from(largest.as_nanos()).is_err());
         let _ = std::time::Instant::now().checked_add(largest);
-    }
-
-    #[test]
-    fn only_a_request_that_had_one_that_can_be_read_gets_one() {
-        let mut headers = Headers::new();
-        rewrite(&mut headers, Duration::from_secs(1));
-        assert!(headers.is_empty());
-        headers.push(b"grpc-timeout", b"soon");
-        rewrite(&mut headers, Duration::from_secs(1));
-        assert_eq!(headers.known(Known::GrpcTimeout), Some(&b"soon"[..]));
-        headers.clear();
-        headers.push(b"grpc-timeout", b"2S");
-        headers.push(b"grpc-timeout", b"1S");
-        rewrite(&mut headers, Duration::from_millis(1));
-        assert_eq!(headers.len(), 1);
-        assert_eq!(headers.known(Known::GrpcTimeout), Some(&b"1000000n"[..]));
     }
 
     proptest! {

@@ -90,6 +90,8 @@ pub(crate) struct Rpc {
     messages: Messages,
     /// When the client (or the route) wants it ended.
     deadline: Option<Instant>,
+    /// The client said so itself, in a `grpc-timeout` that could be read: each attempt is told what is left.
+    has_grpc_timeout: bool,
     /// The last byte, either way.
     active: Instant,
     record: Record,
@@ -534,6 +536,7 @@ impl Rpc {
             permits: Permits::default(),
             messages: Messages::new(),
             deadline: None,
+            has_grpc_timeout: false,
             active: now,
             record: Record::new(now),
         }

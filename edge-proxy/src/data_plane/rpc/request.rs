@@ -102,6 +102,7 @@ impl Rpc {
             // Its answer waits for the request's end, for which the client may allow only so long.
             RouteAction::DirectResponse { .. } => (None, None),
         };
+        self.has_grpc_timeout = asked.is_some();
         // The cap is for what clients ask for: an RPC without `grpc-timeout` (a stream, often) has none.
         let asked = asked.map(|asked| max_grpc_timeout.map_or(asked, |most| asked.min(most)));
         let shortest = match (asked, timeout) {
@@ -173,8 +174,9 @@ impl Rpc {
             return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
         }
         let mut head = self.head.send();
-        if let Some(deadline) = self.deadline.filter(|_| self.is_grpc()) {
-            timeout::rewrite(&mut head, deadline.saturating_duration_since(now));
+        if let Some(deadline) = self.deadline.filter(|_| self.has_grpc_timeout) {
+            let left = timeout::format(deadline.saturating_duration_since(now));
+            head.set_known(Known::GrpcTimeout, left.as_bytes());
         }
         let ended = self.request_ended.is_some() && self.trailers.is_none();
         let stream = match upstream.open_stream(head, ended && self.replay.is_empty(), key) {
