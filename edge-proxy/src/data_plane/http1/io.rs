@@ -1,4 +1,8 @@
-//! The transport under hyper: what was read early comes first, and progress is reported to the connection.
+//! The transport under hyper, which reports progress to the connection.
+//!
+//! hyper doesn't tell what it has read beyond a request. So it gets one head or body at a time, as far as the connection
+//! knows where they end, and asks for more when it is ready for more: what is behind a request is the next one's then,
+//! whose head has its deadline. What was read early comes first.
 
 use std::{
     io,
@@ -7,6 +11,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Connection;
@@ -14,9 +19,8 @@ use super::Connection;
 /// See the module's head.
 pub(super) struct Io<T> {
     transport: T,
-    /// Plaintext that was read before hyper; the first `given` bytes of it were taken.
-    early: Vec<u8>,
-    given: usize,
+    /// Plaintext that was read and isn't hyper's yet.
+    held: Bytes,
     connection: Rc<Connection>,
 }
 
@@ -24,8 +28,7 @@ impl<T> Io<T> {
     pub(super) fn new(transport: T, early: Vec<u8>, connection: Rc<Connection>) -> Self {
         Self {
             transport,
-            early,
-            given: 0,
+            held: early.into(),
             connection,
         }
     }
@@ -38,20 +41,21 @@ impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buffer.filled().len();
-        if this.given < this.early.len() {
-            let n = buffer.remaining().min(this.early.len() - this.given);
-            buffer.put_slice(&this.early[this.given..this.given + n]);
-            this.given += n;
-            if this.given == this.early.len() {
-                this.early = Vec::new();
-                this.given = 0;
+        let connection = &this.connection;
+        let now = connection.worker.now();
+        if this.held.is_empty() {
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut this.transport).poll_read(cx, buffer))?;
+            let read = &buffer.filled()[before..];
+            let n = connection.on_read(read, now);
+            if n < read.len() {
+                this.held = Bytes::copy_from_slice(&read[n..]);
+                buffer.set_filled(before + n);
             }
         } else {
-            ready!(Pin::new(&mut this.transport).poll_read(cx, buffer))?;
-        }
-        if buffer.filled().len() > before {
-            this.connection.on_read(this.connection.worker.now());
+            let most = buffer.remaining().min(this.held.len());
+            let n = connection.on_read(&this.held[..most], now);
+            buffer.put_slice(&this.held.split_to(n));
         }
         Poll::Ready(Ok(()))
     }

@@ -69,6 +69,10 @@ pub(crate) struct Connection {
     /// Requests whose RPC hasn't ended: one, or two after a HEAD, whose answer hyper ends early.
     exchanges: RefCell<Vec<Rc<Exchange>>>,
     stage: Cell<Stage>,
+    /// Bytes of the request's body that hyper hasn't got yet; `None`: it comes in chunks.
+    body_left: Cell<Option<u64>>,
+    /// The line of a head that is read has no byte yet.
+    line_is_empty: Cell<bool>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     /// Since when the next response is the last one.
@@ -195,6 +199,8 @@ impl Connection {
             check_at: Cell::new(worker.now()),
             exchanges: RefCell::default(),
             stage: Cell::new(Stage::First { begun: false }),
+            body_left: Cell::new(Some(0)),
+            line_is_empty: Cell::new(true),
             leave_at: Cell::new(accepted + age),
             leaving: Cell::new(None),
             write_blocked: Cell::new(None),
@@ -340,20 +346,46 @@ impl Connection {
         }
     }
 
-    /// Bytes came from the client.
-    fn on_read(&self, now: Instant) {
-        match self.stage.get() {
-            Stage::First { .. } => self.stage.set(Stage::First { begun: true }),
-            Stage::Idle(_) => self.head_began(now),
-            Stage::Busy { .. } => {
-                // What comes while a body is still read is most likely of that body.
-                let reads_body = self.exchanges.borrow().iter().any(|e| e.reads_body());
-                if !reads_body {
-                    self.stage.set(Stage::Busy { next_begun: true });
-                }
-            }
-            Stage::Head(_) => {}
+    /// Bytes came from the client (none: it closed): says how many of them hyper gets now, which are of one head or body.
+    fn on_read(&self, bytes: &[u8], now: Instant) -> usize {
+        if bytes.is_empty() {
+            return 0;
         }
+        match self.body_left.get() {
+            Some(0) => {}
+            Some(left) => {
+                let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                self.body_left.set(Some(left - n as u64));
+                return n;
+            }
+            // What comes while chunks are still read is most likely one.
+            None if self.exchanges.borrow().iter().any(|e| e.reads_body()) => return bytes.len(),
+            None => {}
+        }
+        let n = self.head_end(bytes);
+        // Empty lines before a head aren't the beginning of one (RFC 9112 §2.2): old clients end a body so.
+        let begins = bytes[..n].iter().any(|byte| !b"\r\n".contains(byte));
+        match self.stage.get() {
+            Stage::First { .. } if begins => self.stage.set(Stage::First { begun: true }),
+            Stage::Idle(_) if begins => self.head_began(now),
+            Stage::Busy { .. } if begins => self.stage.set(Stage::Busy { next_begun: true }),
+            _ => {}
+        }
+        n
+    }
+
+    /// Where the head ends that these bytes are of, or how many they are. An empty line before a head is an end too, which
+    /// hyper doesn't mind.
+    fn head_end(&self, bytes: &[u8]) -> usize {
+        for (at, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\n' if self.line_is_empty.get() => return at + 1,
+                b'\n' => self.line_is_empty.set(true),
+                b'\r' => {}
+                _ => self.line_is_empty.set(false),
+            }
+        }
+        bytes.len()
     }
 
     fn head_began(&self, now: Instant) {
@@ -406,6 +438,7 @@ impl Connection {
         }
         let (head, body) = request.into_parts();
         let end_stream = body.is_end_stream();
+        self.body_left.set(body.size_hint().exact());
         let protocol = protocol(head.version);
         let exchange = Exchange::new(self.clone(), protocol, (!end_stream).then_some(body));
         let client = rpc::Client::Http1(exchange.clone());
@@ -447,13 +480,8 @@ impl Connection {
             self.worker.shard.limits(Limit::HeaderBytes).inc();
             self.log_refused(PROTOCOL, None, HEADERS_TOO_LARGE);
         } else if error.is_parse() {
-            // Everything else that hyper answers to is 400; to HTTP/2's preface it says nothing.
-            let status = if error.is_parse_version_h2() {
-                0
-            } else {
-                BAD_REQUEST
-            };
-            self.log_refused(PROTOCOL, None, status);
+            // Everything else that hyper answers to is 400.
+            self.log_refused(PROTOCOL, None, BAD_REQUEST);
         }
     }
 
