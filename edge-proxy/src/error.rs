@@ -34,6 +34,8 @@ pub enum Failure {
     StreamIdle,
     /// `host` differs from `:authority`.
     InvalidAuthority,
+    /// The request breaks HTTP's rules.
+    MalformedRequest,
     /// The request's header list is above `max_header_bytes`.
     HeadersTooLarge,
     /// Overload, or a limit of clients.
@@ -76,7 +78,7 @@ impl Failure {
     /// The status for a plain HTTP request. After relayed headers ([`Failure::ResetAfterHeaders`]) nobody sees it.
     pub fn http_status(self) -> u16 {
         match self {
-            Self::InvalidAuthority => 400,
+            Self::InvalidAuthority | Self::MalformedRequest => 400,
             Self::NoRoute => 404,
             Self::ConnectMethod => 405,
             Self::HeadersTooLarge => 431,
@@ -138,6 +140,7 @@ impl Failure {
             Self::DeadlineExceeded => "upstream request timeout",
             Self::StreamIdle => "stream timeout",
             Self::InvalidAuthority => "invalid authority",
+            Self::MalformedRequest => "malformed request",
             Self::HeadersTooLarge => "request header fields too large",
             Self::Overloaded => "overloaded",
             Self::CircuitLimit(Circuit::Connections) => {
@@ -169,9 +172,10 @@ impl Failure {
             Self::DeadlineExceeded => Flag::UpstreamTimeout,
             Self::StreamIdle => Flag::StreamIdle,
             Self::InvalidAuthority => Flag::InvalidHost,
-            Self::HeadersTooLarge | Self::GrpcOverHttp1 | Self::ConnectMethod => {
-                Flag::DownstreamProtocolError
-            }
+            Self::MalformedRequest
+            | Self::HeadersTooLarge
+            | Self::GrpcOverHttp1
+            | Self::ConnectMethod => Flag::DownstreamProtocolError,
             Self::Overloaded => Flag::Overload,
             Self::CircuitLimit(_) => Flag::UpstreamOverflow,
             Self::Draining | Self::Internal => Flag::LocalReset,
@@ -183,6 +187,7 @@ impl Failure {
         match self {
             Self::NoRoute
             | Self::InvalidAuthority
+            | Self::MalformedRequest
             | Self::HeadersTooLarge
             | Self::GrpcOverHttp1
             | Self::ConnectMethod => Fault::Client,
@@ -351,6 +356,13 @@ mod tests {
                 13,
                 "invalid authority".into(),
                 "IH",
+            ),
+            (
+                Failure::MalformedRequest,
+                400,
+                13,
+                "malformed request".into(),
+                "DPE",
             ),
             (
                 Failure::HeadersTooLarge,

@@ -145,8 +145,10 @@ async fn local_answers_over_http_1() {
         "GET / HTTP/1.1\nhost: grpc.example.com\nx-large: {}",
         "x".repeat(40_000)
     );
-    let (head, _) = proxy.http1(&large, b"").await;
+    let (head, body) = proxy.http1(&large, b"").await;
     assert!(head.starts_with("http/1.1 431"), "{head}");
+    assert!(head.contains("server: edge-proxy"), "{head}");
+    assert_eq!(body, b"request header fields too large");
 }
 
 #[tokio::test]
@@ -240,7 +242,9 @@ async fn smuggled_requests_are_refused() {
     let proxy = Proxy::to([&backend]).start().await;
     let head =
         "POST /e2e.Test/a HTTP/1.1\nhost: grpc.example.com\ncontent-length: 4\ncontent-length: 5";
-    let (head, _) = proxy.http1(head, b"data!").await;
+    let (head, body) = proxy.http1(head, b"data!").await;
     assert!(head.starts_with("http/1.1 400"), "{head}");
+    assert!(head.contains("server: edge-proxy"), "{head}");
+    assert_eq!(body, b"malformed request");
     assert_eq!(backend.journal.count(), 0);
 }

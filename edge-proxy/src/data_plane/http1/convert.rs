@@ -8,13 +8,15 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, request};
 use http2::{Headers, Known, headers::Kind};
 
+use crate::data_plane::answer::Answer;
+
 /// Why a request doesn't become an RPC.
 #[derive(Debug)]
 pub(super) enum Refusal {
     /// No `host`, or more than one, or one that is none; the head as far as it is known.
     Host(Headers),
     /// The rule of RFC 9113 that it breaks.
-    Malformed(&'static str),
+    Malformed(&'static str, Headers),
 }
 
 /// A request's head with its pseudo-header fields (RFC 9113 §8.3.1), every value byte for byte.
@@ -40,9 +42,11 @@ pub(super) fn request(head: &request::Parts) -> Result<Headers, Refusal> {
         Err(_) if head.method == Method::CONNECT => Ok(()),
         result => result,
     };
-    rule.map_err(Refusal::Malformed)?;
     for (name, value) in &head.headers {
         headers.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+    if let Err(rule) = rule {
+        return Err(Refusal::Malformed(rule, headers));
     }
     if host_is_wrong(head) {
         return Err(Refusal::Host(headers));
@@ -60,6 +64,20 @@ pub(super) fn response(headers: &Headers) -> http::Response<()> {
         .unwrap_or(StatusCode::BAD_GATEWAY);
     *response.headers_mut() = fields(headers);
     response
+}
+
+/// An answer of ours as it goes over the wire, the last of its connection.
+pub(super) fn last_answer(answer: &Answer) -> Vec<u8> {
+    let head = response(&answer.headers);
+    let mut bytes = format!("HTTP/1.1 {}\r\n", head.status()).into_bytes();
+    for (name, value) in head.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    }
+    bytes.extend_from_slice(b"connection: close\r\n\r\n");
+    bytes.extend_from_slice(answer.body.as_bytes());
+    bytes
 }
 
 /// Fields, without pseudo-header fields. What the crate `http` can't hold was refused by the engine that read it.
@@ -166,7 +184,7 @@ mod tests {
     fn options_of_the_server_itself() {
         let options = |target: &str| get(target).method("OPTIONS");
         assert_eq!(convert(options("*")).unwrap()[2].1, "*");
-        assert!(matches!(convert(get("*")), Err(Refusal::Malformed(_))));
+        assert!(matches!(convert(get("*")), Err(Refusal::Malformed(..))));
     }
 
     #[test]
@@ -197,7 +215,7 @@ mod tests {
             };
             let request = get("/").uri(uri);
             assert!(
-                matches!(convert(request), Err(Refusal::Malformed(_))),
+                matches!(convert(request), Err(Refusal::Malformed(..))),
                 "{target}"
             );
         }

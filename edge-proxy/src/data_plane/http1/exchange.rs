@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header};
 use http2::{Headers, Reason};
 use hyper::body::{Frame, Incoming};
 
@@ -207,18 +207,6 @@ impl Exchange {
         if self.key.get().is_none() && !self.response.borrow().ended {
             self.aborted.set(true);
         }
-    }
-
-    /// Answers without an RPC, as hyper does itself.
-    pub(super) fn refuse(&self, status: u16) {
-        let mut head = http::Response::new(());
-        *head.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
-        let close = HeaderValue::from_static("close");
-        head.headers_mut().insert(header::CONNECTION, close);
-        let mut response = self.response.borrow_mut();
-        response.head = Some(head);
-        response.ended = true;
-        drop(self.request.borrow_mut().take());
     }
 
     pub(super) fn key(&self) -> Option<Key> {

@@ -3,6 +3,9 @@
 //! hyper doesn't tell what it has read beyond a request. So it gets one head or body at a time, as far as the connection
 //! knows where they end, and asks for more when it is ready for more: what is behind a request is the next one's then,
 //! whose head has its deadline. What was read early comes first.
+//!
+//! Nor can hyper be told what to say to a head that it can't read: it writes a bare status and closes. That is kept back,
+//! and the connection gives an answer like all others of the proxy's own when hyper has ended.
 
 use std::{
     io,
@@ -68,6 +71,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if !this.connection.may_write() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let n = bytes.len().min(WRITE_AT_ONCE);
         let result = Pin::new(&mut this.transport).poll_write(cx, &bytes[..n]);
         this.connection.on_write(result.is_pending());
@@ -76,6 +82,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.connection.on_flush();
         let result = Pin::new(&mut this.transport).poll_flush(cx);
         this.connection.on_write(result.is_pending());
         result

@@ -6,8 +6,8 @@
 //! request is read only as far as the RPC's credit goes, and what hyper hasn't taken of the response counts as queued.
 //!
 //! hyper has no clock here. The limits of a connection (first head, later heads, idleness, age, a socket that takes
-//! nothing) are the listener's, kept by [`Connection::check`]. Requests that hyper refuses itself are counted and
-//! logged as ours.
+//! nothing) are the listener's, kept by [`Connection::check`]. Requests that hyper refuses itself are answered, counted
+//! and logged as ours.
 
 mod convert;
 mod exchange;
@@ -25,7 +25,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::request;
 use hyper::{
     body::{Body as _, Incoming},
     server::conn::http1::{Builder, Connection as Hyper},
@@ -41,6 +40,7 @@ pub(crate) use self::exchange::Exchange;
 use self::{convert::Refusal, exchange::Responding, io::Io};
 use super::{
     access_log,
+    answer::{self, Answer, AnswerContext, Form},
     downstream::{ClientConnection, Open},
     rpc,
     tls::Tls,
@@ -48,7 +48,7 @@ use super::{
     worker::{Phase, Worker},
 };
 use crate::{
-    error::{Failure, Flag},
+    error::Failure,
     snapshot::ListenerPolicy,
     telemetry::{labels::Flags, metrics::Limit},
 };
@@ -69,6 +69,7 @@ pub(crate) struct Connection {
     /// Requests whose RPC hasn't ended: one, or two after a HEAD, whose answer hyper ends early.
     exchanges: RefCell<Vec<Rc<Exchange>>>,
     stage: Cell<Stage>,
+    output: Cell<Output>,
     /// Bytes of the request's body that hyper hasn't got yet; `None`: it comes in chunks.
     body_left: Cell<Option<u64>>,
     /// The line of a head that is read has no byte yet.
@@ -94,6 +95,22 @@ enum Stage {
     Idle(Instant),
     /// The next request's head began then.
     Head(Instant),
+}
+
+/// What hyper's writes are.
+///
+/// ```text
+/// Quiet ──request──▶ Answering ──all of the answer is written──▶ Quiet
+///   └──hyper writes──▶ Refused
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// It was given nothing to write.
+    Quiet,
+    /// Of a request's answer.
+    Answering,
+    /// Its own word to a head that it can't read, which isn't passed on.
+    Refused,
 }
 
 /// Why a connection ended.
@@ -165,9 +182,10 @@ async fn run(
     })
     .await;
     drop(gone);
+    let mut answer = Vec::new();
     match end {
         End::Finished => {}
-        End::Failed(error) => connection.failed(&error),
+        End::Failed(error) => answer = connection.failed(&error),
         End::TimedOut(limit) => {
             return tracing::debug!(peer = %connection.peer, limit, "client connection ended");
         }
@@ -175,7 +193,7 @@ async fn run(
             return tracing::error!(peer = %connection.peer, "a panic ended a client's connection");
         }
     }
-    close(hyper.into_parts().io.into_inner()).await;
+    close(hyper.into_parts().io.into_inner(), &answer).await;
 }
 
 impl Connection {
@@ -199,6 +217,7 @@ impl Connection {
             check_at: Cell::new(worker.now()),
             exchanges: RefCell::default(),
             stage: Cell::new(Stage::First { begun: false }),
+            output: Cell::new(Output::Quiet),
             body_left: Cell::new(Some(0)),
             line_is_empty: Cell::new(true),
             leave_at: Cell::new(accepted + age),
@@ -404,6 +423,23 @@ impl Connection {
         }
     }
 
+    /// hyper writes: whether that is to reach the client.
+    fn may_write(&self) -> bool {
+        if self.output.get() != Output::Answering {
+            self.output.set(Output::Refused);
+            return false;
+        }
+        true
+    }
+
+    /// hyper has written what it had.
+    fn on_flush(&self) {
+        let busy = matches!(self.stage.get(), Stage::Busy { .. });
+        if self.output.get() == Output::Answering && !busy {
+            self.output.set(Output::Quiet);
+        }
+    }
+
     /// hyper has all of a response, and awaits the next request.
     fn responded(&self) {
         let now = self.worker.now();
@@ -427,6 +463,7 @@ impl Connection {
     fn request(self: &Rc<Self>, request: http::Request<Incoming>) -> Responding {
         let now = self.worker.now();
         self.stage.set(Stage::Busy { next_begun: false });
+        self.output.set(Output::Answering);
         if self.worker.phase.get() != Phase::Running {
             let since = match self.worker.phase.get() {
                 Phase::Draining { since, .. } => since,
@@ -442,70 +479,81 @@ impl Connection {
         let protocol = protocol(head.version);
         let exchange = Exchange::new(self.clone(), protocol, (!end_stream).then_some(body));
         let client = rpc::Client::Http1(exchange.clone());
-        match convert::request(&head) {
+        self.exchanges.borrow_mut().push(exchange.clone());
+        let (headers, failure) = match convert::request(&head) {
             Ok(headers) if headers.list_size() > self.policy.http2.max_header_bytes as usize => {
                 self.worker.shard.limits(Limit::HeaderBytes).inc();
-                self.exchanges.borrow_mut().push(exchange.clone());
-                rpc::refuse(&self.worker, client, headers, Failure::HeadersTooLarge, now);
+                (headers, Some(Failure::HeadersTooLarge))
             }
-            Ok(headers) => {
-                self.exchanges.borrow_mut().push(exchange.clone());
+            Ok(headers) => (headers, None),
+            Err(Refusal::Host(headers)) => (headers, Some(Failure::InvalidAuthority)),
+            Err(Refusal::Malformed(rule, headers)) => {
+                tracing::debug!(peer = %self.peer, rule, "malformed request");
+                (headers, Some(Failure::MalformedRequest))
+            }
+        };
+        match failure {
+            Some(failure) => rpc::refuse(&self.worker, client, headers, failure, now),
+            None => {
                 rpc::start(&self.worker, client, headers, end_stream, now);
                 self.check_by(now + self.policy.timeouts.stream_idle);
-            }
-            Err(Refusal::Host(headers)) => {
-                self.exchanges.borrow_mut().push(exchange.clone());
-                rpc::refuse(
-                    &self.worker,
-                    client,
-                    headers,
-                    Failure::InvalidAuthority,
-                    now,
-                );
-            }
-            Err(Refusal::Malformed(rule)) => {
-                tracing::debug!(peer = %self.peer, rule, "malformed request");
-                self.log_refused(protocol, Some(&head), BAD_REQUEST);
-                exchange.refuse(BAD_REQUEST);
             }
         }
         exchange.started();
         Responding::new(exchange)
     }
 
-    /// hyper gave up: when it was over what a client sent, that was a request too.
-    fn failed(&self, error: &hyper::Error) {
+    /// hyper gave up: when it was over what a client sent, that was a request too. Its answer, if it has none yet.
+    fn failed(&self, error: &hyper::Error) -> Vec<u8> {
         tracing::debug!(peer = %self.peer, %error, "client connection ended");
-        if error.is_parse_too_large() {
+        let failure = if error.is_parse_too_large() {
             self.worker.shard.limits(Limit::HeaderBytes).inc();
-            self.log_refused(PROTOCOL, None, HEADERS_TOO_LARGE);
+            Failure::HeadersTooLarge
         } else if error.is_parse() {
-            // Everything else that hyper answers to is 400.
-            self.log_refused(PROTOCOL, None, BAD_REQUEST);
-        }
+            Failure::MalformedRequest
+        } else {
+            return Vec::new();
+        };
+        // Otherwise hyper's own word has left, in one write with the rest of the answer before it.
+        let refused = self.output.replace(Output::Answering) == Output::Refused;
+        let answer = refused.then(|| self.answer(failure));
+        self.log_refused(failure, answer.as_ref());
+        answer.map_or_else(Vec::new, |answer| convert::last_answer(&answer))
+    }
+
+    fn answer(&self, failure: Failure) -> Answer {
+        let worker = &self.worker;
+        worker.with_snapshot(|snapshot| {
+            let mut date = worker.date.borrow_mut();
+            let context = AnswerContext {
+                server_name: &snapshot.listener.server_name,
+                date: date.at(worker.wall(worker.now())),
+            };
+            answer::failure(failure, Form::Plain, &context)
+        })
     }
 
     /// The line and the counters of a request that never became an RPC.
-    fn log_refused(&self, protocol: &'static str, head: Option<&request::Parts>, status: u16) {
+    fn log_refused(&self, failure: Failure, answer: Option<&Answer>) {
         let worker = &self.worker;
         let now = worker.now();
         worker.shard.unrouted().started.inc();
         worker.shard.unrouted().ended(None).inc();
-        worker.shard.flags(Flag::DownstreamProtocolError).inc();
+        worker.shard.flags(failure.flag()).inc();
         worker.log.write(&access_log::Record {
             time: worker.wall(now),
             request_id: None,
             client: self.peer.ip(),
-            method: head.map(|head| head.method.as_str().as_bytes()),
-            path: head.map(|head| head.uri.path().as_bytes()),
+            method: None,
+            path: None,
             authority: None,
-            protocol,
-            status,
+            protocol: PROTOCOL,
+            status: failure.http_status(),
             grpc_status: None,
-            flags: Flags::NONE.with(Flag::DownstreamProtocolError),
-            detail: None,
+            flags: Flags::NONE.with(failure.flag()),
+            detail: Some(failure.text()),
             bytes_in: 0,
-            bytes_out: 0,
+            bytes_out: answer.map_or(0, |answer| answer.body.len() as u64),
             duration: Duration::ZERO,
             upstream_time: None,
             attempts: 0,
@@ -554,11 +602,11 @@ fn builder(policy: &ListenerPolicy) -> Builder {
     builder
 }
 
-/// Closes a connection so that the peer reads our last words: shut our half, then read until the peer has closed its
-/// own. A socket that is dropped with unread bytes is reset, and a reset overtakes the answer.
-async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+/// Closes a connection so that the peer reads our last words, `answer` if hyper had none: shut our half, then read until
+/// the peer has closed its own. A socket that is dropped with unread bytes is reset, and a reset overtakes the answer.
+async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) {
     let linger = async {
-        if io.shutdown().await.is_err() {
+        if io.write_all(answer).await.is_err() || io.shutdown().await.is_err() {
             return;
         }
         let mut left = LINGER_BYTES;
@@ -586,11 +634,8 @@ fn protocol(version: http::Version) -> &'static str {
 /// The protocol of a head that couldn't be read, too.
 const PROTOCOL: &str = "HTTP/1.1";
 
-const BAD_REQUEST: u16 = 400;
-const HEADERS_TOO_LARGE: u16 = 431;
-
-/// A head above this, or above `max_header_bytes` if that is more, gets hyper's bare 431; a smaller one above
-/// `max_header_bytes` gets ours. As HTTP/2's limit for a list that is still decoded.
+/// A head above this, or above `max_header_bytes` if that is more, ends the connection with its answer; after one that is
+/// above `max_header_bytes` alone it goes on. As HTTP/2's limit for a list that is still decoded.
 const MAX_HEAD: usize = 32 * 1024;
 /// Bytes that a field counts at least (RFC 9113 §10.5.1): bounds how many hyper makes room for.
 const LEAST_FIELD: usize = 33;

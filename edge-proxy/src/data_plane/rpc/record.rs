@@ -333,6 +333,7 @@ fn failed_attempt(failure: Failure) -> Option<AttemptResult> {
         | Failure::NoEndpoint
         | Failure::NoHealthyUpstream
         | Failure::InvalidAuthority
+        | Failure::MalformedRequest
         | Failure::HeadersTooLarge
         | Failure::Overloaded
         | Failure::CircuitLimit(_)

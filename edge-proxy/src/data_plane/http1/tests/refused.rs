@@ -1,6 +1,7 @@
 //! Requests that end at the proxy: its own answers, and those that hyper gives by itself.
 
 use super::*;
+use crate::error::Flag;
 
 #[test]
 fn local_answers() {
@@ -39,7 +40,11 @@ fn local_answers() {
                 "200",
                 "\r\n\r\n",
             ),
-            ("GET /\" HTTP/1.1\r\nhost: a\r\n\r\n", "400", "\r\n\r\n"),
+            (
+                "GET /\" HTTP/1.1\r\nhost: a\r\n\r\n",
+                "400",
+                "malformed request",
+            ),
         ];
         for (request, status, end) in cases {
             let mut client = connect(&bench);
@@ -75,7 +80,7 @@ fn a_head_above_the_limit_gets_431_ours_or_hypers() {
         let mut client = connect(&bench);
         send(&mut client, &request(40_000)).await;
         let answer = read_all(&mut client).await;
-        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        assert_is_ours(&answer, 431, "request header fields too large");
         assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 2);
         let lines = bench.logged();
         assert_eq!(
@@ -90,7 +95,7 @@ fn a_head_above_the_limit_gets_431_ours_or_hypers() {
 }
 
 #[test]
-fn what_hyper_refuses_is_counted_and_logged() {
+fn what_hyper_refuses_is_answered_counted_and_logged() {
     paused(|| async {
         let bench = Bench::new(&[]);
         for request in [
@@ -104,14 +109,55 @@ fn what_hyper_refuses_is_counted_and_logged() {
             let mut client = connect(&bench);
             send(&mut client, request).await;
             let answer = read_all(&mut client).await;
-            assert!(answer.starts_with("HTTP/1.1 400 "), "{request:?}: {answer}");
+            assert_is_ours(&answer, 400, "malformed request");
         }
         let lines = bench.logged();
         assert_eq!(lines.len(), 6, "{lines:?}");
-        assert!(lines.iter().all(|line| line.contains("DPE")), "{lines:?}");
+        let says = |line: &String| {
+            line.contains(" status=400 ")
+                && line.contains(" flags=DPE detail=\"malformed request\" ")
+                && line.contains(" bytes_out=17 ")
+        };
+        assert!(lines.iter().all(says), "{lines:?}");
         assert_eq!(bench.shard.flags(Flag::DownstreamProtocolError).get(), 6);
         assert_eq!(bench.shard.unrouted().started.get(), 6);
     });
+}
+
+#[test]
+fn what_hyper_refuses_behind_other_requests_is_answered_after_them() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let mut client = connect(&bench);
+        let direct = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        send(&mut client, &format!("{direct}{direct}GET\r\n\r\n")).await;
+        let answers = read_all(&mut client).await;
+        let (before, last) = answers.rsplit_once("direct").unwrap();
+        assert_eq!(before.matches("HTTP/1.1 200 OK\r\n").count(), 2);
+        assert_is_ours(last, 400, "malformed request");
+    });
+}
+
+/// A whole answer of the proxy's own, the last of its connection.
+fn assert_is_ours(answer: &str, status: u16, text: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    let length = format!("content-length: {}", text.len());
+    let fields = [
+        "content-type: text/plain",
+        "server: edge-proxy",
+        "connection: close",
+        &length,
+    ];
+    for field in fields {
+        assert_eq!(
+            head.lines().filter(|line| *line == field).count(),
+            1,
+            "{answer}"
+        );
+    }
+    assert_eq!(head.matches("\r\ndate: ").count(), 1, "{answer}");
+    assert_eq!(body, text);
 }
 
 #[test]
