@@ -283,7 +283,7 @@ async fn text_and_no_log_at_all() {
 }
 
 #[tokio::test]
-async fn a_request_that_a_limit_refused_has_its_line_too() {
+async fn a_request_that_was_refused_has_its_line_too() {
     let backend = Backend::start().await;
     let proxy = Proxy::to([&backend])
         .set("listener.http2.max_concurrent_streams", 1)
@@ -301,11 +301,14 @@ async fn a_request_that_a_limit_refused_has_its_line_too() {
     gated[2].1 = "/e2e.Test/Upload";
     assert_eq!(gated[2].0, ":path");
 
-    // Answered; reset, since nobody needs so many headers; one stream too many.
+    let malformed = with(&[("connection", "close")]);
+
+    // Answered; reset, since nobody needs so many headers, or HTTP/2 forbids them; one stream too many.
     let (answered, reset) = ((kind::HEADERS, json!(200)), (kind::RST_STREAM, json!(null)));
     let cases = [
         (vec![&above_8_kib], answered, "DPE"),
         (vec![&above_32_kib], reset.clone(), "DPE"),
+        (vec![&malformed], reset.clone(), "DPE"),
         (vec![&gated, &ordinary], reset, "OM"),
     ];
     for (number, (requests, (told, status), flag)) in cases.into_iter().enumerate() {

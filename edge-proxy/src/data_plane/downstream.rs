@@ -16,7 +16,7 @@ use std::{
 };
 
 use deadlines::{Leaving, Ping};
-use http2::{Connection, Event, Headers, Reason, Role, Sent};
+use http2::{Connection, Event, Headers, Reason, Refusal, Role, Sent};
 use rand::RngExt as _;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -372,7 +372,7 @@ impl Downstream {
         let busy = self.cancelling.get();
         if busy > 0 && self.rpcs.get() + busy >= self.policy.http2.max_concurrent_streams {
             self.reset(stream, Reason::REFUSED_STREAM);
-            return self.refused(worker, stream, headers, Limit::Streams, now);
+            return self.refused(worker, stream, headers, Refusal::TooManyStreams, now);
         }
         if self.rpcs.replace(self.rpcs.get() + 1) == 0 {
             self.since.set(now);
@@ -399,18 +399,28 @@ impl Downstream {
         worker: &Rc<Worker>,
         stream: u32,
         headers: Headers,
-        limit: Limit,
+        why: Refusal,
         now: Instant,
     ) {
         let client = rpc::Client::Http2 {
             connection: self.clone(),
             stream,
         };
-        let failure = match limit {
-            Limit::HeaderBytes => Failure::HeadersTooLarge,
-            _ => Failure::Overloaded,
+        let failure = match why {
+            Refusal::TooManyStreams => {
+                worker.shard.limits(Limit::Streams).inc();
+                Failure::Overloaded
+            }
+            Refusal::HeadersTooLarge => {
+                worker.shard.limits(Limit::HeaderBytes).inc();
+                Failure::HeadersTooLarge
+            }
+            Refusal::Malformed(rule) => {
+                tracing::debug!(peer = %self.peer(), rule, "malformed request");
+                worker.shard.resets(ResetCause::Malformed).inc();
+                Failure::MalformedRequest
+            }
         };
-        worker.shard.limits(limit).inc();
         rpc::refused_stream(worker, &client, headers, failure, now);
     }
 
@@ -491,16 +501,10 @@ impl Side for Rc<Downstream> {
             Event::Refused {
                 stream,
                 headers,
-                large,
-            } => {
-                let limit = if large {
-                    Limit::HeaderBytes
-                } else {
-                    Limit::Streams
-                };
-                self.refused(worker, stream, headers, limit, now);
-            }
-            Event::Malformed { key, .. } => {
+                why,
+            } => self.refused(worker, stream, headers, why, now),
+            Event::Malformed { key, rule, .. } => {
+                tracing::debug!(peer = %self.peer(), rule, "malformed request");
                 worker.shard.resets(ResetCause::Malformed).inc();
                 rpc::client_reset(worker, Key::from_engine(key), Reason::PROTOCOL_ERROR);
             }

@@ -5,7 +5,7 @@
 //! with the peer's. A block in one frame is decoded where it lies in the input.
 
 use super::{
-    Connection, Event, Role,
+    Connection, Event, Refusal, Role,
     frames::{CONTENT_LENGTH, Outcome},
     receive::{error, protocol},
 };
@@ -226,7 +226,7 @@ impl Connection {
             return Ok(Some(Event::Refused {
                 stream,
                 headers,
-                large: false,
+                why: Refusal::TooManyStreams,
             }));
         }
         let body = headers.content_length();
@@ -236,7 +236,7 @@ impl Connection {
             return Ok(Some(Event::Refused {
                 stream,
                 headers,
-                large: true,
+                why: Refusal::HeadersTooLarge,
             }));
         }
         let fault = if block.self_dependent {
@@ -251,12 +251,11 @@ impl Connection {
             None
         };
         if let Some(rule) = fault {
-            stock::recycle(headers);
             self.refuse(stream, Reason::PROTOCOL_ERROR)?;
-            return Ok(Some(Event::Malformed {
+            return Ok(Some(Event::Refused {
                 stream,
-                key: u32::MAX,
-                rule,
+                headers,
+                why: Refusal::Malformed(rule),
             }));
         }
         let state = if block.end_stream {

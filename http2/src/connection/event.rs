@@ -38,17 +38,15 @@ pub enum Event<'a> {
         key: u32,
         end_stream: bool,
     },
-    /// Server role: a request above a limit, for counters and the access log. The engine has
-    /// answered it with REFUSED_STREAM, above `max_concurrent_streams`, or (`large`: the list is
-    /// above `max_header_list_hard`, and `headers` not all of it) with ENHANCE_YOUR_CALM.
+    /// Server role: a request that the engine has answered with a reset, for counters and the
+    /// access log.
     Refused {
         stream: u32,
         headers: Headers,
-        large: bool,
+        why: Refusal,
     },
-    /// A message that RFC 9113 §8 calls malformed, or that a strict server would end the
-    /// connection for, breaking `rule`: the engine has already reset the stream; told for
-    /// counters and the access log. `key` is `u32::MAX` for a request that was never told.
+    /// What came on a stream is malformed, breaking `rule`: the engine has already reset it; told
+    /// for counters and the access log. (A whole request that is, is [`Refused`](Self::Refused).)
     Malformed {
         stream: u32,
         key: u32,
@@ -87,6 +85,18 @@ pub enum Event<'a> {
     GoAway { last_stream: u32, reason: Reason },
     /// The answer to a PING of the owner's, by its `payload`.
     Pong { payload: u64 },
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Above `max_concurrent_streams`: REFUSED_STREAM.
+    TooManyStreams,
+    /// The list is above `max_header_list_hard`, and the event hasn't all of it: ENHANCE_YOUR_CALM.
+    HeadersTooLarge,
+    /// RFC 9113 §8 calls it malformed, or a strict server would end the connection for it, since
+    /// it breaks this rule: PROTOCOL_ERROR.
+    Malformed(&'static str),
 }
 
 /// Queued bytes of a stream went into the output: now the other leg may be credited.

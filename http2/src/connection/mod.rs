@@ -28,7 +28,7 @@ mod status;
 
 use std::{collections::VecDeque, time::Instant};
 
-pub use self::event::{Blocked, BlockedBy, Event, OpenError, Orphan, Role, Sent, Windows};
+pub use self::event::{Blocked, BlockedBy, Event, OpenError, Orphan, Refusal, Role, Sent, Windows};
 use self::{blocks::OpenBlock, cancel::Cancels, receive::Parse};
 use crate::{
     error::{ConnectionError, Reason},

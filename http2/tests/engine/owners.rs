@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use http2::{Connection, Event, Headers, Reason};
+use http2::{Connection, Event, Headers, Reason, Refusal};
 use rand::{RngExt, rngs::StdRng};
 
 use crate::support::{list, response};
@@ -96,7 +96,11 @@ impl Owner for Echo {
             Event::Reset { stream, .. } => {
                 self.lengths.remove(&stream);
             }
-            Event::Malformed { rule, .. } => panic!("malformed: {rule}"),
+            Event::Malformed { rule, .. }
+            | Event::Refused {
+                why: Refusal::Malformed(rule),
+                ..
+            } => panic!("malformed: {rule}"),
             _ => {}
         }
     }

@@ -1,6 +1,6 @@
 //! Rules whose breach ends one stream, and what is allowed (RFC 9113 §5.1, §8).
 
-use http2::{Config, Reason};
+use http2::{Config, Reason, Refusal};
 
 use crate::support::*;
 
@@ -102,7 +102,7 @@ fn malformed_messages_are_errors_of_their_stream() {
         let bytes = s.headers(1, &bad, true);
         let got = s.breaks(&bytes, 1, Reason::PROTOCOL_ERROR);
         assert!(
-            matches!(got[..], [Got::Malformed(1, u32::MAX, _)]),
+            matches!(&got[..], [Got::Refused(1, head, Refusal::Malformed(_))] if *head == fields(&bad)),
             "{got:?}"
         );
         assert!(s.engine.is_empty());
@@ -306,7 +306,7 @@ fn streams_above_the_limit_are_refused_and_their_blocks_decoded() {
     s.requested(1, true);
     s.requested(3, true);
     let third = s.headers(5, &sized("7"), true);
-    let told = Got::Refused(5, fields(&sized("7")), false);
+    let told = Got::Refused(5, fields(&sized("7")), Refusal::TooManyStreams);
     assert_eq!(s.breaks(&third, 5, Reason::REFUSED_STREAM), [told]);
     s.engine.send_headers(1, &response(), true);
     let mut again = sized("7");
@@ -349,7 +349,7 @@ fn header_lists_far_too_large_end_the_stream() {
     let bytes = s.headers(1, &head, true);
     let got = s.breaks(&bytes, 1, Reason::ENHANCE_YOUR_CALM);
     assert!(
-        matches!(&got[..], [Got::Refused(1, head, true)] if head[..4] == fields(&request())[..4]),
+        matches!(&got[..], [Got::Refused(1, head, Refusal::HeadersTooLarge)] if head[..4] == fields(&request())[..4]),
         "{got:?}"
     );
     s.requested(3, true);

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use http2::{
-    Config, Connection, ConnectionError, Event, Headers, Reason, Role,
+    Config, Connection, ConnectionError, Event, Headers, Reason, Refusal, Role,
     hpack::{Decoder, Encoder},
 };
 
@@ -151,7 +151,7 @@ pub(crate) fn trailers() -> Headers {
 pub(crate) enum Got {
     Headers(u32, u32, Vec<(String, String)>, bool),
     TooLarge(u32, u32, bool),
-    Refused(u32, Vec<(String, String)>, bool),
+    Refused(u32, Vec<(String, String)>, Refusal),
     Malformed(u32, u32, &'static str),
     Trailers(u32, u32, Vec<(String, String)>),
     Data(u32, u32, Vec<u8>, bool),
@@ -185,8 +185,8 @@ impl From<Event<'_>> for Got {
             Event::Refused {
                 stream,
                 headers,
-                large,
-            } => Self::Refused(stream, fields(&headers), large),
+                why,
+            } => Self::Refused(stream, fields(&headers), why),
             Event::Malformed { stream, key, rule } => Self::Malformed(stream, key, rule),
             Event::Trailers {
                 stream,

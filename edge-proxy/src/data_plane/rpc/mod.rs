@@ -164,8 +164,8 @@ pub(crate) fn refuse(
     });
 }
 
-/// A client's request was answered with a reset, above a limit of its connection or ours: all that comes of it is its
-/// line.
+/// A client's request was answered with a reset, above a limit of its connection or ours, or malformed: all that comes of
+/// it is its line.
 pub(crate) fn refused_stream(
     worker: &Rc<Worker>,
     client: &Client,

@@ -263,8 +263,8 @@ pub(super) async fn drive(
                     world.problem(format!("{}: bad headers on stream {stream}", peer.name));
                     None
                 }
-                Event::Refused { .. } => {
-                    world.problem(format!("{}: more streams than were allowed", peer.name));
+                Event::Refused { stream, why, .. } => {
+                    world.problem(format!("{}: stream {stream} refused: {why:?}", peer.name));
                     None
                 }
                 Event::GoAway { reason, .. } => {
