@@ -280,31 +280,6 @@ impl Downstream {
         self.link.wake();
     }
 
-    /// Response DATA; returns what was framed at once.
-    pub(crate) fn send_data(
-        &self,
-        stream: u32,
-        bytes: &[u8],
-        end_stream: bool,
-        now: Instant,
-    ) -> usize {
-        let framed = self.link.engine().send_data(stream, bytes, end_stream, now);
-        self.link.wake();
-        framed
-    }
-
-    /// A response's trailers.
-    pub(crate) fn send_trailers(&self, stream: u32, trailers: &Headers) {
-        self.link.engine().send_trailers(stream, trailers);
-        self.link.wake();
-    }
-
-    /// Request DATA went on to the backend, or is of no interest any more.
-    pub(crate) fn credit(&self, stream: u32, bytes: usize) {
-        self.link.engine().credit(stream, bytes);
-        self.link.wake();
-    }
-
     /// Ends a stream.
     pub(crate) fn reset(&self, stream: u32, reason: Reason) {
         self.link.engine().reset(stream, reason);
@@ -330,16 +305,6 @@ impl Downstream {
     pub(crate) fn busy(self: &Rc<Self>) -> Busy {
         self.cancelling.set(self.cancelling.get() + 1);
         Busy(self.clone())
-    }
-
-    /// Since when the client has given this stream no window.
-    pub(crate) fn blocked(&self, stream: u32) -> Option<Instant> {
-        self.link.engine().blocked(stream)
-    }
-
-    /// Streams were reset outside of its turn: what they held counts no more.
-    pub(crate) fn account(&self, worker: &Worker) {
-        self.link.account(&worker.memory);
     }
 
     /// Looks at this connection's streams at `at`, or earlier.

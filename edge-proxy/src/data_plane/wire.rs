@@ -31,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Config, Connection, ConnectionError, Event, Reason, Role, Sent};
+use http2::{Config, Connection, ConnectionError, Event, Headers, Reason, Role, Sent};
 use tokio::time::Sleep;
 
 use super::{memory::Account, tls::Transport, worker::Worker};
@@ -149,6 +149,36 @@ impl Link {
         }
     }
 
+    /// DATA; returns what was framed at once.
+    pub(crate) fn send_data(
+        &self,
+        stream: u32,
+        bytes: &[u8],
+        end_stream: bool,
+        now: Instant,
+    ) -> usize {
+        let framed = self.engine().send_data(stream, bytes, end_stream, now);
+        self.wake();
+        framed
+    }
+
+    /// Trailers.
+    pub(crate) fn send_trailers(&self, stream: u32, trailers: &Headers) {
+        self.engine().send_trailers(stream, trailers);
+        self.wake();
+    }
+
+    /// DATA of the peer's went on to the other leg, or is of no interest any more.
+    pub(crate) fn credit(&self, stream: u32, bytes: usize) {
+        self.engine().credit(stream, bytes);
+        self.wake();
+    }
+
+    /// Since when bytes of this stream wait.
+    pub(crate) fn blocked(&self, stream: u32) -> Option<Instant> {
+        self.engine().blocked(stream)
+    }
+
     /// There is something to flush.
     pub(crate) fn wake(&self) {
         if !self.dirty.replace(true) && !self.in_turn.get() {
@@ -176,7 +206,7 @@ impl Link {
         self.closed.get()
     }
 
-    /// Tells the worker's account what is held back here.
+    /// Tells the worker's account what is held back here: after each turn, and when streams were reset outside of one.
     pub(crate) fn account(&self, memory: &Account) {
         let held = if self.given_up.get() {
             0

@@ -10,6 +10,7 @@ use crate::data_plane::{
     downstream::{Busy, Downstream},
     filters::{Facts, RequestContext, Version},
     http1::Exchange,
+    wire::Side as _,
     worker::Worker,
 };
 
@@ -83,7 +84,7 @@ impl Client {
     pub(super) fn send_data(&self, bytes: &[u8], end_stream: bool, now: Instant) -> usize {
         match self {
             Self::Http2 { connection, stream } => {
-                connection.send_data(*stream, bytes, end_stream, now)
+                connection.link().send_data(*stream, bytes, end_stream, now)
             }
             Self::Http1(exchange) => exchange.send_data(bytes, end_stream),
         }
@@ -91,7 +92,9 @@ impl Client {
 
     pub(super) fn send_trailers(&self, trailers: &Headers) {
         match self {
-            Self::Http2 { connection, stream } => connection.send_trailers(*stream, trailers),
+            Self::Http2 { connection, stream } => {
+                connection.link().send_trailers(*stream, trailers)
+            }
             Self::Http1(exchange) => exchange.send_trailers(trailers),
         }
     }
@@ -107,7 +110,7 @@ impl Client {
     /// `bytes` of the request went on: the client may send more.
     pub(super) fn credit(&self, bytes: usize) {
         match self {
-            Self::Http2 { connection, stream } => connection.credit(*stream, bytes),
+            Self::Http2 { connection, stream } => connection.link().credit(*stream, bytes),
             Self::Http1(exchange) => exchange.credit(bytes),
         }
     }
@@ -139,7 +142,7 @@ impl Client {
     /// Since when the client takes nothing of what waits for it.
     pub(super) fn blocked(&self) -> Option<Instant> {
         match self {
-            Self::Http2 { connection, stream } => connection.blocked(*stream),
+            Self::Http2 { connection, stream } => connection.link().blocked(*stream),
             Self::Http1(exchange) => exchange.blocked(),
         }
     }
@@ -147,7 +150,7 @@ impl Client {
     /// What a reset stream held counts no more.
     pub(super) fn account(&self, worker: &Worker) {
         if let Self::Http2 { connection, .. } = self {
-            connection.account(worker);
+            connection.link().account(&worker.memory);
         }
     }
 

@@ -12,6 +12,7 @@ use crate::{
     data_plane::{
         answer::{self, Answer, AnswerContext},
         upstream::retry::{self, Outcome, Retry},
+        wire::Side as _,
         worker::{Phase, ServedCluster, Worker},
     },
     error::{Failure, Flag, ResetCause},
@@ -251,7 +252,7 @@ impl Rpc {
         let down = self.client.blocked();
         let up = match &self.state {
             State::Open(attempt) | State::Relaying(attempt) => {
-                attempt.upstream.stalled(attempt.stream)
+                attempt.link().blocked(attempt.stream)
             }
             State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
         };
@@ -269,7 +270,7 @@ impl Rpc {
         // At once: the next look at the account may come before the connections' turns.
         self.client.account(worker);
         if let Some(upstream) = upstream {
-            upstream.account(worker);
+            upstream.link().account(&worker.memory);
         }
         step
     }

@@ -54,6 +54,7 @@ use super::{
         Upstream,
         retry::{MAX_ATTEMPTS, Outcome},
     },
+    wire::{Link, Side as _},
     worker::{ServedCluster, Worker},
 };
 use crate::{
@@ -569,6 +570,11 @@ impl Deref for Tried {
 }
 
 impl Attempt {
+    /// The connection, as far as it is like a client's.
+    fn link(&self) -> &Link {
+        self.upstream.link()
+    }
+
     /// It has come to its end.
     fn leave(self, well: bool) {
         if !well {

@@ -15,6 +15,7 @@ use crate::{
         balance,
         filters::{self, Flow as Filtered, Respond, timeout},
         upstream::{Upstream, retry::Outcome},
+        wire::Side as _,
         worker::{ServedCluster, Timer, Worker},
     },
     error::{Failure, ResetCause},
@@ -190,7 +191,9 @@ impl Rpc {
         };
         self.replay.rewind();
         if !self.replay.is_empty() {
-            let framed = upstream.send_data(stream, self.replay.bytes(), ended, now);
+            let framed = upstream
+                .link()
+                .send_data(stream, self.replay.bytes(), ended, now);
             self.request_forwarded(framed);
             self.replay.bound();
             if worker.memory.is_short() {
@@ -198,7 +201,7 @@ impl Rpc {
             }
         }
         if let Some(trailers) = &self.trailers {
-            upstream.send_trailers(stream, trailers);
+            upstream.link().send_trailers(stream, trailers);
         }
         let endpoint = upstream.endpoint();
         endpoint.attempts.fetch_add(1, Ordering::Relaxed);
@@ -231,13 +234,13 @@ impl Rpc {
                 }
                 self.replay.keep(bytes);
                 let framed = attempt
-                    .upstream
+                    .link()
                     .send_data(attempt.stream, bytes, end_stream, now);
                 self.request_forwarded(framed);
             }
             State::Relaying(attempt) => {
                 let framed = attempt
-                    .upstream
+                    .link()
                     .send_data(attempt.stream, bytes, end_stream, now);
                 self.request_forwarded(framed);
             }
@@ -261,7 +264,7 @@ impl Rpc {
         self.request_ended = Some(now);
         filters::request::trailers(&mut headers);
         if let State::Open(attempt) | State::Relaying(attempt) = &self.state {
-            attempt.upstream.send_trailers(attempt.stream, &headers);
+            attempt.link().send_trailers(attempt.stream, &headers);
         }
         self.trailers = Some(headers);
         self.answer_if_ended(worker, now)

@@ -65,7 +65,7 @@ impl Rpc {
         self.record.bytes_out += bytes.len() as u64;
         let framed = self.client.send_data(bytes, end_stream, now);
         if framed > 0 {
-            attempt.upstream.credit(attempt.stream, framed);
+            attempt.link().credit(attempt.stream, framed);
         }
         if end_stream {
             self.response_ended()
@@ -90,7 +90,7 @@ impl Rpc {
         if let State::Relaying(attempt) = &self.state
             && bytes > 0
         {
-            attempt.upstream.credit(attempt.stream, bytes);
+            attempt.link().credit(attempt.stream, bytes);
         }
         match self.state {
             State::Flushing(_) if end_stream => Step::Done,

@@ -153,41 +153,6 @@ impl Upstream {
         Ok(stream)
     }
 
-    /// Request DATA; returns what was framed at once.
-    pub(crate) fn send_data(
-        &self,
-        stream: u32,
-        bytes: &[u8],
-        end_stream: bool,
-        now: Instant,
-    ) -> usize {
-        let framed = self.link.engine().send_data(stream, bytes, end_stream, now);
-        self.link.wake();
-        framed
-    }
-
-    /// Request trailers.
-    pub(crate) fn send_trailers(&self, stream: u32, trailers: &Headers) {
-        self.link.engine().send_trailers(stream, trailers);
-        self.link.wake();
-    }
-
-    /// Response DATA went on to the client.
-    pub(crate) fn credit(&self, stream: u32, bytes: usize) {
-        self.link.engine().credit(stream, bytes);
-        self.link.wake();
-    }
-
-    /// Streams were reset outside of its turn: what they held counts no more.
-    pub(crate) fn account(&self, worker: &Worker) {
-        self.link.account(&worker.memory);
-    }
-
-    /// Since when bytes of this stream wait.
-    pub(crate) fn stalled(&self, stream: u32) -> Option<Instant> {
-        self.link.engine().blocked(stream)
-    }
-
     /// Ends a stream that the proxy or its client doesn't want any more.
     pub(crate) fn reset(&self, stream: u32, reason: Reason) {
         self.link.engine().reset(stream, reason);

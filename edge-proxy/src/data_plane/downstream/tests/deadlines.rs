@@ -340,7 +340,7 @@ fn a_stream_whose_window_stays_shut_ends_after_60_s_and_no_other() {
         let block = raw.block(&testing::grpc("/api.Echo/Echo"));
         raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
             .await;
-        at_once(|| only(&bench).blocked(1).is_some()).await;
+        at_once(|| only(&bench).link.blocked(1).is_some()).await;
         pass(seconds(59)).await;
         settle().await;
         assert_eq!(bench.worker.rpcs.borrow().len(), 1);
