@@ -1,9 +1,9 @@
 //! One h2c connection to a backend, which the RPCs of many clients share.
 //!
-//! So what one of them does must neither end it nor stop the others. When a stream has waited for a second for what all of
-//! them share, the connection's window or its socket, it counts as congested, and new RPCs go to another connection. A
-//! stream's own window stops nobody else: would that count, as many uploads that nobody reads as there may be connections
-//! would leave none to go to. A cancel may have to wait for the engine's pace, and counts against
+//! So what one of them does must neither end it nor stop the others. A stream that gets no credit for a second marks it as
+//! congested, and new RPCs go to another connection. Where no other may be opened, they come here all the same as long as
+//! what all streams share is to be had, the connection's window and its socket: a stream's own window stops nobody
+//! else. A cancel may have to wait for the engine's pace, and counts against
 //! its client as long as it does ([`Busy`]). When it ends, by a GOAWAY, an ejection or a deadline of ours, every RPC that
 //! had a stream here is told whether its request had left: that decides if it may be attempted again.
 
@@ -41,8 +41,7 @@ pub(crate) struct Upstream {
     state: Cell<State>,
     /// The pool counts it as opening.
     opening: Cell<bool>,
-    /// What the streams share has been short for [`CONGESTED_AFTER`]: no new streams.
-    congested: Cell<bool>,
+    congestion: Cell<Congestion>,
     /// The peer's SETTINGS have to be here by then.
     ready_by: Instant,
     /// A stream ended or was never opened: those that wait may be served.
@@ -52,6 +51,16 @@ pub(crate) struct Upstream {
     next_ping: Cell<Instant>,
     /// Streams whose reset waits, and whose client's they are: the backend is still busy with them.
     cancelling: RefCell<Vec<(u32, Busy)>>,
+}
+
+/// Who has waited for a backend's credit for [`CONGESTED_AFTER`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Congestion {
+    None,
+    /// A stream, for its own window: new streams go elsewhere, if there is an elsewhere.
+    Stream,
+    /// All of them: no new streams.
+    Connection,
 }
 
 /// ```text
@@ -124,7 +133,7 @@ impl Upstream {
             pool,
             state: Cell::new(State::Opening),
             opening: Cell::new(true),
-            congested: Cell::new(false),
+            congestion: Cell::new(Congestion::None),
             ready_by,
             made_room: Cell::new(false),
             ping: Cell::new(None),
@@ -188,8 +197,9 @@ impl Upstream {
         self.state.get() == State::Ready
     }
 
-    pub(super) fn has_room(&self, limit: u32) -> bool {
-        if self.state.get() != State::Ready || self.congested.get() || self.link.is_closed() {
+    pub(super) fn has_room(&self, limit: u32, most: Congestion) -> bool {
+        if self.state.get() != State::Ready || self.congestion.get() > most || self.link.is_closed()
+        {
             return false;
         }
         let engine = self.link.engine();
@@ -359,7 +369,7 @@ impl Side for Rc<Upstream> {
             }
             None => next = next.min(self.next_ping.get()),
         }
-        if let Some(at) = self.congestion(now) {
+        if let Some(at) = self.note_congestion(now) {
             next = next.min(at);
         }
         Check::Until(next)
@@ -392,35 +402,39 @@ impl Side for Rc<Upstream> {
 }
 
 impl Upstream {
-    /// Notes whether a stream has waited too long for what all of them share; names the moment when that would next be so.
-    fn congestion(&self, now: Instant) -> Option<Instant> {
-        let since = self.short_since(now);
-        let congested = since.is_some_and(|since| now >= since + CONGESTED_AFTER);
-        if self.congested.replace(congested) && !congested {
+    /// Notes whether a stream has waited too long for credit; names the moment when that would next be so.
+    fn note_congestion(&self, now: Instant) -> Option<Instant> {
+        let (some, shared) = self.waiting_since(now);
+        let is_long = |since: Option<Instant>| since.is_some_and(|at| now >= at + CONGESTED_AFTER);
+        let congestion = match (is_long(some), is_long(shared)) {
+            (_, true) => Congestion::Connection,
+            (true, false) => Congestion::Stream,
+            (false, false) => Congestion::None,
+        };
+        if self.congestion.replace(congestion) > congestion {
             self.made_room.set(true);
         }
-        since.map(|since| {
-            if congested {
-                now + CONGESTED_AFTER
-            } else {
-                since + CONGESTED_AFTER
-            }
-        })
+        let due = |since: Option<Instant>| {
+            let since = if is_long(since) { Some(now) } else { since };
+            since.map(|since| since + CONGESTED_AFTER)
+        };
+        [due(some), due(shared)].into_iter().flatten().min()
     }
 
-    /// Since when some stream's bytes have waited for the connection's window or the socket. While the window is used up, or
-    /// the socket takes nothing, every stream that waits is a part of that.
-    fn short_since(&self, now: Instant) -> Option<Instant> {
+    /// Since when some stream's bytes have waited for credit, and since when for what all streams share: the connection's
+    /// window, or the socket. While that is used up, every stream that waits is a part of it.
+    fn waiting_since(&self, now: Instant) -> (Option<Instant>, Option<Instant>) {
         let engine = self.link.engine();
-        if engine.pending_bytes() == 0 {
-            return None;
-        }
+        let Some(some) = engine.oldest_blocked(now) else {
+            return (None, None);
+        };
         let everybody = engine.windows().send == 0 || self.link.write_blocked().is_some();
-        engine
+        let shared = engine
             .blocked_streams()
             .filter(|b| b.since < now && (everybody || b.by != BlockedBy::StreamWindow))
             .map(|b| b.since)
-            .min()
+            .min();
+        (Some(some.since), shared)
     }
 }
 
@@ -458,7 +472,7 @@ const EJECTED: &str = "ejected";
 /// Backends' response headers, decoded and encoded.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 
-/// A stream that waits this long for what all share marks its connection congested.
+/// A stream without credit for this long marks its connection congested.
 const CONGESTED_AFTER: Duration = Duration::from_secs(1);
 
 /// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.

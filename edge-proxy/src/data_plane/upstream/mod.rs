@@ -2,8 +2,9 @@
 //!
 //! Nothing here is shared between workers: each has its own connections, as in Envoy, so an RPC never leaves its
 //! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
-//! congested (its window has been used up for a second: handlers that don't read must not freeze the uploads of
-//! others), then another, up to `max_connections`; beyond that RPCs wait, at most `connect_timeout`.
+//! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
+//! of others), then another, up to `max_connections`; beyond that one that is congested will do, while only streams of it
+//! are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
 //! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
@@ -20,6 +21,7 @@ use std::{
     time::Instant,
 };
 
+use connection::Congestion;
 pub(crate) use connection::Upstream;
 
 use super::{
@@ -231,10 +233,24 @@ impl EndpointPool {
         let limit = self.policy.borrow().per_connection_streams;
         let connections = self.connections.borrow();
         let avoided = |connection| avoid.is_some_and(|avoid| Rc::ptr_eq(avoid, connection));
-        connections
-            .iter()
-            .find(|connection| connection.has_room(limit) && !avoided(connection))
-            .cloned()
+        let free = |most| {
+            connections
+                .iter()
+                .find(|connection| connection.has_room(limit, most) && !avoided(connection))
+        };
+        let found = free(Congestion::None).or_else(|| {
+            // As many uploads that nobody reads as there may be connections must not leave an endpoint without any.
+            let last_resort = !connections.is_empty() && !self.may_open_another();
+            last_resort.then(|| free(Congestion::Stream)).flatten()
+        });
+        found.cloned()
+    }
+
+    /// Whether there are fewer than the limit allows.
+    fn may_open_another(&self) -> bool {
+        let connections = self.connections.borrow();
+        let ready = connections.iter().filter(|one| one.is_ready()).count();
+        ready + self.opening.get() < self.policy.borrow().max_connections
     }
 
     /// The RPC that has waited longest and can be served, and by which connection; it waits no more.
@@ -254,15 +270,10 @@ impl EndpointPool {
 
     /// Whether there is, or may be, another connection than this one.
     fn has_other(&self, connection: &Rc<Upstream>) -> bool {
-        let limit = self.policy.borrow().max_connections;
-        let ready = |other: &&Rc<Upstream>| other.is_ready();
-        let connections = self.connections.borrow();
-        connections.iter().filter(ready).count() + self.opening.get() < limit
-            || connections
-                .iter()
-                .filter(ready)
-                .any(|other| !Rc::ptr_eq(other, connection))
+        let other = |other: &Rc<Upstream>| other.is_ready() && !Rc::ptr_eq(other, connection);
+        self.may_open_another()
             || self.opening.get() > 0
+            || self.connections.borrow().iter().any(other)
     }
 
     fn wait(
@@ -304,24 +315,9 @@ impl EndpointPool {
     /// # Errors
     /// The cluster may have no more of them, and there is none here to wait for.
     fn open_more(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<(), Circuit> {
-        let (limit, streams) = {
-            let policy = self.policy.borrow();
-            (
-                policy.max_connections,
-                policy.per_connection_streams as usize,
-            )
-        };
+        let streams = self.policy.borrow().per_connection_streams as usize;
         let waiting = self.waiting.borrow().len();
-        while self.opening.get() * streams < waiting
-            && self
-                .connections
-                .borrow()
-                .iter()
-                .filter(|c| c.is_ready())
-                .count()
-                + self.opening.get()
-                < limit
-        {
+        while self.opening.get() * streams < waiting && self.may_open_another() {
             let mut permits = Permits::default();
             if let Err(circuit) = permits.enter(&self.circuits, Circuit::Connections) {
                 return if self.is_alive() {

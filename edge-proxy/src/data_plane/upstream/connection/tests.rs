@@ -187,6 +187,46 @@ async fn unread() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
 }
 
 #[test]
+fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
+    frozen(|| async {
+        let (address, streams) = unread().await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        client.call("/api.Echo/Echo", &vec![0; 1 << 20], true);
+        let upload = tokio::task::spawn_local(async move {
+            client.next().await;
+            client
+        });
+        let stalled = || {
+            let all = connections(&bench);
+            all.first().is_some_and(|c| {
+                c.link
+                    .engine()
+                    .oldest_blocked(testing::now() + Duration::from_secs(1))
+                    .is_some()
+            })
+        };
+        at_once(stalled).await;
+        let congestion = || connections(&bench)[0].congestion.get();
+        let mut other = Client::connect_with(&bench, patient()).await;
+        let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
+        pass(Duration::from_millis(900)).await;
+        call(&mut other);
+        other.flush().await;
+        at_once(|| streams.borrow().len() == 2).await;
+        assert_eq!(connections(&bench).len(), 1);
+        pass(Duration::from_millis(1200)).await;
+        at_once(|| congestion() == Congestion::Stream).await;
+        call(&mut other);
+        other.flush().await;
+        at_once(|| streams.borrow().len() == 3).await;
+        assert_eq!(connections(&bench).len(), 2);
+        assert_eq!(streams.borrow()[2], 1, "the first of its connection");
+        upload.abort();
+    });
+}
+
+#[test]
 fn a_connection_whose_window_is_used_up_for_1_s_is_congested() {
     frozen(|| async {
         let (address, streams) = unread().await;
@@ -214,7 +254,7 @@ fn a_connection_whose_window_is_used_up_for_1_s_is_congested() {
         at_once(|| streams.borrow().len() == 17).await;
         assert_eq!(connections(&bench).len(), 1);
         pass(Duration::from_millis(1200)).await;
-        at_once(|| connections(&bench)[0].congested.get()).await;
+        at_once(|| connections(&bench)[0].congestion.get() == Congestion::Connection).await;
         call(&mut other);
         other.flush().await;
         at_once(|| streams.borrow().len() == 18).await;
@@ -225,7 +265,7 @@ fn a_connection_whose_window_is_used_up_for_1_s_is_congested() {
 }
 
 #[test]
-fn an_upload_that_nobody_reads_keeps_nobody_from_its_connection() {
+fn uploads_that_nobody_reads_keep_nobody_from_the_last_connection() {
     frozen(|| async {
         let (address, streams) = unread().await;
         let only = ClusterPolicy {
@@ -255,7 +295,7 @@ fn an_upload_that_nobody_reads_keeps_nobody_from_its_connection() {
         other.flush().await;
         at_once(|| streams.borrow().len() == 2).await;
         assert_eq!(*streams.borrow(), [1, 3], "of one connection");
-        assert!(!connections(&bench)[0].congested.get());
+        assert_eq!(connections(&bench)[0].congestion.get(), Congestion::Stream);
         upload.abort();
     });
 }
