@@ -93,6 +93,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let before = Usage::of(id);
     let idle = (before.cpu - begun.0.cpu).as_secs_f64() / begun.1.elapsed().as_secs_f64();
     let quiet = quiet.end().await?;
+    let connections = backend.journal.look(|all| all.connections);
 
     let arena = Arc::new(Arena {
         scale,
@@ -129,6 +130,8 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let after = Usage::of(id);
     let proxy_cpu = (after.cpu - before.cpu).saturating_sub(took.mul_f64(idle));
 
+    let opened = arena.backend.journal.look(|all| all.connections);
+    let before = before.and_connections(opened.saturating_sub(connections));
     let wait = scale.of(Duration::from_secs(60), Duration::from_secs(10));
     let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
     let rest = Usage::of(id);

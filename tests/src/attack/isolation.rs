@@ -101,6 +101,10 @@ pub(super) async fn stalled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec<F
 pub(super) async fn cancelled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let count: u32 = arena.scale.of(10_000, 1000);
     let (mut read, mut write) = arena.attacker.wire(&[]).await?.split();
+    // It takes longer than one may go without this.
+    write
+        .send(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])
+        .await?;
     let (came, mut comes) = tokio::sync::mpsc::unbounded_channel();
     let reading = tokio::spawn(async move {
         let mut seen = HashSet::new();

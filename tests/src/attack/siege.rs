@@ -174,12 +174,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     probing.abort();
     let most = watch.end();
 
-    // Connections to the backend that were needed stay, and others' RPCs find them.
     let opened = arena.backend.journal.look(|all| all.connections);
-    let before = Usage {
-        files: before.files + opened.saturating_sub(connections),
-        ..before
-    };
+    let before = before.and_connections(opened.saturating_sub(connections));
     let wait = scale.of(Duration::from_secs(60), Duration::from_secs(10));
     let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
     let rest = Usage::of(id);

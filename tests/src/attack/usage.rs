@@ -29,6 +29,14 @@ impl Usage {
         }
     }
 
+    /// With so many connections to the backend more: what was opened because it was needed stays, and others' RPCs find it.
+    pub(super) fn and_connections(self, more: usize) -> Self {
+        Self {
+            files: self.files + more,
+            ..self
+        }
+    }
+
     /// Whether memory and files are what they were `before`, but for 10 % or 8 MiB, and 5 files.
     pub(super) fn is_back(&self, before: &Self) -> bool {
         self.memory <= before.memory + (before.memory / 10).max(SLACK)
