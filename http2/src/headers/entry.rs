@@ -95,7 +95,7 @@ impl Headers {
     }
 
     /// Makes a field of the bytes that were appended to the arena since it was `start` long. The decoder's blocks are
-    /// far below the 4 GiB that the offsets can hold.
+    /// far below the 2 GiB that the offsets can hold.
     #[inline]
     pub(crate) fn commit(&mut self, start: usize, name_len: usize, meta: Meta) {
         let len = self.0.bytes.len() - start;

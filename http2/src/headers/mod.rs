@@ -41,7 +41,7 @@ pub struct Field<'a> {
 
 /// One header block: names and values in one buffer, fields in order.
 ///
-/// Up to 4 GiB of names and values; a field that would pass that is not taken (blocks from the network are far below,
+/// Up to 2 GiB of names and values; a field that would pass that is not taken (blocks from the network are far below,
 /// by the limits of the connection).
 ///
 /// One pointer: a block is handed on a dozen times between the frame that it came in and the one that it leaves in.
@@ -283,7 +283,7 @@ impl Headers {
     #[inline]
     fn push_with(&mut self, meta: Meta, name: &[u8], value: &[u8]) {
         let start = self.0.bytes.len();
-        if start + name.len() + value.len() > u32::MAX as usize {
+        if start + name.len() + value.len() > i32::MAX as usize {
             return;
         }
         self.0.bytes.extend_from_slice(name);

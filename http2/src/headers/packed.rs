@@ -4,47 +4,62 @@
 //! allocations of more than a KiB together. Whoever waits for an answer with a thousand of them in hand keeps them
 //! packed instead, in less than half of that, and reads single values where they lie.
 
-use std::{num::NonZeroU32, ops::Range};
+use std::num::NonZeroU32;
 
 use super::{Headers, Known, Meta, NameId};
 use crate::stock;
 
 /// See the module. Its memory is the thread's ([`stock`]).
+///
+/// First [`MARK`] bytes for each field: where its line, name and value in one piece, ends, and how long the name is. Then
+/// the lines, in order. What lies in one piece in the block is copied in one piece.
 #[derive(Debug, Default)]
-pub struct Packed(Vec<u8>);
+pub struct Packed {
+    bytes: Vec<u8>,
+    fields: usize,
+}
 
-/// Where a field lies in a [`Packed`]: behind so many bytes, and one, so that `None` takes no room.
+/// Which field of a block, and of what it is packed into: its number and one, so that `None` takes no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(NonZeroU32);
 
 impl Packed {
-    /// Copies `headers`. `place` is told of every field of a known name, in order.
-    pub fn new(headers: &Headers, mut place: impl FnMut(Known, Place)) -> Self {
+    /// Copies `headers`.
+    pub fn new(headers: &Headers) -> Self {
+        let block = &*headers.0;
+        let marks = block.entries.len() * MARK;
         let mut bytes = stock::chunk();
-        for (line, name_len, meta) in headers.lines() {
-            // A block has at most 4 GiB, and so has each of its fields.
-            let value_len = (line.len() - name_len) as u32;
-            let mut head = [0; HEAD];
-            head[NAME_LEN].copy_from_slice(&(name_len as u32).to_le_bytes());
-            head[VALUE_LEN].copy_from_slice(&value_len.to_le_bytes());
-            head[NEVER_INDEXED] = meta.never_indexed.into();
-            if meta.name.known() != Known::Other
-                && let Ok(at) = u32::try_from(bytes.len() + 1)
-                && let Some(at) = NonZeroU32::new(at)
-            {
-                place(meta.name.known(), Place(at));
-            }
-            bytes.extend_from_slice(&head);
-            bytes.extend_from_slice(line);
+        bytes.reserve(marks + block.live);
+        bytes.resize(marks, 0);
+        let mut end = 0;
+        for (mark, entry) in bytes.as_chunks_mut().0.iter_mut().zip(&block.entries) {
+            end += entry.len();
+            *mark = pack(end, entry.name_len, entry.meta.never_indexed);
         }
-        Self(bytes)
+        let mut run = 0..0;
+        for entry in &block.entries {
+            let line = entry.range();
+            if line.start != run.end {
+                bytes.extend_from_slice(&block.bytes[run]);
+                run = line;
+            } else {
+                run.end = line.end;
+            }
+        }
+        bytes.extend_from_slice(&block.bytes[run]);
+        Self {
+            bytes,
+            fields: block.entries.len(),
+        }
     }
 
     /// The block again, in memory of the thread's.
     pub fn unpack(&self) -> Headers {
         let mut headers = stock::arena();
-        let mut rest = &*self.0;
-        while let Some((line, name_len, never_indexed)) = split(&mut rest) {
+        for at in 0..self.fields {
+            let Some((line, name_len, never_indexed)) = self.line(at) else {
+                break;
+            };
             let meta = Meta {
                 never_indexed,
                 ..Meta::of(NameId::of(&line[..name_len]))
@@ -56,40 +71,58 @@ impl Packed {
 
     /// The value of the field at `place`; empty if that isn't one of this block's.
     pub fn value(&self, place: Place) -> &[u8] {
-        let from = place.0.get() as usize - 1;
-        let mut rest = self.0.get(from..).unwrap_or_default();
-        split(&mut rest).map_or(&[], |(line, name_len, _)| &line[name_len..])
+        let line = self.line(place.0.get() as usize - 1);
+        line.map_or(&[], |(line, name_len, _)| &line[name_len..])
     }
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.fields == 0
     }
 
     /// Gives the memory back to the thread.
     pub fn recycle(self) {
-        stock::give_chunk(self.0);
+        stock::give_chunk(self.bytes);
+    }
+
+    /// A field: its line, its name's length, and whether it is never indexed.
+    fn line(&self, at: usize) -> Option<(&[u8], usize, bool)> {
+        let (marks, lines) = self.bytes.split_at(self.fields * MARK);
+        let marks = marks.as_chunks().0;
+        let (end, name_len, never_indexed) = unpack(*marks.get(at)?);
+        let start = match at.checked_sub(1) {
+            Some(before) => unpack(marks[before]).0,
+            None => 0,
+        };
+        Some((&lines[start..end], name_len, never_indexed))
     }
 }
 
-/// The field at the front: its line, its name's length, and whether it is never indexed.
-fn split<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], usize, bool)> {
-    let (head, lines) = rest.split_first_chunk::<HEAD>()?;
-    let length = |at: Range<usize>| {
-        let bytes = head[at].try_into().map_or(0, u32::from_le_bytes);
-        bytes as usize
-    };
-    let (name_len, value_len) = (length(NAME_LEN), length(VALUE_LEN));
-    let (line, others) = lines.split_at_checked(name_len + value_len)?;
-    *rest = others;
-    Some((line, name_len, head[NEVER_INDEXED] != 0))
+impl Headers {
+    /// Where the first field that is `known` stands, here and in a [`Packed`] of this block.
+    #[inline]
+    pub fn place(&self, known: Known) -> Option<Place> {
+        let at = u32::try_from(self.position(known)?).ok()?;
+        NonZeroU32::new(at.wrapping_add(1)).map(Place)
+    }
 }
 
-/// What stands before each field's line: lengths in four bytes each, and a flag.
-const HEAD: usize = 2 * size_of::<u32>() + 1;
-const NAME_LEN: Range<usize> = 0..4;
-const VALUE_LEN: Range<usize> = 4..8;
-const NEVER_INDEXED: usize = 8;
+/// A mark: both lengths are below 2 GiB, as a block's are.
+#[inline]
+fn pack(end: usize, name_len: u32, never_indexed: bool) -> [u8; MARK] {
+    let flag = u64::from(never_indexed) << 63;
+    (flag | u64::from(name_len) << 32 | end as u64).to_le_bytes()
+}
+
+#[inline]
+fn unpack(mark: [u8; MARK]) -> (usize, usize, bool) {
+    let mark = u64::from_le_bytes(mark);
+    let name_len = (mark >> 32) as u32 & !(1 << 31);
+    (mark as u32 as usize, name_len as usize, mark >> 63 != 0)
+}
+
+/// The size of a mark.
+const MARK: usize = size_of::<u64>();
 
 #[cfg(test)]
 mod tests {
@@ -105,7 +138,7 @@ mod tests {
         headers.push(b"x-long", &[b'v'; 5000]);
         headers.set(b":path", b"/other");
         headers.remove(b"gone");
-        let packed = Packed::new(&headers, |_, _| {});
+        let packed = Packed::new(&headers);
         let again = packed.unpack();
         assert_eq!(again, headers);
         let secret: Vec<_> = again
@@ -118,7 +151,7 @@ mod tests {
 
     #[test]
     fn values_are_read_where_they_lie() {
-        let headers: Headers = [
+        let mut headers: Headers = [
             (":method", "POST"),
             ("x-other", "o"),
             ("te", "trailers"),
@@ -126,21 +159,19 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        let mut places = Vec::new();
-        let packed = Packed::new(&headers, |known, place| places.push((known, place)));
-        let values: Vec<_> = places
-            .iter()
-            .map(|(known, place)| (*known, packed.value(*place)))
-            .collect();
-        assert_eq!(
-            values,
-            [
-                (Known::Method, &b"POST"[..]),
-                (Known::Te, b"trailers"),
-                (Known::Te, b"")
-            ]
-        );
-        assert_eq!(Packed::default().value(places[0].1), b"");
-        assert!(Packed::default().is_empty() && Packed::default().unpack().is_empty());
+        headers.push_never_indexed(b"user-agent", b"grpc");
+        headers.set(b":method", b"GET");
+        let packed = Packed::new(&headers);
+        let value = |known| headers.place(known).map(|place| packed.value(place));
+        assert_eq!(value(Known::Method), Some(&b"GET"[..]));
+        assert_eq!(value(Known::Te), Some(&b"trailers"[..]));
+        assert_eq!(value(Known::UserAgent), Some(&b"grpc"[..]));
+        assert_eq!(value(Known::Path), None);
+        let empty = Packed::new(&Headers::new());
+        for empty in [empty, Packed::default()] {
+            let place = headers.place(Known::Method);
+            assert_eq!(place.map(|place| empty.value(place)), Some(&b""[..]));
+            assert!(empty.is_empty() && empty.unpack().is_empty());
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Filters and encoder work on a block within one turn, and one after the other all RPCs of a turn may have the same
 //! memory for it. An RPC lives much longer than a turn: with a thousand of them in flight, no processor's cache holds
 //! what they keep, and each line of memory that is touched again is waited for. So the block itself goes to the engine of the
-//! first stream, and what stays is a packed copy: for another attempt, which is rare, and for the five values that the
+//! first stream, and what stays is a packed copy: for another attempt, which is rare, and for the six values that the
 //! log line wants, which are read where they lie.
 
 use http2::{Headers, Known, Packed, Place, stock};
@@ -15,7 +15,7 @@ pub(super) struct Head {
     block: Option<Headers>,
     /// From then on.
     packed: Packed,
-    places: [Option<Place>; LOGGED],
+    places: [Option<Place>; LOGGED.len()],
 }
 
 impl Head {
@@ -23,7 +23,7 @@ impl Head {
         Self {
             block: Some(block),
             packed: Packed::default(),
-            places: [None; LOGGED],
+            places: [None; LOGGED.len()],
         }
     }
 
@@ -38,21 +38,20 @@ impl Head {
             return self.packed.unpack();
         };
         if self.packed.is_empty() {
-            let places = &mut self.places;
-            self.packed = Packed::new(&block, |known, place| {
-                if let Some(at) = logged(known) {
-                    places[at].get_or_insert(place);
-                }
-            });
+            self.places = LOGGED.map(|known| block.place(known));
+            self.packed = Packed::new(&block);
         }
         block
     }
 
-    /// The value of the first field of this name, which is one of the [`logged`].
+    /// The value of the first field of this name, which is one of [`LOGGED`].
     pub(super) fn value(&self, known: Known) -> Option<&[u8]> {
         match &self.block {
             Some(block) => block.known(known),
-            None => Some(self.packed.value(self.places[logged(known)?]?)),
+            None => {
+                let at = LOGGED.iter().position(|logged| *logged == known)?;
+                Some(self.packed.value(self.places[at]?))
+            }
         }
     }
 
@@ -65,18 +64,12 @@ impl Head {
     }
 }
 
-/// What the log line says of a request: a number for each.
-fn logged(known: Known) -> Option<usize> {
-    Some(match known {
-        Known::Method => 0,
-        Known::Path => 1,
-        Known::Authority => 2,
-        Known::Host => 3,
-        Known::UserAgent => 4,
-        Known::XRequestId => 5,
-        _ => return None,
-    })
-}
-
-/// How many those are.
-const LOGGED: usize = 6;
+/// What the log line says of a request.
+const LOGGED: [Known; 6] = [
+    Known::Method,
+    Known::Path,
+    Known::Authority,
+    Known::Host,
+    Known::UserAgent,
+    Known::XRequestId,
+];
