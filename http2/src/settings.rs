@@ -110,12 +110,20 @@ impl Default for Peer {
 
 impl Peer {
     /// Applies a SETTINGS payload (its length is a multiple of six), values in order.
-    /// `role` is ours.
-    pub(crate) fn apply(&mut self, payload: &[u8], role: Role) -> Result<(), ConnectionError> {
+    /// `role` is ours. Returns the smallest SETTINGS_HEADER_TABLE_SIZE in it.
+    pub(crate) fn apply(
+        &mut self,
+        payload: &[u8],
+        role: Role,
+    ) -> Result<Option<u32>, ConnectionError> {
+        let mut smallest = None;
         for entry in payload.chunks_exact(6) {
             let value = u32_at(entry, 2);
             match u16::from_be_bytes([entry[0], entry[1]]) {
-                id::HEADER_TABLE_SIZE => self.header_table = value,
+                id::HEADER_TABLE_SIZE => {
+                    self.header_table = value;
+                    smallest = Some(smallest.map_or(value, |before: u32| before.min(value)));
+                }
                 // A server may only say 0, and a client nothing above 1.
                 id::ENABLE_PUSH if value > u32::from(role == Role::Server) => {
                     return Err(broken(
@@ -146,7 +154,7 @@ impl Peer {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(smallest)
     }
 }
 

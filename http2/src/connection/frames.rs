@@ -170,8 +170,9 @@ impl Connection {
         }
         self.limits.settings(self.now)?;
         let before = self.peer;
-        self.peer.apply(payload, self.role)?;
-        if self.peer.header_table != before.header_table {
+        if let Some(smallest) = self.peer.apply(payload, self.role)? {
+            // RFC 7541 §4.2: of several changes the smallest size is told too.
+            self.encoder.set_peer_max(smallest as usize);
             self.encoder.set_peer_max(self.peer.header_table as usize);
         }
         let by = i64::from(self.peer.initial_window) - i64::from(before.initial_window);

@@ -64,6 +64,21 @@ fn settings_are_acknowledged_and_told() {
     assert_eq!(s.one(&settings(&[])), Got::Settings(false));
 }
 
+/// RFC 7541 §4.2: the decoder at the other end has emptied its table in between.
+#[test]
+fn of_two_table_sizes_in_one_frame_the_smaller_is_told_too() {
+    let mut s = Script::server(Config::default());
+    s.requested(1, true);
+    s.engine.send_headers(1, &response(), true);
+    s.sent();
+    s.feed(&settings(&[(1, 0), (1, 4096)])).unwrap();
+    s.requested(3, true);
+    s.engine.send_headers(3, &response(), true);
+    let sent = s.sent();
+    let block = sent.iter().find(|frame| frame.kind == HEADERS).unwrap();
+    assert_eq!(block.payload[..4], [0x20, 0x3f, 0xe1, 0x1f], "0, then 4096");
+}
+
 #[test]
 fn a_ping_is_answered_and_an_answer_told() {
     let mut s = Script::server(Config::default());
