@@ -213,7 +213,7 @@ impl Exchange {
         self.key.get()
     }
 
-    /// Whether the client was told all that its response is to be, though the backend hasn't ended it yet.
+    /// Whether hyper was told all that its response is to be, though the backend hasn't ended it yet.
     pub(super) fn is_told(&self) -> bool {
         self.deaf.get() && !self.aborted.get()
     }

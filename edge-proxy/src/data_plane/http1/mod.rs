@@ -72,8 +72,8 @@ pub(crate) struct Connection {
     output: Cell<Output>,
     /// Bytes of the request's body that hyper hasn't got yet; `None`: it comes in chunks.
     body_left: Cell<Option<u64>>,
-    /// The line of a head that is read has no byte yet.
-    line_is_empty: Cell<bool>,
+    /// The line that is read of a head.
+    line: Cell<Line>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     /// Since when the next response is the last one.
@@ -111,6 +111,17 @@ enum Output {
     Answering,
     /// Its own word to a head that it can't read, which isn't passed on.
     Refused,
+}
+
+/// Where in a head its bytes have come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// Before its first line, which empty ones may come before (RFC 9112 §2.2).
+    First,
+    /// At the beginning of a later one.
+    Empty,
+    /// Within one.
+    Text,
 }
 
 /// Why a connection ended.
@@ -219,7 +230,7 @@ impl Connection {
             stage: Cell::new(Stage::First { begun: false }),
             output: Cell::new(Output::Quiet),
             body_left: Cell::new(Some(0)),
-            line_is_empty: Cell::new(true),
+            line: Cell::new(Line::First),
             leave_at: Cell::new(accepted + age),
             leaving: Cell::new(None),
             write_blocked: Cell::new(None),
@@ -393,16 +404,20 @@ impl Connection {
         n
     }
 
-    /// Where the head ends that these bytes are of, or how many they are. An empty line before a head is an end too, which
-    /// hyper doesn't mind.
+    /// Where the head ends that these bytes are of, or how many they are. Empty lines before a head belong to it: hyper
+    /// begins anew with each part that it gets.
     fn head_end(&self, bytes: &[u8]) -> usize {
         for (at, byte) in bytes.iter().enumerate() {
-            match byte {
-                b'\n' if self.line_is_empty.get() => return at + 1,
-                b'\n' => self.line_is_empty.set(true),
-                b'\r' => {}
-                _ => self.line_is_empty.set(false),
-            }
+            let line = match (byte, self.line.get()) {
+                (b'\n', Line::Empty) => {
+                    self.line.set(Line::First);
+                    return at + 1;
+                }
+                (b'\n', Line::Text) => Line::Empty,
+                (b'\n' | b'\r', line) => line,
+                _ => Line::Text,
+            };
+            self.line.set(line);
         }
         bytes.len()
     }
@@ -581,9 +596,13 @@ impl Drop for Gone<'_> {
             // The thread ends, and its runtime may be gone already.
             return;
         }
+        // What hyper has and the socket didn't take, the client hasn't.
+        let written = self.0.output.get() != Output::Answering;
         for exchange in exchanges {
             match exchange.key() {
-                Some(key) if exchange.is_told() => rpc::client_satisfied(&self.0.worker, key),
+                Some(key) if written && exchange.is_told() => {
+                    rpc::client_satisfied(&self.0.worker, key)
+                }
                 Some(key) => rpc::client_gone(&self.0.worker, key),
                 None => {}
             }

@@ -121,6 +121,33 @@ fn a_request_is_answered_with_server_and_date_once_and_the_connection_stays() {
 }
 
 #[test]
+fn empty_lines_before_a_request_are_of_its_head() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let now = bench.worker.now();
+        let peer = "192.0.2.7:4711".parse().unwrap();
+        // hyper reads all that it has once more with each part that it gets: so one, not one a line.
+        for lines in ["\n", "\r\n", "\n\r\r\n"] {
+            let connection =
+                super::Connection::new(&bench.worker, peer, Arc::new(testing::policy()), now);
+            let head = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+            let bytes = format!("{}{head}", lines.repeat(1000));
+            let both = format!("{bytes}{bytes}");
+            assert_eq!(connection.on_read(both.as_bytes(), now), bytes.len());
+            assert_eq!(
+                connection.on_read(&both.as_bytes()[bytes.len()..], now),
+                bytes.len()
+            );
+        }
+        let mut client = connect(&bench);
+        for _ in 0..2 {
+            send(&mut client, &"\r\n".repeat(1000)).await;
+            direct(&mut client).await;
+        }
+    });
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     paused(|| async {
         let bench = Bench::new(&[]);

@@ -113,6 +113,29 @@ fn a_client_that_got_all_before_the_connection_ended_has_not_gone_away() {
 }
 
 #[test]
+fn a_client_that_did_not_take_all_has_gone_away() {
+    running(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                let head = headers(&[(":status", "200"), ("content-length", "4000")]);
+                engine.send_headers(stream, &head, false);
+                engine.send_data(stream, &[b'x'; 4000], false, Instant::now());
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut client = connect_with(&bench, testing::policy(), 1000);
+        let request = "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        ask(&mut client, request, "xxx").await;
+        drop(client);
+        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+        assert_eq!(bench.shard.resets(ResetCause::ConnectionClosed).get(), 1);
+        let lines = bench.logged();
+        assert!(lines[0].contains(" flags=DC "), "{lines:?}");
+    });
+}
+
+#[test]
 fn a_backend_that_fails_in_the_middle_ends_the_connection_without_the_last_chunk() {
     running(|| async {
         let address = backend(|engine, event| {
