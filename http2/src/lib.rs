@@ -81,7 +81,7 @@ mod queue;
 pub mod stock;
 
 pub use connection::{
-    Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Refusal, Role, Sent, Windows,
+    Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Refusal, Role, Sent, Unread, Windows,
 };
 pub use error::{ConnectionError, Limit, Reason};
 pub use headers::{Field, Headers, Known, KnownSet, Packed, Place};

@@ -108,6 +108,41 @@ async fn when_uploads_have_used_up_a_connections_window_others_soon_get_another_
     assert_eq!(backend.journal.read().connections_ended, 0);
 }
 
+/// On such a server, when no other connection may be opened.
+#[tokio::test]
+async fn an_upload_that_has_used_up_the_last_connections_window_makes_way_for_others() {
+    let backend = Backend::start_with_one_window().await;
+    let proxy = Proxy::to([&backend])
+        .set("workers", 1)
+        .with("max_connections", 1)
+        .start()
+        .await;
+    let client = proxy.http2().await;
+    let asked = grpc_request("/e2e.Test/Upload", &[("x-test-gate", "never")]);
+    let (response, mut upload) = client.open(asked, false).await.unwrap();
+    upload
+        .send_data(Bytes::from(framed(&vec![b'x'; 1 << 20])), false)
+        .unwrap();
+    let mut other = proxy.test_client().await;
+    let others = async {
+        loop {
+            let reply = other.unary(payload("short")).await;
+            assert_eq!(reply.unwrap().into_inner().data, b"short"[..]);
+        }
+    };
+    let ended = within("the upload's end", async {
+        tokio::select! {
+            ended = response => ended,
+            never = others => never,
+        }
+    });
+    let ended = ended.await.unwrap();
+    assert_eq!(ended.headers()["grpc-status"], "8");
+    assert_eq!(backend.journal.read().connections, 1);
+    let freed = proxy.metric("edge_limits_total", &[("limit", "upstream_window")]);
+    assert_eq!(freed.await, 1.0);
+}
+
 #[tokio::test]
 async fn many_cancels_cost_nobody_the_shared_connection() {
     let backend = Backend::start().await;

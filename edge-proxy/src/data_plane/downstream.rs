@@ -222,7 +222,7 @@ impl ClientConnection {
         worker.shard.limits(Limit::Memory).inc();
         let keys: Vec<_> = connection.link.engine().keys().collect();
         for key in keys {
-            rpc::shed_one(worker, Key::from_engine(key), now);
+            rpc::shed_one(worker, Key::from_engine(key), Limit::Memory, now);
         }
         connection.link.give_up(&worker.memory);
     }

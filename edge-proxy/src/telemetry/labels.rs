@@ -132,6 +132,9 @@ labels! {
         ConnectionAge = "connection_age",
         /// A cluster's `max_connections`.
         UpstreamConnections = "upstream_connections",
+        /// A backend's connection window, used up by what it doesn't read while others wait: the RPC that held most of it
+        /// ended.
+        UpstreamWindow = "upstream_window",
     }
 }
 

@@ -150,6 +150,17 @@ pub struct Blocked {
     pub by: BlockedBy,
 }
 
+/// A stream that holds a part of the connection's window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The stream's id.
+    pub stream: u32,
+    /// The owner's number.
+    pub key: u32,
+    /// By so much its window is below what the peer begins streams with.
+    pub bytes: usize,
+}
+
 /// A stream that was live when its connection ended, or when a GOAWAY left it behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orphan {
@@ -174,6 +185,8 @@ pub struct Windows {
     pub unannounced: u32,
     /// What the peer lets us send now.
     pub send: usize,
+    /// How often the peer has added to that; it wraps.
+    pub credits: u32,
 }
 
 impl Windows {

@@ -314,6 +314,7 @@ impl Connection {
                     "the connection's window above 2^31-1 (RFC 9113 §6.9.1)",
                 );
             }
+            self.credits = self.credits.wrapping_add(1);
             return Ok(None);
         }
         let found = self.streams.find(head.stream);

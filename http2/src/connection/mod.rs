@@ -28,7 +28,9 @@ mod status;
 
 use std::{collections::VecDeque, time::Instant};
 
-pub use self::event::{Blocked, BlockedBy, Event, OpenError, Orphan, Refusal, Role, Sent, Windows};
+pub use self::event::{
+    Blocked, BlockedBy, Event, OpenError, Orphan, Refusal, Role, Sent, Unread, Windows,
+};
 use self::{blocks::OpenBlock, cancel::Cancels, receive::Parse};
 use crate::{
     error::{ConnectionError, Reason},
@@ -112,6 +114,8 @@ pub struct Connection {
     /// Answers put out since the output was last seen to move on, and where it then ended.
     answers: u32,
     answers_until: u64,
+    /// WINDOW_UPDATEs for the connection, of the peer's.
+    credits: u32,
 }
 
 impl Connection {
@@ -167,6 +171,7 @@ impl Connection {
             doomed: 0,
             answers: 0,
             answers_until: 0,
+            credits: 0,
         }
     }
 

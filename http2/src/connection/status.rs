@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Blocked, BlockedBy, Connection, OVERFULL, Windows};
+use super::{Blocked, BlockedBy, Connection, OVERFULL, Unread, Windows};
 use crate::stream::{State, Stream};
 
 impl Connection {
@@ -112,6 +112,19 @@ impl Connection {
             .min_by_key(|b| b.since)
     }
 
+    /// The stream of which the peer's application has left most unread, by the credit that it has given; `None`: it has
+    /// read all, as far as can be known.
+    pub fn most_unread(&self) -> Option<Unread> {
+        let begins_with = self.peer.initial_window as usize;
+        let unread = self.streams.iter().map(|s| Unread {
+            stream: s.id,
+            key: s.key,
+            bytes: begins_with.saturating_sub(s.send.available()),
+        });
+        let some = unread.filter(|unread| unread.bytes > 0);
+        some.max_by_key(|unread| unread.bytes)
+    }
+
     /// Since when our SETTINGS wait for their acknowledgement.
     pub fn settings_unacked_since(&self) -> Option<Instant> {
         self.settings_since
@@ -130,6 +143,7 @@ impl Connection {
             open,
             unannounced,
             send: self.send.available(),
+            credits: self.credits,
         }
     }
 

@@ -216,6 +216,30 @@ fn sending_stops_at_the_connection_s_window() {
 }
 
 #[test]
+fn most_is_unread_of_the_stream_that_got_least_credit_back() {
+    let mut s = Script::server(Config::default());
+    assert_eq!(s.engine.most_unread(), None);
+    for (stream, bytes) in [(1, 10_000), (3, 20_000), (5, 15_000)] {
+        s.requested(stream, true);
+        s.engine.send_headers(stream, &response(), false);
+        s.engine.send_data(stream, &vec![1; bytes], false, s.now);
+    }
+    s.sent();
+    let most = |s: &Script| s.engine.most_unread().map(|most| (most.stream, most.bytes));
+    assert_eq!(most(&s), Some((3, 20_000)));
+    s.quiet(&window(3, 6000));
+    assert_eq!(most(&s), Some((5, 15_000)));
+    // More than it began with.
+    for stream in [1, 3, 5] {
+        s.quiet(&window(stream, 30_000));
+    }
+    assert_eq!(most(&s), None);
+    let credits = s.engine.windows().credits;
+    s.quiet(&window(0, 1));
+    assert_eq!(s.engine.windows().credits, credits + 1);
+}
+
+#[test]
 fn settings_move_the_windows_of_live_streams_below_zero_too() {
     let mut s = Script::server_after(Config::default(), &[(4, 5000)]);
     s.requested(1, true);

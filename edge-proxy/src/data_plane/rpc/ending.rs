@@ -259,14 +259,20 @@ impl Rpc {
         [down, up].into_iter().flatten().min()
     }
 
-    /// What it holds is needed elsewhere.
-    pub(super) fn shed(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
-        worker.shard.limits(Limit::Memory).inc();
+    /// What it holds is needed elsewhere, says `limit`.
+    pub(super) fn shed(
+        &mut self,
+        worker: &Rc<Worker>,
+        key: Key,
+        limit: Limit,
+        now: Instant,
+    ) -> Step {
+        worker.shard.limits(limit).inc();
         let upstream = match &self.state {
             State::Open(attempt) | State::Relaying(attempt) => Some(attempt.upstream.clone()),
             State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
         };
-        let step = self.end_for_memory(worker, key, now);
+        let step = self.end_overloaded(worker, key, now);
         // At once: the next look at the account may come before the connections' turns.
         self.client.account(worker);
         if let Some(upstream) = upstream {
@@ -275,7 +281,7 @@ impl Rpc {
         step
     }
 
-    fn end_for_memory(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+    fn end_overloaded(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
         if let State::Relaying(_) | State::Flushing(_) = self.state {
             self.record.failed_with(Failure::Overloaded);
             // gRPC reads RESOURCE_EXHAUSTED from this code.

@@ -443,7 +443,7 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
             break;
         }
         match what {
-            Stalled::Rpc(key) => shed_one(worker, key, now),
+            Stalled::Rpc(key) => shed_one(worker, key, Limit::Memory, now),
             Stalled::Client(id) => {
                 let client = worker.clients.borrow().get(&id).cloned();
                 if let Some(client) = client {
@@ -454,9 +454,9 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
     }
 }
 
-/// What this RPC holds is needed elsewhere.
-pub(crate) fn shed_one(worker: &Rc<Worker>, key: Key, now: Instant) {
-    step(worker, key, |rpc| rpc.shed(worker, key, now));
+/// What this RPC holds is needed elsewhere, says `limit`.
+pub(crate) fn shed_one(worker: &Rc<Worker>, key: Key, limit: Limit, now: Instant) {
+    step(worker, key, |rpc| rpc.shed(worker, key, limit, now));
 }
 
 /// What stands still.

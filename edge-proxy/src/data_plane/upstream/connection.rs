@@ -3,7 +3,8 @@
 //! So what one of them does must neither end it nor stop the others. A stream that gets no credit for a second marks it as
 //! congested, and new RPCs go to another connection. Where no other may be opened, they come here all the same as long as
 //! what all streams share is to be had, the connection's window and its socket: a stream's own window stops nobody
-//! else. A cancel may have to wait for the engine's pace, and counts against
+//! else. Where RPCs wait for that window all the same, in vain for some seconds, the upload that holds most of it goes: some
+//! servers (hyper's default) give all uploads of a connection no more than one of them may take. A cancel may have to wait for the engine's pace, and counts against
 //! its client as long as it does ([`Busy`]). When it ends, by a GOAWAY, an ejection or a deadline of ours, every RPC that
 //! had a stream here is told whether its request had left: that decides if it may be attempted again.
 
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{BlockedBy, Connection, Event, Headers, OpenError, Reason, Role, Sent};
+use http2::{Blocked, BlockedBy, Connection, Event, Headers, OpenError, Reason, Role, Sent};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -42,6 +43,10 @@ pub(crate) struct Upstream {
     /// The pool counts it as opening.
     opening: Cell<bool>,
     congestion: Cell<Congestion>,
+    /// Congestion is looked at when this turn has written what it could.
+    look: Cell<bool>,
+    /// The window was used up when last looked at: since when, and the number of [`http2::Windows::credits`] then.
+    used_up: Cell<Option<(Instant, u32)>>,
     /// The peer's SETTINGS have to be here by then.
     ready_by: Instant,
     /// A stream ended or was never opened: those that wait may be served.
@@ -134,6 +139,8 @@ impl Upstream {
             state: Cell::new(State::Opening),
             opening: Cell::new(true),
             congestion: Cell::new(Congestion::None),
+            look: Cell::new(false),
+            used_up: Cell::new(None),
             ready_by,
             made_room: Cell::new(false),
             ping: Cell::new(None),
@@ -325,6 +332,8 @@ impl Side for Rc<Upstream> {
             Event::GoAway { .. } => {
                 if self.state.get() == State::Ready {
                     self.state.set(State::Leaving);
+                    // Another one may be opened in its place.
+                    self.made_room.set(true);
                 }
                 worker.hints.suspect(&self.pool.shared);
             }
@@ -369,9 +378,7 @@ impl Side for Rc<Upstream> {
             }
             None => next = next.min(self.next_ping.get()),
         }
-        if let Some(at) = self.note_congestion(now) {
-            next = next.min(at);
-        }
+        self.look.set(true);
         Check::Until(next)
     }
 
@@ -381,6 +388,7 @@ impl Side for Rc<Upstream> {
             let mut cancelling = self.cancelling.borrow_mut();
             cancelling.retain(|(stream, _)| engine.cancel_waits(*stream));
         }
+        self.watch_credit(worker, now);
         if self.made_room.replace(false) && !self.link.is_closed() {
             Pool::offer(worker, &self.pool);
         }
@@ -389,9 +397,6 @@ impl Side for Rc<Upstream> {
             && self.pool.waiting.borrow().is_empty()
         {
             self.state.set(State::Leaving);
-        }
-        if self.link.engine().pending_bytes() > 0 {
-            self.link.check_by(now + CONGESTED_AFTER);
         }
         match self.state.get() {
             State::Abandoned => Some(End::TimedOut(EJECTED)),
@@ -402,9 +407,38 @@ impl Side for Rc<Upstream> {
 }
 
 impl Upstream {
+    /// Notes since when the window is used up, and looks at least each [`CONGESTED_AFTER`] who has waited for long: at the
+    /// end of a turn, when all was read and written that could be, so that a worker that got no processor for a while
+    /// takes that for nobody's fault.
+    fn watch_credit(&self, worker: &Rc<Worker>, now: Instant) {
+        let mut look = self.look.replace(false);
+        let engine = self.link.engine();
+        let waiting = engine.pending_bytes() > 0;
+        let shut = self.congestion.get() == Congestion::Connection;
+        if waiting || shut {
+            let windows = engine.windows();
+            let before = self.used_up.get();
+            let same = before.filter(|(_, credits)| *credits == windows.credits);
+            let used_up = same.unwrap_or((now, windows.credits));
+            self.used_up.set((windows.send == 0).then_some(used_up));
+            // There is some again: for those too that wait for a connection.
+            look |= shut && windows.send > 0 && self.link.write_blocked().is_none();
+        }
+        drop(engine);
+        if waiting {
+            self.link.check_by(now + CONGESTED_AFTER);
+        }
+        if look && let Some(at) = self.note_congestion(worker, now) {
+            self.link.check_by(at);
+        }
+    }
+
     /// Notes whether a stream has waited too long for credit; names the moment when that would next be so.
-    fn note_congestion(&self, now: Instant) -> Option<Instant> {
+    fn note_congestion(&self, worker: &Rc<Worker>, now: Instant) -> Option<Instant> {
         let (some, shared) = self.waiting_since(now);
+        if shared.is_some_and(|since| now >= since + UNREAD_FOR) {
+            self.free_window(worker, now);
+        }
         let is_long = |since: Option<Instant>| since.is_some_and(|at| now >= at + CONGESTED_AFTER);
         let congestion = match (is_long(some), is_long(shared)) {
             (_, true) => Congestion::Connection,
@@ -421,18 +455,49 @@ impl Upstream {
         [due(some), due(shared)].into_iter().flatten().min()
     }
 
+    /// If the window is used up and others wait for it than the stream that holds most of it, that one ends: one at a
+    /// time, since what it held may be enough.
+    fn free_window(&self, worker: &Rc<Worker>, now: Instant) {
+        let engine = self.link.engine();
+        // What the socket doesn't take, no reset gives back.
+        if engine.windows().send > 0 || self.link.write_blocked().is_some() {
+            return;
+        }
+        let Some(most) = engine.most_unread() else {
+            return;
+        };
+        let mut blocked = engine.blocked_streams();
+        let is_other = |b: Blocked| {
+            b.by == BlockedBy::ConnectionWindow
+                && b.stream != most.stream
+                && now >= b.since + CONGESTED_AFTER
+        };
+        let wanted = blocked.any(is_other) || self.pool.is_short();
+        drop(blocked);
+        drop(engine);
+        if wanted {
+            let key = Key::from_engine(most.key);
+            rpc::shed_one(worker, key, Limit::UpstreamWindow, now);
+        }
+    }
+
     /// Since when some stream's bytes have waited for credit, and since when for what all streams share: the connection's
-    /// window, or the socket. While that is used up, every stream that waits is a part of it.
+    /// window, or the socket. A stream that waits for its own window waits for those too, as long as they are used up.
     fn waiting_since(&self, now: Instant) -> (Option<Instant>, Option<Instant>) {
         let engine = self.link.engine();
         let Some(some) = engine.oldest_blocked(now) else {
             return (None, None);
         };
-        let everybody = engine.windows().send == 0 || self.link.write_blocked().is_some();
+        let used_up = self.used_up.get().map(|(since, _)| since);
+        let none_left = [used_up, self.link.write_blocked()];
+        let none_left = none_left.into_iter().flatten().min();
         let shared = engine
             .blocked_streams()
-            .filter(|b| b.since < now && (everybody || b.by != BlockedBy::StreamWindow))
-            .map(|b| b.since)
+            .filter(|b| b.since < now)
+            .filter_map(|b| match b.by {
+                BlockedBy::StreamWindow => Some(b.since.max(none_left?)),
+                BlockedBy::ConnectionWindow | BlockedBy::Output => Some(b.since),
+            })
             .min();
         (Some(some.since), shared)
     }
@@ -474,6 +539,10 @@ const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 
 /// A stream without credit for this long marks its connection congested.
 const CONGESTED_AFTER: Duration = Duration::from_secs(1);
+
+/// A window that is used up for this long, while others want it, is taken from who holds it. A backend that reads slowly
+/// gives credit within that; one that was stopped for a moment is back.
+const UNREAD_FOR: Duration = Duration::from_secs(5);
 
 /// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60 + 10);

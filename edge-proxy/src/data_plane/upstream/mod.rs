@@ -3,8 +3,8 @@
 //! Nothing here is shared between workers: each has its own connections, as in Envoy, so an RPC never leaves its
 //! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
 //! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
-//! of others), then another, up to `max_connections`; beyond that one that is congested will do, while only streams of it
-//! are and not all, and then RPCs wait, at most `connect_timeout`.
+//! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do, while only
+//! streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
 //! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
@@ -97,11 +97,13 @@ impl Pool {
             .borrow()
             .iter()
             .any(|waiting| waiting.avoid.is_none());
-        if !overtakes && let Some(connection) = pool.free_connection(avoid.as_ref()) {
+        let free = |most| pool.free_connection(avoid.as_ref(), most);
+        if !overtakes
+            && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable()))
+        {
             return Ok(Some(connection));
         }
-        pool.wait(worker, rpc, avoid, now)?;
-        Ok(None)
+        pool.wait(worker, rpc, avoid, now)
     }
 
     /// A connection to `endpoint` that nobody has to open: what is on it is its owner's affair.
@@ -149,13 +151,14 @@ impl Pool {
 
     /// Gives what room there is to those that wait longest.
     pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) {
-        while let Some((rpc, connection)) = pool.next_served() {
-            rpc::connected(worker, rpc, connection);
+        pool.serve(worker, pool.bearable());
+        if pool.waiting.borrow().is_empty() {
+            return;
         }
-        if !pool.waiting.borrow().is_empty()
-            && let Err(circuit) = pool.open_more(worker)
-        {
-            pool.send_elsewhere(worker, Failure::CircuitLimit(circuit));
+        match pool.open_more(worker) {
+            Err(circuit) => pool.send_elsewhere(worker, Failure::CircuitLimit(circuit)),
+            Ok(()) if pool.opening.get() == 0 => pool.serve(worker, Congestion::Stream),
+            Ok(()) => {}
         }
     }
 
@@ -227,23 +230,30 @@ impl EndpointPool {
         }
     }
 
-    /// The first connection with room: filling them in order keeps few of them busy, and 1, 2 and 4 per endpoint cost
-    /// 4.9, 5.5 and 6.7 µs an RPC.
-    fn free_connection(&self, avoid: Option<&Rc<Upstream>>) -> Option<Rc<Upstream>> {
+    /// The first connection with room that is no more congested than this: filling them in order keeps few of them busy,
+    /// and 1, 2 and 4 per endpoint cost 4.9, 5.5 and 6.7 µs an RPC.
+    fn free_connection(
+        &self,
+        avoid: Option<&Rc<Upstream>>,
+        most: Congestion,
+    ) -> Option<Rc<Upstream>> {
         let limit = self.policy.borrow().per_connection_streams;
-        let connections = self.connections.borrow();
         let avoided = |connection| avoid.is_some_and(|avoid| Rc::ptr_eq(avoid, connection));
-        let free = |most| {
-            connections
-                .iter()
-                .find(|connection| connection.has_room(limit, most) && !avoided(connection))
-        };
-        let found = free(Congestion::None).or_else(|| {
-            // As many uploads that nobody reads as there may be connections must not leave an endpoint without any.
-            let last_resort = !connections.is_empty() && !self.may_open_another();
-            last_resort.then(|| free(Congestion::Stream)).flatten()
-        });
-        found.cloned()
+        let connections = self.connections.borrow();
+        let free = connections
+            .iter()
+            .find(|connection| connection.has_room(limit, most) && !avoided(connection));
+        free.cloned()
+    }
+
+    /// How congested a connection may be that is to be used: as many uploads that nobody reads as there may be
+    /// connections must not leave an endpoint without any.
+    fn bearable(&self) -> Congestion {
+        if self.may_open_another() {
+            Congestion::None
+        } else {
+            Congestion::Stream
+        }
     }
 
     /// Whether there are fewer than the limit allows.
@@ -253,12 +263,25 @@ impl EndpointPool {
         ready + self.opening.get() < self.policy.borrow().max_connections
     }
 
+    /// Whether RPCs wait for what the connections that are there don't have, and no other is on its way.
+    fn is_short(&self) -> bool {
+        !self.waiting.borrow().is_empty() && self.opening.get() == 0
+    }
+
+    /// Serves those that wait, as far as connections have room that are no more congested than this.
+    fn serve(&self, worker: &Rc<Worker>, most: Congestion) {
+        while let Some((rpc, connection)) = self.next_served(most) {
+            rpc::connected(worker, rpc, connection);
+        }
+    }
+
     /// The RPC that has waited longest and can be served, and by which connection; it waits no more.
-    fn next_served(&self) -> Option<(Key, Rc<Upstream>)> {
+    fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
         let mut waiting = self.waiting.borrow_mut();
         for at in 0..waiting.len() {
             let avoid = waiting[at].avoid.as_ref();
-            if let Some(connection) = self.free_connection(avoid) {
+            let free = |most| self.free_connection(avoid, most);
+            if let Some(connection) = free(Congestion::None).or_else(|| free(most)) {
                 return Some((waiting.remove(at)?.rpc, connection));
             }
             if avoid.is_none() {
@@ -276,38 +299,46 @@ impl EndpointPool {
             || self.connections.borrow().iter().any(other)
     }
 
+    /// Puts `rpc` in the queue and opens a connection for it. Where none is on its way, one that is congested serves it
+    /// now, if there is room on it.
+    ///
+    /// # Errors
+    /// A circuit limit of the cluster.
     fn wait(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         rpc: Key,
         avoid: Option<Rc<Upstream>>,
         now: Instant,
-    ) -> Result<(), Circuit> {
+    ) -> Result<Option<Rc<Upstream>>, Circuit> {
         let mut permits = Permits::default();
         permits.enter(&self.circuits, Circuit::PendingRequests)?;
         let until = now + self.policy.borrow().connect_timeout;
-        let first = {
-            let mut waiting = self.waiting.borrow_mut();
-            waiting.push_back(Waiting {
-                rpc,
-                until,
-                avoid,
-                _permits: permits,
-            });
-            waiting.len() == 1
-        };
+        self.waiting.borrow_mut().push_back(Waiting {
+            rpc,
+            until,
+            avoid: avoid.clone(),
+            _permits: permits,
+        });
+        let first = self.waiting.borrow().len() == 1;
         if let Err(circuit) = self.open_more(worker) {
             self.waiting.borrow_mut().pop_back();
             return Err(circuit);
         }
+        if self.opening.get() == 0 {
+            if first
+                && let Some(connection) = self.free_connection(avoid.as_ref(), Congestion::Stream)
+            {
+                self.waiting.borrow_mut().pop_back();
+                return Ok(Some(connection));
+            }
+            // Every connection that there may be is there, and full.
+            worker.shard.limits(Limit::UpstreamConnections).inc();
+        }
         if first {
             worker.timers.add(until, Timer::Waiting(self.shared.id));
         }
-        if self.opening.get() == 0 {
-            // Someone waits and nothing is being opened: every connection that is allowed is there, and full.
-            worker.shard.limits(Limit::UpstreamConnections).inc();
-        }
-        Ok(())
+        Ok(None)
     }
 
     /// Opens as many connections as those that wait would fill, within `max_connections`.
@@ -364,9 +395,7 @@ impl EndpointPool {
             for waiting in self.waiting.borrow_mut().iter_mut() {
                 waiting.avoid = None;
             }
-            while let Some((rpc, connection)) = self.next_served() {
-                rpc::connected(worker, rpc, connection);
-            }
+            self.serve(worker, Congestion::Stream);
         }
         self.remove_if_unused(worker);
     }
