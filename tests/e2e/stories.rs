@@ -1,7 +1,9 @@
 //! What the program `attack` performs, in small: the same functions, a few seconds each. What depends on the machine's
 //! speed is judged by the program alone, since other tests run beside these.
 
-use e2e::attack::{Options, Report, Scale};
+use std::io::Write as _;
+
+use e2e::attack::{Options, Report, Scale, Verdict};
 
 /// A test for each of `$all`, by its name, and one that none is missing.
 macro_rules! stories {
@@ -31,5 +33,12 @@ pub(crate) fn in_small() -> Options {
 
 pub(crate) fn held(report: anyhow::Result<Report>) {
     let report = report.unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.held(), "{}", report.missed());
+    match report.verdict() {
+        Verdict::Held => {}
+        // Not by `eprint!`, which a test that passes keeps for itself. Nobody may be listening.
+        Verdict::LeftOut => {
+            let _ = write!(std::io::stderr(), "{}", report.reasons());
+        }
+        Verdict::Missed => panic!("{}", report.reasons()),
+    }
 }

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::{
-    attack::{Finding, Usage},
+    attack::{Finding, Usage, Verdict},
     certs::SERVER_NAME,
     client::{self, Http2, grpc_request},
     load::{self, tally::Tally},
@@ -217,7 +217,7 @@ impl Observed {
             Finding::new(
                 "RPCs and streams that fail: 0",
                 format!("{} of {}", tally.failed(), tally.sent + tally.streams_sent),
-                tally.good(),
+                tally.good() && tally.sent > 0,
             ),
             Finding::new(
                 "resident memory grows by ≤ 1 MiB/h after the warm-up",
@@ -394,7 +394,8 @@ fn watch(process: u32, duration: Duration) -> JoinHandle<Vec<(f64, Usage)>> {
 impl Report {
     /// Whether every promise held.
     pub fn held(&self) -> bool {
-        self.findings.iter().all(|finding| finding.held)
+        let held = |finding: &Finding| finding.verdict == Some(Verdict::Held);
+        self.findings.iter().all(held)
     }
 
     /// For a file.
@@ -403,7 +404,7 @@ impl Report {
             json!({
                 "promise": finding.promise,
                 "measured": finding.measured,
-                "held": finding.held,
+                "held": finding.verdict == Some(Verdict::Held),
             })
         });
         json!({

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
@@ -22,7 +22,7 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 use super::{
     Account, Attack, Finding, Options, Report, Scale, Usage,
     external::{self, Other},
-    mebibytes, until, usage,
+    mebibytes, seconds, until, usage,
 };
 use crate::{
     backend::{Backend, own_thread},
@@ -54,6 +54,7 @@ pub struct Arena {
 
 /// The 200 RPCs a second that are to notice nothing.
 pub(super) struct Victim {
+    begun: Instant,
     stop: oneshot::Sender<()>,
     load: JoinHandle<anyhow::Result<Tally>>,
 }
@@ -73,6 +74,10 @@ pub(crate) struct Threads(Option<Runtime>);
 /// When it could not be performed: the proxy doesn't start, a connection that should be possible isn't.
 pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let Options { scale, strict, .. } = *options;
+    if let Some(why) = (attack.lacks)() {
+        let left_out = Finding::left_out("it can be performed here", why);
+        return Ok(Report::of(attack.name, attack.promise, left_out));
+    }
     let backend = Backend::start().await;
     let other = Other::start(attack.stack).await?;
     let address = other
@@ -92,7 +97,13 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     tokio::time::sleep(scale.of(Duration::from_secs(5), Duration::from_secs(1))).await;
     let before = Usage::of(id);
     let idle = (before.cpu - begun.0.cpu).as_secs_f64() / begun.1.elapsed().as_secs_f64();
-    let quiet = quiet.end().await?;
+    let (quiet, _) = quiet.end().await?;
+    ensure!(
+        quiet.good() && quiet.sent > 0,
+        "the victim fails before anybody attacks: {} of {}",
+        quiet.failed(),
+        quiet.sent
+    );
     let connections = backend.journal.look(|all| all.connections);
 
     let arena = Arc::new(Arena {
@@ -136,7 +147,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
     let rest = Usage::of(id);
     let most = watch.end();
-    let attacked = victim.end().await?;
+    let (attacked, lasted) = victim.end().await?;
 
     let account = Account {
         took,
@@ -147,7 +158,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
         quiet_p99: quiet.p99_micros(),
         p99: attacked.p99_micros(),
     };
-    findings.extend(bar(&account, &attacked));
+    findings.extend(bar(&account, &attacked, lasted));
     let lost = match &other {
         Some(other) => other.connections_ended(),
         None => arena.backend.journal.look(|all| all.connections_ended),
@@ -160,7 +171,7 @@ pub async fn run(attack: &Attack, options: &Options) -> anyhow::Result<Report> {
     findings.push(sound(&mut process));
     findings.push(is_back(&before, &rest, back.is_some()));
     if !strict {
-        findings.retain(|finding| !SPEED.iter().any(|what| finding.promise.starts_with(what)));
+        at_any_speed(&mut findings, &SPEED);
     }
     Ok(Report {
         name: attack.name,
@@ -228,12 +239,13 @@ impl Arena {
         }
     }
 
-    /// A metric's value, summed over the labels that aren't given.
+    /// A metric's value, summed over the labels that aren't given. Not a number if there is no page of them: so nothing
+    /// that is said of it is true.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        let page = client::get(self.known.probes, "/metrics").await;
-        page.ok()
-            .and_then(|page| client::metric(page.body(), name, labels))
-            .unwrap_or_default()
+        match client::get(self.known.probes, "/metrics").await {
+            Ok(page) => client::metric(page.body(), name, labels).unwrap_or_default(),
+            Err(_) => f64::NAN,
+        }
     }
 
     /// How often a limit has acted.
@@ -256,8 +268,8 @@ impl Arena {
     }
 }
 
-/// What every attack is judged by, but for what only the kernel and the backend know.
-fn bar(account: &Account, victim: &Tally) -> Vec<Finding> {
+/// What every attack is judged by, but for what only the kernel and the backend know. The victim has `lasted` so long.
+fn bar(account: &Account, victim: &Tally, lasted: Duration) -> Vec<Finding> {
     let Account {
         written,
         attacker_cpu,
@@ -274,7 +286,12 @@ fn bar(account: &Account, victim: &Tally) -> Vec<Finding> {
     let memory_factor = memory as f64 / written.max(1) as f64;
     let cpu_factor = proxy_cpu.as_secs_f64() / attacker_cpu.as_secs_f64().max(0.01);
     vec![
-        Finding::new("the victim's RPCs that fail: 0", failures, victim.good()),
+        Finding::new(
+            "the victim's RPCs that fail: 0",
+            failures,
+            victim.good() && victim.sent > 0,
+        ),
+        sent_all_the_time(victim, lasted),
         Finding::exactly("the victim's connections", victim.connections as usize, 1),
         Finding::new(
             format!("p99 of the victim: ≤ {}", millis(most)),
@@ -294,13 +311,33 @@ fn bar(account: &Account, victim: &Tally) -> Vec<Finding> {
     ]
 }
 
+/// That the victim was there for the whole time. What it could not send in time it sends late, so only a machine that
+/// gives it no time at the end lets it send less.
+fn sent_all_the_time(victim: &Tally, lasted: Duration) -> Finding {
+    let rate = victim.sent as f64 / lasted.as_secs_f64();
+    Finding::new(
+        "the victim's rate: 200 RPCs a second",
+        format!("{rate:.0}, for {}", seconds(lasted)),
+        rate >= 0.95 * f64::from(RATE),
+    )
+}
+
+/// What begins so is measured, and not judged.
+pub(super) fn at_any_speed(findings: &mut [Finding], speed: &[&str]) {
+    for finding in findings {
+        if speed.iter().any(|what| finding.promise.starts_with(what)) {
+            finding.verdict = None;
+        }
+    }
+}
+
 impl Victim {
     pub(super) fn start(threads: &Threads, known: &Known) -> Self {
         let options = load::Options {
             target: known.listener.to_string(),
             authority: SERVER_NAME.to_owned(),
             tls: known.files.authority.client(&["h2"]),
-            rate: 200,
+            rate: RATE,
             connections: 1,
             duration: Duration::from_secs(3600),
             reverse: false,
@@ -320,13 +357,20 @@ impl Victim {
             };
             load::run(options, |_, _| {}, stopped).await
         });
-        Self { stop, load }
+        Self {
+            begun: Instant::now(),
+            stop,
+            load,
+        }
     }
 
-    pub(super) async fn end(self) -> anyhow::Result<Tally> {
+    /// What has become of its RPCs, and how long they were sent.
+    pub(super) async fn end(self) -> anyhow::Result<(Tally, Duration)> {
+        let lasted = self.begun.elapsed();
         // It may have ended by itself, with an error.
         let _ = self.stop.send(());
-        self.load.await.context("the victim has panicked")?
+        let tally = self.load.await.context("the victim has panicked")??;
+        Ok((tally, lasted))
     }
 }
 
@@ -390,8 +434,12 @@ impl Drop for Threads {
 /// Longer than any attack.
 const MOST: Duration = external::MOST;
 
+/// The victim's RPCs a second.
+const RATE: u32 = 200;
+
 /// What depends on the machine's speed.
-pub(super) const SPEED: [&str; 5] = [
+pub(super) const SPEED: [&str; 6] = [
+    "the victim's rate",
     "p99",
     "memory per",
     "memory and files",

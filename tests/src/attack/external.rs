@@ -1,6 +1,6 @@
 //! Attacks with programs that aren't this workspace's: `h2spec`, and backends of other HTTP/2 stacks.
 //!
-//! `tests/clients/install` installs them.
+//! `tests/clients/install` installs them; what isn't installed is left out.
 
 use std::{net::SocketAddr, process::Stdio, sync::Arc, time::Duration};
 
@@ -85,6 +85,32 @@ impl Address for Other {
     fn address(&self) -> SocketAddr {
         self.relay.address()
     }
+}
+
+/// What `h2spec` lacks.
+pub(super) fn lacks_h2spec() -> Option<String> {
+    lacks("h2spec", "h2spec")
+}
+
+/// What a backend of grpcio lacks.
+pub(super) fn lacks_python() -> Option<String> {
+    // Written when all is there.
+    lacks("python/installed", "python")
+}
+
+/// What a backend of grpc-js lacks.
+pub(super) fn lacks_node() -> Option<String> {
+    let version = std::process::Command::new("node").arg("--version").output();
+    match version {
+        Ok(output) if output.status.success() => lacks("node/installed", "node"),
+        _ => Some("there is no node".to_owned()),
+    }
+}
+
+fn lacks(file: &str, what: &str) -> Option<String> {
+    let file = other_clients().join(file);
+    let why = || format!("no {} (tests/clients/install {what})", file.display());
+    (!file.exists()).then(why)
 }
 
 /// As many connections as h2spec has cases, all from one address.

@@ -1,13 +1,14 @@
 //! Attacks on a proxy's process beside a victim, and the bar that they are judged by.
 //!
-//! Each attack is one function of `isolation.rs`, `strict_headers.rs`, `floods.rs` or `slow.rs`, and one line of `ATTACKS` (`external.rs` and `EXTERNAL`:
-//! with programs that aren't this workspace's): its name, what is promised,
+//! Each attack is one function of `isolation.rs`, `strict_headers.rs`, `floods.rs` or `slow.rs`, and one line of `ATTACKS`
+//! (`external.rs` and `EXTERNAL`: with programs that aren't this workspace's): its name, what is promised,
 //! how the proxy is configured for it. `run` performs one in an `Arena` of its own: a process of the real program
 //! with one worker, one backend behind it, and a victim that sends 200 RPCs a second on a connection of its own, to the
-//! same backend, for the whole time. The attack's own findings are judged by what it promises, and every attack by the
-//! same bar:
+//! same backend, for the whole time. What can't be performed, for want of root or of a program, is left out, which is a
+//! verdict of its own: neither held nor missed. The attack's own findings are judged by what it promises, and every attack
+//! by the same bar:
 //!
-//! - the victim: no RPC fails, p99 ≤ max(2 × quiet, 50 ms), its connection is never lost;
+//! - the victim: it has sent at its rate, no RPC fails, p99 ≤ max(2 × quiet, 50 ms), its connection is never lost;
 //! - connections to the backend that were destroyed: none;
 //! - no panic;
 //! - resident memory within 10 % or 8 MiB, and open files within 5, of what they were before, 60 s later at most;
@@ -39,6 +40,7 @@ mod external;
 mod usage;
 
 use std::{
+    fmt::Display,
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -61,6 +63,8 @@ pub struct Attack {
     pub name: &'static str,
     /// What is promised besides the bar.
     pub promise: &'static str,
+    /// What of this machine it lacks; `None`: it can be performed.
+    lacks: fn() -> Option<String>,
     /// Whose HTTP/2 is behind the proxy.
     stack: Stack,
     /// Configures the proxy.
@@ -97,10 +101,22 @@ pub struct Options {
 pub struct Finding {
     /// What is promised.
     pub promise: String,
-    /// What was measured.
+    /// What was measured, or why nothing could be.
     pub measured: String,
-    /// Whether it is as promised.
-    pub held: bool,
+    /// Whether it is as promised; `None`: it is for the record, and nothing is promised of it here.
+    pub verdict: Option<Verdict>,
+}
+
+/// What came of a promise. Of several, the greatest counts: what wasn't tried is no success, and a failure is one
+/// whatever else wasn't tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It was tried, and held.
+    Held,
+    /// It can't be tried here: no root, no cgroup, a program that is missing.
+    LeftOut,
+    /// It didn't hold.
+    Missed,
 }
 
 /// The outcome of one attack.
@@ -145,13 +161,53 @@ impl Scale {
     }
 }
 
+impl Verdict {
+    /// For people.
+    pub fn mark(verdict: Option<Self>) -> char {
+        match verdict {
+            Some(Self::Held) => '✓',
+            Some(Self::LeftOut) => '–',
+            Some(Self::Missed) => '✗',
+            None => '·',
+        }
+    }
+
+    /// For programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::LeftOut => "left out",
+            Self::Missed => "missed",
+        }
+    }
+}
+
 impl Finding {
     /// Anything.
     pub fn new(promise: impl Into<String>, measured: impl ToString, held: bool) -> Self {
+        let verdict = if held { Verdict::Held } else { Verdict::Missed };
         Self {
             promise: promise.into(),
             measured: measured.to_string(),
-            held,
+            verdict: Some(verdict),
+        }
+    }
+
+    /// What is measured for the record.
+    pub fn noted(what: impl Into<String>, measured: impl ToString) -> Self {
+        Self {
+            promise: what.into(),
+            measured: measured.to_string(),
+            verdict: None,
+        }
+    }
+
+    /// What can't be tried here, and why.
+    pub fn left_out(promise: impl Into<String>, why: impl Display) -> Self {
+        Self {
+            promise: promise.into(),
+            measured: format!("left out: {why}"),
+            verdict: Some(Verdict::LeftOut),
         }
     }
 
@@ -178,21 +234,28 @@ impl Finding {
 }
 
 impl Report {
-    /// Whether everything held.
-    pub fn held(&self) -> bool {
-        self.findings.iter().all(|finding| finding.held)
+    /// Of what could not be performed at all.
+    pub fn of(name: &'static str, promise: &'static str, finding: Finding) -> Self {
+        Self {
+            name,
+            promise,
+            findings: vec![finding],
+            account: None,
+        }
     }
 
-    /// What didn't hold, a line each.
-    pub fn missed(&self) -> String {
-        let missed = self.findings.iter().filter(|finding| !finding.held);
-        missed
-            .map(|finding| {
-                format!(
-                    "{}: {} (measured: {})\n",
-                    self.name, finding.promise, finding.measured
-                )
-            })
+    /// The worst of its findings'. Where nothing was judged, nothing held.
+    pub fn verdict(&self) -> Verdict {
+        let verdicts = self.findings.iter().filter_map(|finding| finding.verdict);
+        verdicts.max().unwrap_or(Verdict::Missed)
+    }
+
+    /// The findings that make it what it is, a line each.
+    pub fn reasons(&self) -> String {
+        let verdict = Some(self.verdict());
+        let worst = self.findings.iter().filter(|one| one.verdict == verdict);
+        worst
+            .map(|finding| format!("{}: {}: {}\n", self.name, finding.promise, finding.measured))
             .collect()
     }
 
@@ -202,14 +265,14 @@ impl Report {
             let Finding {
                 promise,
                 measured,
-                held,
+                verdict,
             } = finding;
-            json!({ "promise": promise, "measured": measured, "held": held })
+            json!({ "promise": promise, "measured": measured, "verdict": verdict.map(Verdict::name) })
         });
         json!({
             "name": self.name,
             "promise": self.promise,
-            "held": self.held(),
+            "verdict": self.verdict().name(),
             "findings": findings.collect::<Vec<_>>(),
             "account": self.account.as_ref().map(Account::json),
         })
@@ -280,10 +343,11 @@ macro_rules! attacks {
     (@configure) => { |builder, _| builder };
     (@configure $configure:expr) => { $configure };
     ($($name:literal $promise:literal $perform:path $(, $configure:expr)?;)*) => {
-        /// All of them that need nothing else.
+        /// Those that need no other program.
         pub const ATTACKS: &[Attack] = &[$(Attack {
             name: $name,
             promise: $promise,
+            lacks: || None,
             stack: Stack::Tonic,
             configure: attacks!(@configure $($configure)?),
             perform: |arena| Box::pin($perform(arena)),
@@ -408,6 +472,7 @@ pub const EXTERNAL: &[Attack] = &[
     Attack {
         name: "h2spec",
         promise: "all cases of h2spec, plain and strict, 20 runs of each in a row",
+        lacks: external::lacks_h2spec,
         stack: Stack::Tonic,
         configure: external::h2spec_rules,
         perform: |arena| Box::pin(external::h2spec(arena)),
@@ -415,6 +480,7 @@ pub const EXTERNAL: &[Attack] = &[
     Attack {
         name: "strict-headers-grpcio",
         promise: "strict-headers, with a backend of grpcio",
+        lacks: external::lacks_python,
         stack: Stack::Python,
         configure: |builder, _| builder,
         perform: |arena| Box::pin(strict_headers::strict_headers(arena)),
@@ -422,6 +488,7 @@ pub const EXTERNAL: &[Attack] = &[
     Attack {
         name: "strict-headers-grpc-js",
         promise: "strict-headers, with a backend of grpc-js",
+        lacks: external::lacks_node,
         stack: Stack::Node,
         configure: |builder, _| builder,
         perform: |arena| Box::pin(strict_headers::strict_headers(arena)),
@@ -433,5 +500,36 @@ fn timeouts(builder: Builder, scale: Scale, key: &str, quick: &str) -> Builder {
     match scale {
         Scale::Full => builder,
         Scale::Quick => builder.set(&format!("listener.timeouts.{key}"), quick),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_is_no_success_and_hides_no_failure() {
+        let of = |findings: Vec<Finding>| Report {
+            findings,
+            ..Report::of("name", "promise", Finding::noted("a figure", 1))
+        };
+        let held = Finding::new("a", "b", true);
+        let left_out = Finding::left_out("c", "no root");
+        let missed = Finding::new("d", "e", false);
+        let noted = Finding::noted("f", "g");
+        assert_eq!(
+            of(vec![held.clone(), noted.clone()]).verdict(),
+            Verdict::Held
+        );
+        let partly = of(vec![held.clone(), left_out.clone(), noted.clone()]);
+        assert_eq!(partly.verdict(), Verdict::LeftOut);
+        assert_eq!(partly.reasons(), "name: c: left out: no root\n");
+        assert_eq!(partly.json()["verdict"], "left out");
+        assert_eq!(of(vec![missed, left_out, held]).verdict(), Verdict::Missed);
+        assert_eq!(
+            of(vec![noted]).verdict(),
+            Verdict::Missed,
+            "nothing was judged"
+        );
     }
 }

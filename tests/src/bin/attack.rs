@@ -5,20 +5,23 @@
 //! attack LIST                        what there is
 //! attack rapid-reset continuation    some
 //! attack rollouts                    the rollouts and failures
-//! attack all --json result.json      all that need no other program
-//! attack h2spec                      one that does: first tests/clients/install
+//! attack all --json result.json      all of them
 //! ```
 //!
 //! The proxy is a process of its own on loopback addresses of this process; nothing else is attacked. What is promised,
-//! and by what everything is judged, is in the crate's `attack` and `rollouts`. Figures depend on the build: compare with those of a
-//! release build, `--proxy target/release/edge-proxy`.
+//! and by what everything is judged, is in the crate's `attack` and `rollouts`. Figures depend on the build: compare with
+//! those of a release build, `--proxy target/release/edge-proxy`.
+//!
+//! Some need root, or other programs (`tests/clients/install`). Where these are missing, "left out: …" says why, and they
+//! aren't counted among those that held. That is no failure of a group, unless `--require-all` is given; what was asked
+//! for by its own name has to be performed.
 
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Parser;
 use e2e::{
-    attack::{self, ATTACKS, Attack, EXTERNAL, Options, Report, Scale, siege},
+    attack::{self, ATTACKS, Attack, EXTERNAL, Finding, Options, Report, Scale, Verdict, siege},
     program::{Trial, exit_code},
     rollouts::{self, ROLLOUTS, Rollout},
     say,
@@ -42,6 +45,10 @@ struct Cli {
     #[arg(long)]
     any_speed: bool,
 
+    /// What can't be performed here is a failure
+    #[arg(long)]
+    require_all: bool,
+
     #[command(flatten)]
     trial: Trial,
 }
@@ -53,17 +60,14 @@ enum Proof {
     /// All attacks at once.
     Siege,
     Rollout(&'static Rollout),
-    /// An attack that needs other programs: only by its name.
-    External(&'static Attack),
 }
 
 impl Proof {
     fn all() -> impl Iterator<Item = Self> {
-        let attacks = ATTACKS.iter().map(Self::Attack);
+        let attacks = ATTACKS.iter().chain(EXTERNAL).map(Self::Attack);
         attacks
             .chain([Self::Siege])
             .chain(ROLLOUTS.iter().map(Self::Rollout))
-            .chain(EXTERNAL.iter().map(Self::External))
     }
 
     fn is_called(self, name: &str) -> bool {
@@ -76,7 +80,7 @@ impl Proof {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Attack(attack) | Self::External(attack) => attack.name,
+            Self::Attack(attack) => attack.name,
             Self::Siege => siege::NAME,
             Self::Rollout(rollout) => rollout.name,
         }
@@ -84,18 +88,22 @@ impl Proof {
 
     fn promise(self) -> &'static str {
         match self {
-            Self::Attack(attack) | Self::External(attack) => attack.promise,
+            Self::Attack(attack) => attack.promise,
             Self::Siege => siege::PROMISE,
             Self::Rollout(rollout) => rollout.promise,
         }
     }
 
-    async fn run(self, options: &Options) -> anyhow::Result<Report> {
-        match self {
-            Self::Attack(attack) | Self::External(attack) => attack::run(attack, options).await,
+    async fn run(self, options: &Options) -> Report {
+        let performed = match self {
+            Self::Attack(attack) => attack::run(attack, options).await,
             Self::Siege => siege::run(options).await,
             Self::Rollout(rollout) => rollouts::run(rollout, options).await,
-        }
+        };
+        performed.unwrap_or_else(|error| {
+            let error = Finding::new("it is performed", format!("{error:#}"), false);
+            Report::of(self.name(), self.promise(), error)
+        })
     }
 }
 
@@ -123,29 +131,42 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
         strict: !cli.any_speed,
     };
     let mut reports = Vec::new();
-    let mut failed = false;
     for proof in proofs {
-        match proof.run(&options).await {
-            Ok(report) => {
-                print(&report);
-                failed |= !report.held();
-                reports.push(report);
-            }
-            Err(error) => {
-                say!("\n✗ {}: {error:#}", proof.name());
-                failed = true;
+        let report = proof.run(&options).await;
+        print(&report);
+        reports.push(report);
+    }
+    costs(&reports);
+    let count = |verdict| {
+        let those = reports.iter().filter(|report| report.verdict() == verdict);
+        those.count()
+    };
+    let (held, missed) = (count(Verdict::Held), count(Verdict::Missed));
+    let left_out = count(Verdict::LeftOut);
+    say!("\n{held} held, {missed} failed, {left_out} left out");
+    for report in &reports {
+        if report.verdict() == Verdict::LeftOut {
+            for reason in report.reasons().lines() {
+                say!("  {reason}");
             }
         }
     }
-    summary(&reports);
     cli.trial.report(|| {
         json!({
             "quick": options.scale == Scale::Quick,
             "program": options.program,
+            "held": held,
+            "failed": missed,
+            "left_out": left_out,
             "attacks": reports.iter().map(Report::json).collect::<Vec<_>>(),
         })
     })?;
-    Ok(!failed)
+    let asked_for = |report: &Report| cli.names.iter().any(|name| name == report.name);
+    Ok(reports.iter().all(|report| match report.verdict() {
+        Verdict::Held => true,
+        Verdict::LeftOut => !cli.require_all && !asked_for(report),
+        Verdict::Missed => false,
+    }))
 }
 
 fn chosen(names: &[String]) -> anyhow::Result<Vec<Proof>> {
@@ -158,16 +179,12 @@ fn chosen(names: &[String]) -> anyhow::Result<Vec<Proof>> {
 }
 
 fn print(report: &Report) {
-    say!(
-        "\n{} {}: {}",
-        mark(report.held()),
-        report.name,
-        report.promise
-    );
+    let mark = Verdict::mark(Some(report.verdict()));
+    say!("\n{mark} {}: {}", report.name, report.promise);
     for finding in &report.findings {
         say!(
             "  {} {}: {}",
-            mark(finding.held),
+            Verdict::mark(finding.verdict),
             finding.promise,
             finding.measured
         );
@@ -175,7 +192,7 @@ fn print(report: &Report) {
 }
 
 /// What attacks have cost.
-fn summary(reports: &[Report]) {
+fn costs(reports: &[Report]) {
     if reports.iter().all(|report| report.account.is_none()) {
         return;
     }
@@ -196,7 +213,7 @@ fn summary(reports: &[Report]) {
         };
         say!(
             "{} {:<24} {:>7.1} {:>10} {:>9.2} {:>9.2} {:>9.1} {:>9.1} {:>9.1}",
-            mark(report.held()),
+            Verdict::mark(Some(report.verdict())),
             report.name,
             account.took.as_secs_f64(),
             account.written / 1024,
@@ -207,10 +224,6 @@ fn summary(reports: &[Report]) {
             account.p99 as f64 / 1e3,
         );
     }
-}
-
-fn mark(held: bool) -> char {
-    if held { '✓' } else { '✗' }
 }
 
 /// For this process and the proxy that it starts: both ends of 12 000 connections.

@@ -10,6 +10,7 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use e2e::{
+    attack::Verdict,
     load::time,
     program::{Trial, exit_code},
     say,
@@ -57,7 +58,7 @@ async fn perform(cli: Cli) -> anyhow::Result<bool> {
         say!("  {count:>7} {what}");
     }
     for finding in &report.findings {
-        let mark = if finding.held { '✓' } else { '✗' };
+        let mark = Verdict::mark(finding.verdict);
         say!("{mark} {}: {}", finding.promise, finding.measured);
     }
     cli.trial.report(|| report.json())?;
