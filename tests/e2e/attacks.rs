@@ -16,6 +16,7 @@ stories! {
     strict_headers "strict-headers"
     rapid_reset "rapid-reset"
     rapid_reset_paced "rapid-reset-paced"
+    slow_resets "slow-resets"
     made_you_reset "made-you-reset"
     continuation "continuation"
     open_header_block "open-header-block"

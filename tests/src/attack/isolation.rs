@@ -13,7 +13,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Arena, CHAT, DOWNLOAD, Finding, UNARY, UPLOAD, until};
+use super::{Arena, CHAT, DOWNLOAD, Finding, UNARY, UPLOAD, concurrency, until};
 use crate::{
     client::{Http2, Reply, grpc_request},
     frames::{self, Frame, Wire, code, flag, kind},
@@ -181,10 +181,12 @@ pub(super) async fn blocked_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     for _ in 0..CONNECTIONS {
         wires.push_back((arena.attacker.wire(&[]).await?, 1));
     }
+    // Others may do the same meanwhile.
+    let run: u32 = rand::random();
     let mut times = Vec::new();
     for number in 0..count {
         let (mut wire, stream) = wires.pop_front().context("there are twenty")?;
-        let id = format!("blocked-{number}");
+        let id = format!("blocked-{run:08x}-{number}");
         let mut headers = frames::grpc_request(UPLOAD);
         headers.extend([("x-test-gate", "never"), ("x-test-id", id.as_str())]);
         wire.send(&[Frame::headers(stream, &headers, false)])
@@ -192,9 +194,19 @@ pub(super) async fn blocked_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
         // The backend's window of 64 KiB, and a part of the proxy's. All of that isn't certain to be had: credit for
         // what was forwarded is given by half windows.
         upload(&mut wire, stream, 80_000).await?;
-        let begun = Instant::now();
+        let (journal, begun) = (&arena.backend.journal, Instant::now());
+        let before = journal.look(|all| all.cancelled.len());
         wire.send(&[Frame::reset(stream, code::CANCEL)]).await?;
-        times.push(arena.backend.journal.cancelled(&id).await - begun);
+        let mut noticed = None;
+        until(Duration::from_secs(10), || {
+            noticed = journal.look(|all| {
+                let mut since = all.cancelled[before..].iter();
+                since.find(|(other, _)| *other == id).map(|(_, at)| *at)
+            });
+            std::future::ready(noticed.is_some())
+        })
+        .await;
+        times.push(noticed.context("a reset is not noticed within 10 s")? - begun);
         wires.push_back((wire, stream + 2));
     }
     times.sort_unstable();
@@ -354,7 +366,8 @@ pub(super) async fn unread_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
 pub(super) async fn unread_uploads_in_turn(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let client = arena.attacker.http2().await?;
     let mut stuck = JoinSet::new();
-    for _ in 0..arena.scale.of(12, 4) {
+    let count = arena.scale.of(12, 4);
+    for _ in 0..count {
         let asked = grpc_request(UPLOAD, &[("x-test-gate", "never")]);
         let (response, mut body) = client.open(asked, false).await?;
         body.send_data(Bytes::from(framed(&vec![b'x'; 1 << 20])), true)?;
@@ -376,11 +389,16 @@ pub(super) async fn unread_uploads_in_turn(arena: Arc<Arena>) -> anyhow::Result<
         "another client's RPC ends with status {:?}",
         reply.grpc_status()
     );
-    Ok(vec![Finding::within(
-        "another client's RPC after them",
-        Some(begun.elapsed()),
-        Duration::from_secs(1),
-    )])
+    let took = begun.elapsed();
+    let calls = arena.backend.journal.calls(UPLOAD);
+    Ok(vec![
+        Finding::exactly("uploads that came to the backend", calls, count),
+        Finding::within(
+            "another client's RPC after them",
+            Some(took),
+            Duration::from_secs(1),
+        ),
+    ])
 }
 
 /// RPCs that are reset before their answer, in batches: what ends a connection to a server of `h2` at the 21st.
@@ -422,7 +440,7 @@ pub(super) async fn batched_cancels(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     let ends = until(Duration::from_secs(10), || async {
         let running = arena.metric("edge_attempts_in_flight", &[]).await;
         // The victim's own.
-        running < 5.0
+        running < 5.0 && concurrency(&arena) == 0
     })
     .await;
     let alive = clients.iter().filter(|(reader, _)| !reader.ended()).count();

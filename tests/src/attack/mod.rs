@@ -330,6 +330,13 @@ where
     }
 }
 
+/// RPCs at the backend that wait for a gate: all of an attack's.
+fn concurrency(arena: &Arena) -> usize {
+    let journal = &arena.backend.journal;
+    let gone = journal.look(|all| all.cancelled.len());
+    journal.calls(CHAT).saturating_sub(gone)
+}
+
 /// Methods of the tests' service.
 const UNARY: &str = "/e2e.Test/Unary";
 const UPLOAD: &str = "/e2e.Test/Upload";
@@ -406,6 +413,10 @@ attacks! {
     "rapid-reset-paced"
     "resets after the proxy has accepted: the connection ends, with at most 1000 RPCs at the backend"
     floods::rapid_reset_paced;
+
+    "slow-resets"
+    "200 resets a second, after the proxy has accepted: the connection lives"
+    floods::slow_resets;
 
     "made-you-reset"
     "stream errors that make the proxy reset, six ways: GOAWAY by the 1025th, at most 100 RPCs at a time at the backend"

@@ -73,6 +73,7 @@ const KINDS: &[Kind] = &[
     kind("strict-headers", (1, 1), (2, 1)),
     kind("rapid-reset", (1, 1), (4, 1)),
     kind("rapid-reset-paced", (1, 1), (2, 1)),
+    kind("slow-resets", (1, 1), (2, 1)),
     kind("made-you-reset", (1, 1), (2, 1)),
     kind("continuation", (1, 1), (2, 1)),
     kind("open-header-block", (1, 1), (4, 1)),

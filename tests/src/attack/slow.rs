@@ -193,7 +193,8 @@ pub(super) async fn handshake_flood(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     let (mut number, mut highest) = (0, 0);
     // The last thousand stay open.
     let mut open = std::collections::VecDeque::new();
-    while begun.elapsed() < time {
+    // Twice as many as there may be at a time, however long that takes.
+    while begun.elapsed() < time || number < 1200 {
         let mut tcp = arena.attacker.tcp_from(source(number / 200 % 40)).await?;
         // The proxy may have had enough.
         let _ = tcp.write_all(&hello).await;
@@ -206,6 +207,7 @@ pub(super) async fn handshake_flood(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
             highest = highest.max(arena.usage().files.saturating_sub(files));
         }
     }
+    let rate = number as f64 / begun.elapsed().as_secs_f64();
     let limited = arena.limit("pending_handshakes").await;
     Ok(vec![
         // 64 that were given up may wait for the worker; the socket of one that is being refused counts for a moment.
@@ -214,14 +216,8 @@ pub(super) async fn handshake_flood(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
             highest,
             512 + 64 + 16,
         ),
-        Finding::new(
-            "ClientHellos a second",
-            format!(
-                "{:.0}, {limited} met the limit",
-                number as f64 / time.as_secs_f64()
-            ),
-            true,
-        ),
+        Finding::new("limit pending_handshakes acted", limited, limited > 0),
+        Finding::noted("ClientHellos a second", format!("{rate:.0}")),
     ])
 }
 
