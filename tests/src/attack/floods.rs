@@ -556,7 +556,7 @@ mod tests {
         assert_eq!(verdicts(&pace(11, fast, true), 520), [Held; 3]);
         // 10 000 in a second, and it lives.
         let tolerant = pace(200, fast, false);
-        assert_eq!(verdicts(&tolerant, 1001), [Missed, Held, Missed]);
+        assert_eq!(verdicts(&tolerant, 1501), [Missed, Held, Missed]);
         // 250 a second.
         assert_eq!(
             verdicts(&pace(100, slow, false), 5000),
