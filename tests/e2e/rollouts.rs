@@ -15,5 +15,9 @@ stories! {
     the_name_server_is_lost "name-server-lost"
     a_name_flaps "name-flaps"
     a_pod_is_black_holed "pod-black-holed"
+    a_pod_resets "pod-resets"
+    a_pod_is_unreachable "pod-unreachable"
+    sockets_are_destroyed "sockets-destroyed"
+    a_link_is_narrow "narrow-link"
     three_times_what_backends_can_do "overload"
 }

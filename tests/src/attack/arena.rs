@@ -216,7 +216,8 @@ pub(crate) fn sound(process: &mut Process) -> Finding {
     Finding::new("no panic, and the process lives", seen, sound)
 }
 
-pub(super) fn is_back(before: &Usage, rest: &Usage, back: bool) -> Finding {
+/// Whether memory and files came `back`, and what they are.
+pub(crate) fn is_back(before: &Usage, rest: &Usage, back: bool) -> Finding {
     Finding::new(
         "memory and files back within 60 s",
         format!(

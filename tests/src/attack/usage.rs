@@ -38,7 +38,7 @@ impl Usage {
     }
 
     /// Whether memory and files are what they were `before`, but for 10 % or 8 MiB, and 5 files.
-    pub(super) fn is_back(&self, before: &Self) -> bool {
+    pub(crate) fn is_back(&self, before: &Self) -> bool {
         self.memory <= before.memory + (before.memory / 10).max(SLACK)
             && self.files <= before.files + 5
     }

@@ -84,6 +84,17 @@ pub struct Options {
     pub run: String,
 }
 
+/// Whose unary RPCs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unary {
+    /// `api.Echo/Echo`.
+    Echo,
+    /// `api.Reverse/Reverse`.
+    Reverse,
+    /// Both, in turn.
+    InTurn,
+}
+
 /// A long RPC, with a reply every 100 ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamMethod {
@@ -128,6 +139,7 @@ pub fn time(text: &str) -> Result<Duration, String> {
 /// What all RPCs share.
 struct Load {
     options: Options,
+    unary: Unary,
     links: Vec<Link>,
     tally: Arc<Mutex<Tally>>,
     /// Streams that end are not followed by others.
@@ -141,6 +153,20 @@ struct Load {
 /// When the authority is none, or no timer can be had.
 pub async fn run(
     options: Options,
+    each_second: impl FnMut(u64, &Second),
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<Tally> {
+    let unary = Unary::of(&options);
+    run_with(options, unary, each_second, stop).await
+}
+
+/// [`run`], with these unary RPCs instead of those that `options` ask for.
+///
+/// # Errors
+/// As there.
+pub async fn run_with(
+    options: Options,
+    unary: Unary,
     mut each_second: impl FnMut(u64, &Second),
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<Tally> {
@@ -152,6 +178,7 @@ pub async fn run(
             .map(|_| Link::start(target.clone(), tally.clone()))
             .collect(),
         options,
+        unary,
         tally,
         closing: AtomicBool::new(false),
     });
@@ -204,6 +231,17 @@ pub async fn run(
     Ok(tally)
 }
 
+impl Unary {
+    /// What `options` ask for.
+    pub fn of(options: &Options) -> Self {
+        if options.reverse {
+            Self::InTurn
+        } else {
+            Self::Echo
+        }
+    }
+}
+
 impl Load {
     fn tally(&self) -> MutexGuard<'_, Tally> {
         // Nothing panics while it is held; if it did, counts would still be counts.
@@ -214,7 +252,11 @@ impl Load {
         let begun = SystemTime::now() - due.at.elapsed();
         let options = &self.options;
         let id = format!("{}-{}", options.run, due.number);
-        let reverse = options.reverse && due.number % 2 == 1;
+        let reverse = match self.unary {
+            Unary::Echo => false,
+            Unary::Reverse => true,
+            Unary::InTurn => due.number % 2 == 1,
+        };
         let (path, reply) = if reverse {
             let content = id.chars().rev().collect();
             let reply = ReverseResponse { content };

@@ -16,7 +16,7 @@ mod backends;
 /// The name server fails.
 mod names;
 
-/// The network loses all that is sent.
+/// The network loses what is sent, refuses it, or is slow.
 mod network;
 
 /// More than the backends can do.
@@ -31,10 +31,10 @@ use anyhow::Context as _;
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 
 use crate::{
-    attack::{self, Finding, Options, Performance, Report, Threads, seconds},
+    attack::{self, Finding, Options, Performance, Report, Threads, Usage, seconds},
     certs::SERVER_NAME,
     client,
-    load::{self, StreamMethod, tally::Tally},
+    load::{self, StreamMethod, Unary, tally::Tally},
     process::Process,
     proxy::{Builder, Known},
 };
@@ -119,6 +119,22 @@ rollouts! {
     "a backend's network swallows all: what begins 16 s later doesn't fail, what was running ends within 16 s"
     network::black_hole;
 
+    "pod-resets"
+    "a backend's network answers all by RST: what begins 1 s later doesn't fail, it is ejected, and comes back"
+    network::resets;
+
+    "pod-unreachable"
+    "a backend's network refuses by ICMP, which TCP ignores: as if it swallowed all, but new connections are refused"
+    network::unreachable;
+
+    "sockets-destroyed"
+    "the kernel destroys a backend's connections, at either end (ss -K): only what they carried fails"
+    network::destroyed;
+
+    "narrow-link"
+    "a backend's link has 2 Mbit/s (tc tbf), and large messages fill it: none fails, others' RPCs don't notice"
+    network::narrow;
+
     "overload"
     "3 × what the backends can do, a circuit limit set: ≥ 80 % of that is answered, the excess refused within 20 ms"
     overload::backends;
@@ -155,6 +171,11 @@ impl Running {
             keepalive: None,
             run: format!("{:08x}", rand::random::<u32>()),
         }
+    }
+
+    /// What its process has.
+    fn usage(&self) -> Usage {
+        Usage::of(self.process.id())
     }
 
     /// A metric's value, summed over the labels that aren't given.
@@ -204,6 +225,12 @@ struct Load {
 
 impl Load {
     fn start(options: load::Options) -> Self {
+        let unary = Unary::of(&options);
+        Self::start_with(options, unary)
+    }
+
+    /// With these unary RPCs.
+    fn start_with(options: load::Options, unary: Unary) -> Self {
         let thread = Threads::new("load");
         let (stop, stopped) = oneshot::channel();
         let load = thread.spawn(async move {
@@ -211,7 +238,7 @@ impl Load {
                 // Stopped, or whoever wanted it is gone.
                 let _ = stopped.await;
             };
-            load::run(options, |_, _| {}, stopped).await
+            load::run_with(options, unary, |_, _| {}, stopped).await
         });
         Self {
             stop,
