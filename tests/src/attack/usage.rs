@@ -30,7 +30,7 @@ impl Usage {
     }
 
     /// With so many connections to the backend more: what was opened because it was needed stays, and others' RPCs find it.
-    pub(super) fn and_connections(self, more: usize) -> Self {
+    pub(crate) fn and_connections(self, more: usize) -> Self {
         Self {
             files: self.files + more,
             ..self

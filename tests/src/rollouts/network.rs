@@ -62,7 +62,7 @@ struct Scene {
     namespace: Namespace,
 }
 
-/// The victim, and its p99 before the fault, in microseconds.
+/// The victim, and its p99 before the fault, beside the same load, in microseconds.
 struct Victim {
     load: Load,
     quiet: u64,
@@ -101,12 +101,12 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
         Fault::Swallowed | Fault::Unreachable => "1s",
     };
     let mut scene = Scene::start(options, namespace, Backend::on(listener)?, patience).await?;
+    let load = scene.load().await?;
     let victim = scene.victim().await?;
-    let load = scene.load();
     let mut gated = scene.gated().await?;
     sleep(scale.of(Duration::from_secs(10), Duration::from_secs(1))).await;
 
-    let (before, usage) = (scene.lost.journal.count(), scene.proxy.usage());
+    let (before, usage) = (scene.lost.journal.count(), scene.now());
     scene.namespace.run("nft", &[&rules])?;
     let begun = SystemTime::now();
     let most = scale.of(Duration::from_secs(16), Duration::from_secs(8));
@@ -160,11 +160,12 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
                 seconds(late)
             ),
             format!(
-                "{begun_later} of {}; {} before",
+                "{begun_later} of {}, and {} streams; {} before",
+                tally.sent,
                 tally.streams_sent,
                 tally.failed()
             ),
-            begun_later == 0 && tally.streams_ok > 0,
+            begun_later == 0 && tally.not_sent == 0 && tally.ok.min(tally.streams_ok) > 0,
         ),
         Finding::within(
             "the end of the last RPC that was running there",
@@ -196,21 +197,21 @@ pub(super) async fn destroyed(options: Options) -> anyhow::Result<Vec<Finding>> 
     }
     let lost = Backend::on(namespace.listener()?)?;
     let mut scene = Scene::start(options, namespace, lost, patience(scale)).await?;
+    let load = scene.load().await?;
     let victim = scene.victim().await?;
-    let load = scene.load();
     let mut gated = scene.gated().await?;
     sleep(scale.of(Duration::from_secs(10), Duration::from_millis(500))).await;
-    let usage = scene.proxy.usage();
+    let usage = scene.now();
     let mut findings = Vec::new();
     let mut faults = Vec::new();
     for side in ["the backend's", "the proxy's"].repeat(scale.of(5, 1)) {
+        let connections = scene.lost.journal.look(|all| all.connections);
         let sockets = match side {
             "the proxy's" => scene.namespace.destroy_here(scene.lost.address())?,
             _ => scene.namespace.destroy_there(scene.lost.address())?,
         };
         let fault = SystemTime::now();
         faults.push(fault);
-        let connections = scene.lost.journal.look(|all| all.connections);
         let again = until(Duration::from_secs(10), || async {
             scene.lost.journal.look(|all| all.connections) > connections
         });
@@ -250,11 +251,12 @@ pub(super) async fn destroyed(options: Options) -> anyhow::Result<Vec<Finding>> 
     findings.push(Finding::new(
         "RPCs that fail and were not in flight then: 0",
         format!(
-            "{others} of {}; {} in flight",
+            "{others} of {}, and {} streams; {} in flight",
+            tally.sent,
             tally.streams_sent,
             tally.failed()
         ),
-        others == 0 && tally.streams_ok > 0,
+        others == 0 && tally.not_sent == 0 && tally.ok.min(tally.streams_ok) > 0,
     ));
     findings.extend(scene.honest(&tally, &gates));
     findings.extend(scene.unmoved(victim).await?);
@@ -276,7 +278,7 @@ pub(super) async fn narrow(options: Options) -> anyhow::Result<Vec<Finding>> {
     let lost = Backend::on(namespace.listener()?)?;
     let mut scene = Scene::start(options, namespace, lost, patience(scale)).await?;
     let victim = scene.victim().await?;
-    let (usage, begun) = (scene.proxy.usage(), Instant::now());
+    let (usage, begun) = (scene.now(), Instant::now());
     let mut all = JoinSet::new();
     let message = vec![b'n'; LARGE];
     for _ in 0..scale.of(6, 3) {
@@ -345,6 +347,7 @@ impl Scene {
             Replica::start_at(Kind::Reverse, own, "reverse-grpc", Drain::default()).await?;
         let aside = Relay::to(&replica.address()).await;
         let builder = Proxy::to(&all)
+            .route("/api.Echo/", "test")
             .with("health_check", health_check(options.scale))
             .with("health_check.timeout", patience)
             .with("connect_timeout", "500ms")
@@ -371,17 +374,27 @@ impl Scene {
         [&self.lost, &self.others[0], &self.others[1]]
     }
 
-    /// Streams of a few messages, one after the other on each of many places, to the three.
-    fn load(&self) -> Load {
+    /// To the three: RPCs at a rate, whatever becomes of them, and streams of a few messages, one after the other in each of
+    /// many places.
+    async fn load(&self) -> anyhow::Result<Load> {
         let scale = self.options.scale;
-        Load::start(load::Options {
+        let load = Load::start(load::Options {
             streams: scale.of(100, 30),
             stream_method: StreamMethod::Download,
             stream_length: scale.of(Duration::from_millis(200), Duration::from_millis(100)),
             // What hangs waits for its end, which is to come from the proxy.
             timeout: Duration::from_secs(60),
-            ..self.proxy.load(0, 20)
-        })
+            // Each connection has 100 streams, and what hangs has many.
+            ..self.proxy.load(scale.of(500, 100), 40)
+        });
+        // Handshakes are over: ten on each connection.
+        let running = || -> usize {
+            let all = self.all().into_iter();
+            all.map(|backend| backend.journal.count()).sum()
+        };
+        let runs = until(Duration::from_secs(20), || async { running() >= 400 }).await;
+        ensure!(runs.is_some(), "{} RPCs of 400 have begun", running());
+        Ok(load)
     }
 
     async fn victim(&self) -> anyhow::Result<Victim> {
@@ -425,8 +438,19 @@ impl Scene {
         Ok(gated)
     }
 
-    /// Memory and files are what they were, beside the same load.
-    async fn is_back(&self, before: &Usage) -> Finding {
+    /// What the proxy has, and its connections to the three.
+    fn now(&self) -> (Usage, usize) {
+        let open = |backend: &Backend| {
+            let journal = &backend.journal;
+            journal.look(|all| all.connections - all.connections_ended)
+        };
+        (self.proxy.usage(), self.all().into_iter().map(open).sum())
+    }
+
+    /// Memory and files are what they were, beside the same load. What was opened because it was needed stays.
+    async fn is_back(&self, (before, connections): &(Usage, usize)) -> Finding {
+        let more = self.now().1.saturating_sub(*connections);
+        let before = &before.and_connections(more);
         let scale = self.options.scale;
         let most = scale.of(Duration::from_secs(60), Duration::from_secs(10));
         let back = until(most, || async { self.proxy.usage().is_back(before) }).await;
@@ -464,10 +488,12 @@ impl Scene {
             Finding::new(
                 "those that fail were not at another backend, and are told UNAVAILABLE: all",
                 format!(
-                    "{} of {} {:?}; of {} that waited there {} failed",
+                    "{} of {}{}; of {} that waited there {} failed",
                     failed.len() - wrong.len(),
                     failed.len(),
-                    wrong.first(),
+                    wrong
+                        .first()
+                        .map_or(String::new(), |one| format!(", not {one:?}")),
                     gates.iter().filter(there).count(),
                     gates.iter().filter(|gate| gate.failed.is_some()).count(),
                 ),

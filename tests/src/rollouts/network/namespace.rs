@@ -1,8 +1,8 @@
 //! A network namespace with a link to it, and what can be done to it there.
 //!
-//! It has no name, and lives as long as a program in it, `cat`, that waits for the end of its input. So it is gone, and the
-//! interfaces with it, however this process ends. Nothing is changed outside of it but its own end of the link, and sockets
-//! whose peer is its address.
+//! It has no name, and lives as long as a program in it, `cat`, that waits for the end of its input. So it goes, and the
+//! interfaces with it, however this process ends; when it is killed, once the kernel has given up what was to be sent there,
+//! minutes later. Nothing is changed outside of it but its own end of the link, and sockets whose peer is its address.
 
 use std::{
     fs::File,
