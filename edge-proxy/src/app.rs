@@ -69,7 +69,9 @@ pub enum StartError {
         source: io::Error,
     },
     /// The access log's file can't be opened.
-    #[error("cannot open the access log (access_log.path)")]
+    #[error(
+        "cannot open the access log (access_log.path): make its folder, or give a path that this user may write to"
+    )]
     AccessLog(#[source] io::Error),
     /// The certificate and key are there and can't be served, or a thread could not be started.
     #[error(transparent)]

@@ -184,6 +184,58 @@ fn a_missing_configuration_starts_nothing() {
 }
 
 #[test]
+fn a_log_that_cannot_be_opened_starts_nothing() {
+    let directory = pairs();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let text = format!(
+        "\
+listener:
+  address: 127.0.0.1:0
+  tls: {{ certificate_chain: {}, private_key: {} }}
+admin: {{ address: 127.0.0.1:0 }}
+probes: {{ address: 127.0.0.1:0 }}
+access_log: {{ path: {} }}
+routes: [{{ prefix: /, cluster: echo }}]
+clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
+",
+        path("one.crt"),
+        path("one.key"),
+        path("later/log")
+    );
+    let file = path("edge-proxy.yaml");
+    fs::write(&file, text).expect("the file is written");
+    let output = edge_proxy(&["run", "--config", &file]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    for part in [
+        "error: cannot start\n",
+        "  because: cannot open the access log (access_log.path): make its folder, or give a path that this user may write to\n",
+        "/later/log: No such file or directory",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+/// As an editor on Windows, or PowerShell's `>`, may save it.
+#[test]
+fn a_configuration_in_utf_16_is_told_by_its_name() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("edge-proxy.yaml");
+    let text =
+        fs::read_to_string("../deploy/edge-proxy/edge-proxy.yaml").expect("the sample is there");
+    let units = std::iter::once(0xfeff).chain(text.encode_utf16());
+    fs::write(&file, units.flat_map(u16::to_le_bytes).collect::<Vec<_>>())
+        .expect("the file is written");
+    let output = edge_proxy(&["check", "--config", &file.display().to_string()]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.contains("edge-proxy.yaml: is in UTF-16: save it as UTF-8"),
+        "{told}"
+    );
+}
+
+#[test]
 fn the_schema_is_json_that_knows_every_key() {
     let output = edge_proxy(&["schema"]);
     assert_eq!(output.status.code(), Some(0));

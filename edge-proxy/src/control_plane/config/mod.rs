@@ -1,11 +1,11 @@
-//! The configuration: `file.rs` is the YAML as written, `read.rs` reads it and explains what isn't YAML or isn't ours,
-//! `validate` turns it into [`Config`] and finds every mistake of meaning in one go.
+//! The configuration: `source.rs` makes a text of the file, `file.rs` is the YAML as written, `read.rs` reads it and
+//! explains what isn't YAML or isn't ours, `validate` turns it into [`Config`] and finds every mistake of meaning in one
+//! go.
 //!
 //! [`Config::load_with_files`] is what `run` and `check` use; [`Config::parse`] is the same for a text, without a look at
 //! the files that it names.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,6 +29,7 @@ mod problem;
 mod read;
 pub(in crate::control_plane) mod reload;
 mod restart;
+mod source;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -135,10 +136,7 @@ impl Config {
 
 impl Draft {
     fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let text = fs::read_to_string(path).map_err(|error| {
-            let message = format!("can't be read ({error}): give the path of the YAML file");
-            ConfigErrors::one(Problem::of_file(path, message))
-        })?;
+        let text = source::read(path)?;
         Self::parse(&text, path, &Resources::detect())
     }
 

@@ -13,6 +13,8 @@ use serde::{
 };
 use serde_saphyr::{Location, Spanned};
 
+use super::problem::Shown;
+
 /// Line and column, both from 1; the column counts characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -57,7 +59,7 @@ impl Outline {
     pub(super) fn path_of_key(&self, place: Place, name: &str) -> String {
         let mut path = Vec::new();
         if !find(&self.0, place, Some(name), &mut path) {
-            return name.to_owned();
+            return Shown(name).to_string();
         }
         join(&path)
     }
@@ -238,8 +240,8 @@ fn join(path: &[Step<'_>]) -> String {
         // Writing to a String doesn't fail.
         let _ = match step {
             Step::Index(index) => write!(text, "[{index}]"),
-            Step::Key(key) if text.is_empty() => write!(text, "{key}"),
-            Step::Key(key) => write!(text, ".{key}"),
+            Step::Key(key) if text.is_empty() => write!(text, "{}", Shown(key)),
+            Step::Key(key) => write!(text, ".{}", Shown(key)),
         };
     }
     text

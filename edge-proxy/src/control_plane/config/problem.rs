@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, as the operator reads it: `FILE:LINE:COLUMN: KEY: what, and what to write`.
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -117,19 +117,72 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
+/// A text of the file as messages repeat it: cut, and with nothing in it that ends the line or tells a terminal anything.
+pub(super) struct Shown<'a>(pub(super) &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut chars = self.0.chars();
+        for c in chars.by_ref().take(LONGEST_SHOWN) {
+            match c {
+                '"' | '\'' | '\\' => f.write_char(c)?,
+                _ => write!(f, "{}", c.escape_debug())?,
+            }
+        }
+        if chars.next().is_some() {
+            f.write_char('…')?;
+        }
+        Ok(())
+    }
+}
+
 /// ` Did you mean ...?` for the candidate nearest to `written`, if one is near enough to be meant.
 pub(super) fn did_you_mean<'a>(
     written: &str,
     candidates: impl IntoIterator<Item = &'a str>,
 ) -> String {
     // A third of the letters may differ: `ecoh-grpc` is meant to be `echo-grpc`, `name` isn't meant to be `tls`.
-    let limit = (written.chars().count() / 3).max(1);
+    let length = written.chars().count();
+    let limit = (length / 3).max(1);
     candidates
         .into_iter()
+        // The comparison takes time and memory by the product of both lengths.
+        .filter(|candidate| length.max(candidate.chars().count()) <= LONGEST_SHOWN)
         .map(|candidate| (strsim::damerau_levenshtein(written, candidate), candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map_or_else(String::new, |(_, candidate)| {
-            format!("did you mean `{candidate}`? ")
+            format!("did you mean `{}`? ", Shown(candidate))
         })
+}
+
+/// Characters: more than a DNS label or an address with its port has.
+const LONGEST_SHOWN: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_a_text_stays_in_its_line() {
+        let shown = |text: &str| Shown(text).to_string();
+        assert_eq!(shown("grüße /\"'\\"), "grüße /\"'\\");
+        assert_eq!(
+            shown("a\nb\r\t\u{1b}[2J\u{85}\u{202e}"),
+            "a\\nb\\r\\t\\u{1b}[2J\\u{85}\\u{202e}"
+        );
+        let long = "ü".repeat(LONGEST_SHOWN);
+        assert_eq!(shown(&long), long);
+        assert_eq!(shown(&format!("{long}x")), format!("{long}…"));
+    }
+
+    #[test]
+    fn a_text_of_any_length_costs_nothing_to_compare() {
+        let long = "x".repeat(1 << 20);
+        assert_eq!(did_you_mean(&long, [long.as_str(), "x"]), "");
+        assert_eq!(
+            did_you_mean("ecoh", [long.as_str(), "echo"]),
+            "did you mean `echo`? "
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! Text to [`File`]: runs the YAML library within bounds and puts its errors into the operator's words.
 
-use std::path::Path;
+use std::{net::Ipv6Addr, path::Path};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use super::{
     Config,
     file::File,
     place::{Outline, Place},
-    problem::{ConfigErrors, Problem, did_you_mean},
+    problem::{ConfigErrors, Problem, Shown, did_you_mean},
 };
 
 /// Reads the YAML. The first mistake of syntax, unknown key or value of the wrong kind ends it: what follows such a
@@ -43,25 +43,42 @@ fn parse<T: DeserializeOwned>(text: &str, duplicate_keys: DuplicateKeyPolicy) ->
             max_depth: 32,
             max_nodes: 200_000,
             max_events: 1_000_000,
+            max_total_scalar_bytes: 16 << 20,
+            max_recorded_anchor_bytes: 16 << 20,
+            // Hundreds of clusters may share one health check.
+            enforce_alias_anchor_ratio: false,
+        },
+        // What aliases may add. Ten of each other's ten times over is a thousand million.
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 20_000,
+            max_replay_stack_depth: 16,
         },
     };
     serde_saphyr::from_str_with_options(text, options)
 }
 
 fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) -> Problem {
-    let error = error.without_snippet();
+    let mut error = error.without_snippet();
     let place = error
         .location()
         .map(Place::from)
         .filter(|place| place.line > 0);
+    // Told where the alias is, and for what it stands for.
+    while let Error::AliasError { error: inner, .. } = error {
+        error = inner;
+    }
     let found = || match place.map(|place| quote(text, place)).unwrap_or_default() {
         empty if empty.is_empty() => "nothing".to_owned(),
-        value => format!("`{value}`"),
+        value => format!("`{}`", Shown(&value)),
     };
     // The key that the message is about, when the place isn't that of a value.
     let mut key = None;
     let mut below = None;
     let message = match error {
+        _ if place.is_some_and(|place| has_bare_ipv6(line_at(text, place))) => {
+            "an IPv6 address in brackets looks like a list here: put quotes around it, as \"[::1]:8443\""
+                .to_owned()
+        }
         Error::SerdeUnknownField { field, expected, .. } => {
             key = Some(field.as_str());
             unknown_key(field, expected)
@@ -75,7 +92,8 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
             format!("is missing: {}", example(field))
         }
         Error::SerdeUnknownVariant { variant, expected, .. } => format!(
-            "`{variant}` isn't known here: {}write {}",
+            "`{}` isn't known here: {}write {}",
+            Shown(variant),
             did_you_mean(variant, expected.iter().copied()),
             expected.join(" or ")
         ),
@@ -107,15 +125,21 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
             "a second document begins here: a file holds one configuration, take the `---` line out"
                 .to_owned()
         }
-        Error::Budget { .. } => {
-            "the file is larger or deeper than any configuration: is it the right one?".to_owned()
+        Error::Budget { .. } => TOO_LARGE.to_owned(),
+        Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayStackDepthExceeded { .. } => {
+            "this alias and those before it repeat more than any configuration needs: write out what they stand for"
+                .to_owned()
         }
+        Error::RecursiveReferencesRequireWeakTypes { .. } => {
+            "this alias stands within what it stands for: write that out".to_owned()
+        }
+        other if without_place(other) == TOO_DEEP => TOO_LARGE.to_owned(),
         other => format!("not YAML: {}", without_place(other)),
     };
     let mut path = match (outline, place, key) {
         (Some(outline), Some(place), Some(key)) => outline.path_of_key(place, key),
         (Some(outline), Some(place), None) => outline.path(place),
-        (_, _, Some(key)) => key.to_owned(),
+        (_, _, Some(key)) => Shown(key).to_string(),
         _ => String::new(),
     };
     if let Some(field) = below {
@@ -197,10 +221,31 @@ fn example(field: &str) -> String {
     }
 }
 
+/// Whether a value begins with an IPv6 address in brackets and has no quotes.
+fn has_bare_ipv6(line: &str) -> bool {
+    let line = line.split(" #").next().unwrap_or_default();
+    line.match_indices('[').any(|(at, _)| {
+        let inner = &line[at + 1..];
+        // Up to the next bracket at most, so that each character is looked at once.
+        let end = inner.find(|c: char| !c.is_ascii_hexdigit() && c != ':');
+        let (address, rest) = inner.split_at(end.unwrap_or(inner.len()));
+        !line[..at].ends_with(['"', '\''])
+            && rest.starts_with("]:")
+            && address.parse::<Ipv6Addr>().is_ok()
+    })
+}
+
+fn line_at(text: &str, place: Place) -> &str {
+    text.lines().nth(index(place.line)).unwrap_or_default()
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX)
+}
+
 /// What stands at `place`, as far as one value goes.
 fn quote(text: &str, place: Place) -> String {
-    let index = |number: u64| usize::try_from(number.saturating_sub(1)).unwrap_or(usize::MAX);
-    let line = text.lines().nth(index(place.line)).unwrap_or_default();
+    let line = line_at(text, place);
     let rest: String = line.chars().skip(index(place.column)).collect();
     let end = [" #", ",", "}", "]"]
         .iter()
@@ -224,6 +269,11 @@ fn without_place(error: &Error) -> String {
     let end = text.rfind(" at line ").unwrap_or(text.len());
     text[..end].to_owned()
 }
+
+const TOO_LARGE: &str = "the file is larger or deeper than any configuration: is it the right one?";
+
+/// The parser's word when its own limit is reached before ours is.
+const TOO_DEEP: &str = "recursion limit exceeded";
 
 /// Characters of a wrong value that a message repeats.
 const LONGEST_QUOTE: usize = 40;

@@ -5,14 +5,13 @@
 //! of it changes in one publication. Whatever is wrong is found before anything changes.
 
 use std::{
-    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{Config, ConfigErrors, Loaded, Problem, restart_needed};
+use super::{Config, ConfigErrors, Loaded, Problem, restart_needed, source};
 use crate::control_plane::{
     certs::{Identities, Pair, PairError},
     cluster::ClusterState,
@@ -41,8 +40,6 @@ pub(in crate::control_plane) struct Candidate {
 /// Why a file changes nothing.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::control_plane) enum Refusal {
-    #[error("{}: cannot read it: {error}", .path.display())]
-    Unreadable { path: PathBuf, error: io::Error },
     #[error("{0}")]
     Invalid(#[from] ConfigErrors),
     #[error("{}: {} can't change without a restart: restart edge-proxy, or undo the change",
@@ -80,16 +77,12 @@ pub(in crate::control_plane) fn read(
     current: &Config,
     identities: &Identities,
 ) -> Read {
-    let text = match fs::read_to_string(path) {
+    let text = match source::read(path) {
         Ok(text) => text,
-        Err(error) => {
-            let outcome = Err(Refusal::Unreadable {
-                path: path.to_owned(),
-                error,
-            });
+        Err(errors) => {
             return Read {
                 text: None,
-                outcome,
+                outcome: Err(errors.into()),
             };
         }
     };

@@ -247,12 +247,74 @@ fn mistakes_that_end_the_reading() {
         ),
         with("[\"echo-grpc:8081\"]", "echo-grpc:8081"),
         "[".repeat(100),
+        format!("{MINIMAL}workers: {}1{}\n", "[".repeat(50), "]".repeat(50)),
+        format!(
+            "{MINIMAL}workers: {}1{}\n",
+            "[".repeat(500),
+            "]".repeat(500)
+        ),
+        with("0.0.0.0:8443", "[::1]:8443"),
+        with("[\"echo-grpc:8081\"]", "[[::1]:8081]"),
+        format!("{MINIMAL}\"a\\nb\": 1\n"),
+        format!("{MINIMAL}access_log: {{ format: \"js\\non\" }}\n"),
+        format!("{MINIMAL}    lb_policy: &a [*a]\n"),
+        format!("server_name: &a many\n{MINIMAL}    max_connections: *a\n"),
     ] {
         let messages = messages(&text);
         assert_eq!(messages.lines().count(), 1, "{text}\n{messages}");
         all += &messages;
     }
     insta::assert_snapshot!(all);
+}
+
+/// Aliases of aliases: a few hundred bytes that stand for a thousand million values, or for gigabytes of text.
+#[test]
+fn what_aliases_may_repeat_is_bounded() {
+    let tower = |bottom: &str, floor: &dyn Fn(usize) -> String| {
+        let floors = (1..10).map(|n| format!("  - &a{n} {}\n", floor(n - 1)));
+        format!(
+            "{MINIMAL}bomb:\n  - &a0 {bottom}\n{}",
+            floors.collect::<String>()
+        )
+    };
+    let lists = tower("[x]", &|below| {
+        format!("[{}]", vec![format!("*a{below}"); 9].join(", "))
+    });
+    let mappings = tower("{ x: 1 }", &|below| {
+        let pairs: Vec<_> = (0..9).map(|n| format!("k{n}: *a{below}")).collect();
+        format!("{{ {} }}", pairs.join(", "))
+    });
+    for bomb in [lists.clone(), mappings, lists.replacen(MINIMAL, "", 1)] {
+        assert!(bomb.len() < 2000);
+        let messages = messages(&bomb);
+        assert!(
+            messages.ends_with(
+                ": this alias and those before it repeat more than any configuration needs: \
+                 write out what they stand for\n"
+            ) && messages.lines().count() == 1,
+            "{messages}"
+        );
+    }
+    let text = "x".repeat(1 << 20);
+    let bomb = with(
+        "[\"echo-grpc:8081\"]",
+        &format!("[&text {text}{}]", ", *text".repeat(100)),
+    );
+    let message = messages(&bomb);
+    assert!(
+        message.ends_with(
+            ": the file is larger or deeper than any configuration: is it the right one?\n"
+        ),
+        "{message}"
+    );
+    // A thousand clusters that share what aliases are for are well within it.
+    let clusters: String = (0..1000)
+        .map(|n| format!("  - {{ name: c{n}, endpoints: [\"e:1\"], health_check: *check }}\n"))
+        .collect();
+    let text = format!(
+        "{MINIMAL}    health_check: &check {{ service: a, timeout: 2s, interval: 5s }}\n{clusters}"
+    );
+    assert_eq!(config(&text).clusters.len(), 1001);
 }
 
 /// All of them from one file, in one go.

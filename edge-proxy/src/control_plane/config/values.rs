@@ -1,11 +1,11 @@
 //! Values that are written as text: durations, addresses, endpoints. Pure; every error says what to write.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use super::Target;
+use super::{Target, problem::Shown};
 
 /// `500ms`, `10s`, `5m`, `1h`: digits and one unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -13,7 +13,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(digits);
     let wrong = |what: &str| {
         Err(format!(
-            "`{text}` {what}: write a whole number and ms, s, m or h, as 500ms, 10s or 1h"
+            "`{}` {what}: write a whole number and ms, s, m or h, as 500ms, 10s or 1h",
+            Shown(text)
         ))
     };
     if number.is_empty() {
@@ -33,7 +34,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .and_then(|number| number.checked_mul(millis_per_unit));
     match millis.map(Duration::from_millis) {
         Some(duration) if duration <= LONGEST => Ok(duration),
-        _ => Err(format!("`{text}` is more than a year: write at most 8760h")),
+        _ => Err(format!(
+            "`{}` is more than a year: write at most 8760h",
+            Shown(text)
+        )),
     }
 }
 
@@ -42,13 +46,28 @@ pub(super) fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAd
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
+    let shown = Shown(text);
+    if let Some(advice) = bare_ipv6(text, example.port()) {
+        return Err(advice);
+    }
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        let port = example.port();
+        return Err(format!("`{shown}` has no port: write it as {ip}:{port}"));
+    }
+    if is_port(text) {
+        let ip = example.ip();
+        return Err(format!(
+            "`{shown}` is a port without an IP address: write it as {ip}:{text}"
+        ));
+    }
     let what = match text.rsplit_once(':') {
-        _ if text.parse::<IpAddr>().is_ok() => "has no port",
         None => "isn't an IP address and a port",
         Some((_, port)) if port.parse::<u16>().is_err() => "has no port from 1 to 65535 at its end",
+        Some(("", _)) => "has no IP address before the port",
+        Some((host, _)) if is_dotted_numbers(host) => NO_IPV4,
         Some(_) => "isn't an IP address before the port (names aren't looked up here)",
     };
-    Err(format!("`{text}` {what}: write it as {example}"))
+    Err(format!("`{shown}` {what}: write it as {example}"))
 }
 
 /// `10.0.0.10`, `10.0.0.10:53`, `fd00::a`, `[fd00::a]:53`.
@@ -59,46 +78,96 @@ pub(super) fn nameserver(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(address),
         _ => Err(format!(
-            "`{text}` isn't a name server's address: write its IP address, as 10.0.0.10 or 10.0.0.10:53"
+            "`{}` isn't a name server's address: write its IP address, as 10.0.0.10 or 10.0.0.10:53",
+            Shown(text)
         )),
     }
 }
 
 /// `host:port`, the host a name or an IP address (IPv6 in brackets).
 pub(super) fn endpoint(text: &str) -> Result<Target, String> {
+    let shown = Shown(text);
+    if let Some((_, rest)) = text.split_once("://") {
+        let authority = rest.split('/').next().unwrap_or_default();
+        return Err(format!(
+            "`{shown}` is a URL: write its host and port only, as {}",
+            Shown(authority)
+        ));
+    }
+    if let Some(advice) = bare_ipv6(text, EXAMPLE_PORT) {
+        return Err(advice);
+    }
+    if is_port(text) {
+        return Err(format!(
+            "`{shown}` is a port without a host: write it as {EXAMPLE_HOST}:{text}"
+        ));
+    }
     let Some((host, digits)) = text.rsplit_once(':') else {
-        return Err(format!("`{text}` has no port: write it as {text}:8081"));
+        return Err(format!(
+            "`{shown}` has no port: write it as {shown}:{EXAMPLE_PORT}"
+        ));
     };
     let port = match digits.parse::<u16>() {
         // `parse` would take `+80`.
         Ok(port) if port > 0 && !digits.starts_with('+') => port,
         _ => {
             return Err(format!(
-                "`{digits}` isn't a port: write a number from 1 to 65535 after the colon"
+                "`{}` isn't a port: write a number from 1 to 65535 after the colon",
+                Shown(digits)
             ));
         }
     };
-    let host = match host
+    let bracketed = host
         .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
-        Some(inner) if inner.parse::<std::net::Ipv6Addr>().is_ok() => inner,
-        None if is_host(host) => host,
-        None if host.parse::<std::net::Ipv6Addr>().is_ok() => {
-            return Err(format!(
-                "an IPv6 address goes in brackets: write [{host}]:{port}"
-            ));
-        }
-        _ => {
-            return Err(format!(
-                "`{host}` isn't a host name or an IP address: write it as echo-grpc.default.svc.cluster.local.:{port}"
-            ));
-        }
+        .and_then(|host| host.strip_suffix(']'));
+    let (host, what) = match bracketed {
+        Some(inner) if inner.parse::<Ipv6Addr>().is_ok() => (inner, None),
+        None if is_dotted_numbers(host) && host.parse::<IpAddr>().is_err() => (host, Some(NO_IPV4)),
+        None if is_host(host) => (host, None),
+        _ => (host, Some("isn't a host name or an IP address")),
     };
-    Ok(Target {
-        host: host.to_owned(),
-        port,
-    })
+    match what {
+        None => Ok(Target {
+            host: host.to_owned(),
+            port,
+        }),
+        Some(what) => Err(format!(
+            "`{}` {what}: write it as {EXAMPLE_HOST}:{port}",
+            Shown(host)
+        )),
+    }
+}
+
+/// What to write instead of an IPv6 address without its brackets: its last group is the port, if the rest is an address
+/// and that can be one.
+fn bare_ipv6(text: &str, default_port: u16) -> Option<String> {
+    let shown = Shown(text);
+    let with_port = text
+        .rsplit_once(':')
+        .filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && is_port(port));
+    if let Some((host, port)) = with_port {
+        return Some(format!(
+            "`{shown}` is an IPv6 address without brackets: write \"[{host}]:{port}\""
+        ));
+    }
+    let ip = text.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
+    let ip: Ipv6Addr = ip.unwrap_or(text).parse().ok()?;
+    Some(format!(
+        "`{shown}` has no port: write \"[{ip}]:{default_port}\""
+    ))
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// As nothing but an IPv4 address is: no top-level domain is a number (RFC 1123 §2.1), and one number alone would be an
+/// address to the C library.
+fn is_dotted_numbers(host: &str) -> bool {
+    !host.is_empty()
+        && host
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
 /// RFC 1123 §2.1 (letters, digits, hyphens; labels up to 63, names up to 253), and the underscore that DNS itself
@@ -121,6 +190,12 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// RFC 1035 §4.2.
 const DNS_PORT: u16 = 53;
+
+const NO_IPV4: &str = "isn't an IPv4 address, which is four numbers from 0 to 255";
+
+// In messages.
+const EXAMPLE_HOST: &str = "echo-grpc.default.svc.cluster.local.";
+const EXAMPLE_PORT: u16 = 8081;
 
 #[cfg(test)]
 mod tests {
@@ -179,10 +254,41 @@ mod tests {
             ".:80",
             "[]:80",
             "grüße:80",
+            "300.1.1.1:80",
+            "10.0.0.07:80",
+            "10.0.0:80",
+            "10.0.0.1.:80",
+            "8081",
         ] {
             assert!(endpoint(text).is_err(), "{text}");
         }
-        assert!(endpoint("::1:80").unwrap_err().contains("[::1]:80"));
+        // A namespace may be a number.
+        assert_eq!(endpoint("echo.7:80"), target("echo.7", 80));
+        let message = |text| endpoint(text).unwrap_err();
+        assert_eq!(
+            message("::1:80"),
+            "`::1:80` is an IPv6 address without brackets: write \"[::1]:80\""
+        );
+        assert_eq!(message("::1"), "`::1` has no port: write \"[::1]:8081\"");
+        assert_eq!(
+            message("[::1]"),
+            "`[::1]` has no port: write \"[::1]:8081\""
+        );
+        assert_eq!(
+            message("300.1.1.1:80"),
+            "`300.1.1.1` isn't an IPv4 address, which is four numbers from 0 to 255: \
+             write it as echo-grpc.default.svc.cluster.local.:80"
+        );
+        assert_eq!(
+            message("8081"),
+            "`8081` is a port without a host: write it as echo-grpc.default.svc.cluster.local.:8081"
+        );
+        assert_eq!(
+            message("http://echo:8081/x"),
+            "`http://echo:8081/x` is a URL: write its host and port only, as echo:8081"
+        );
+        let long = message(&"x".repeat(1 << 20));
+        assert!(long.len() < 1000, "{} bytes", long.len());
     }
 
     #[test]
@@ -200,11 +306,49 @@ mod tests {
     fn addresses_say_what_is_wrong_with_them() {
         let example = SocketAddr::from(([0, 0, 0, 0], 8443));
         let message = |text| socket_address(text, example).unwrap_err();
-        assert!(message("127.0.0.1").contains("has no port"));
-        assert!(message("::1").contains("has no port"));
-        assert!(message("localhost:8443").contains("names aren't looked up"));
-        assert!(message("0.0.0.0:99999").contains("1 to 65535"));
-        assert!(message("8443").contains("isn't an IP address and a port"));
+        for (text, told) in [
+            ("127.0.0.1", "has no port: write it as 127.0.0.1:8443"),
+            ("::1", "has no port: write \"[::1]:8443\""),
+            ("[::1]", "has no port: write \"[::1]:8443\""),
+            (
+                "::1:8443",
+                "is an IPv6 address without brackets: write \"[::1]:8443\"",
+            ),
+            (
+                ":::8443",
+                "is an IPv6 address without brackets: write \"[::]:8443\"",
+            ),
+            (
+                "fd00:1:2:3:4:5:6:7:8443",
+                "is an IPv6 address without brackets: write \"[fd00:1:2:3:4:5:6:7]:8443\"",
+            ),
+            (
+                "8081",
+                "is a port without an IP address: write it as 0.0.0.0:8081",
+            ),
+            (
+                ":8081",
+                "has no IP address before the port: write it as 0.0.0.0:8443",
+            ),
+            (
+                "300.1.1.1:80",
+                "isn't an IPv4 address, which is four numbers from 0 to 255: write it as 0.0.0.0:8443",
+            ),
+            (
+                "localhost:8443",
+                "isn't an IP address before the port (names aren't looked up here): write it as 0.0.0.0:8443",
+            ),
+            (
+                "0.0.0.0:99999",
+                "has no port from 1 to 65535 at its end: write it as 0.0.0.0:8443",
+            ),
+            (
+                "",
+                "isn't an IP address and a port: write it as 0.0.0.0:8443",
+            ),
+        ] {
+            assert_eq!(message(text), format!("`{text}` {told}"));
+        }
         assert!(socket_address("[::]:0", example).is_ok());
     }
 }

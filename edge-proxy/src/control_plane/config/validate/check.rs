@@ -6,7 +6,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use crate::control_plane::config::{
     file,
     place::{At, Place},
-    problem::Report,
+    problem::{Report, Shown},
     values,
 };
 
@@ -35,7 +35,7 @@ impl Check<'_, '_> {
         };
         self.report.error(
             at.place,
-            format!("`{}` {what}: write it as {example}", at.value),
+            format!("`{}` {what}: write it as {example}", Shown(&at.value)),
         );
     }
 
@@ -48,7 +48,7 @@ impl Check<'_, '_> {
         if at.value.is_empty() || !inner || at.value.trim() != at.value {
             let message = format!(
                 "`{}` can't be a header's value: write printable ASCII, no space at its ends",
-                at.value.escape_debug()
+                Shown(&at.value)
             );
             self.report.error(at.place, message);
         }

@@ -6,7 +6,7 @@ use super::check::{CONNECTION_WINDOW, Check, MAX_WINDOW, STREAM_WINDOW, seconds}
 use crate::{
     control_plane::config::{
         ClusterSpec, Discovery, HealthCheckSpec, LookupFamily, OutlierSpec, Target, file,
-        place::At, values,
+        place::At, problem::Shown, values,
     },
     snapshot::{
         ClusterPolicy,
@@ -25,7 +25,8 @@ impl Check<'_, '_> {
             if let Some(first) = seen.insert(name.value.as_str(), name.place) {
                 let message = format!(
                     "`{}` is the name of the cluster in line {} too: give each its own",
-                    name.value, first.line
+                    Shown(&name.value),
+                    first.line
                 );
                 self.report.error(name.place, message);
             }
@@ -215,7 +216,7 @@ impl Check<'_, '_> {
                     at.place,
                     format!(
                         "`{}` isn't a service's full name: write it as api.Echo",
-                        at.value
+                        Shown(&at.value)
                     ),
                 );
             }

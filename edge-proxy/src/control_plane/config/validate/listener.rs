@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, sync::Arc};
 use super::check::{CONNECTION_WINDOW, Check, STREAM_WINDOW, minutes, seconds};
 use crate::{
     cgroup::Resources,
-    control_plane::config::{file, place::At},
+    control_plane::config::{file, place::At, problem::Shown},
     snapshot::{EdgeHealthCheck, Http2Policy, ListenerPolicy, Timeouts},
 };
 
@@ -89,7 +89,7 @@ impl Check<'_, '_> {
                     name.place,
                     format!(
                         "`{}` isn't a header name in lower case: write it as x-envoy-livenessprobe",
-                        name.value
+                        Shown(&name.value)
                     ),
                 );
             }

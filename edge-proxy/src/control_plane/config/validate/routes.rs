@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use super::check::Check;
 use crate::{
-    control_plane::config::{file, place::At, problem::did_you_mean},
+    control_plane::config::{
+        file,
+        place::At,
+        problem::{Shown, did_you_mean},
+    },
     data_plane::route::{RouteTable, Unreachable},
     snapshot::{Route, RouteAction},
 };
@@ -71,7 +75,7 @@ impl Check<'_, '_> {
         self.unreachable(&file.value, &routes);
         for (cluster, used) in clusters.value.iter().zip(used) {
             if !used {
-                let message = format!("no route leads to `{}`", cluster.name.value);
+                let message = format!("no route leads to `{}`", Shown(&cluster.name.value));
                 self.report.warning(cluster.name.place, message);
             }
         }
@@ -91,14 +95,15 @@ impl Check<'_, '_> {
             .map(|cluster| cluster.name.value.as_str())
             .collect();
         names.dedup();
-        let known = if names.is_empty() {
+        let known: Vec<_> = names.iter().map(|name| Shown(name).to_string()).collect();
+        let known = if known.is_empty() {
             "none".to_owned()
         } else {
-            names.join(", ")
+            known.join(", ")
         };
         let message = format!(
             "no cluster is named `{}`: {}clusters here: {known}",
-            name.value,
+            Shown(&name.value),
             did_you_mean(&name.value, names),
         );
         self.report.error(name.place, message);
@@ -113,7 +118,8 @@ impl Check<'_, '_> {
                     .to_owned()
             } else {
                 format!(
-                    "is never reached, as `{first}` before it takes its requests: put this one first"
+                    "is never reached, as `{}` before it takes its requests: put this one first",
+                    Shown(first)
                 )
             };
             self.report.warning(written[route].prefix.place, message);
