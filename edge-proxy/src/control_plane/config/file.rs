@@ -90,8 +90,10 @@ pub(super) struct Listener {
 #[serde(deny_unknown_fields)]
 pub(super) struct Tls {
     /// PEM file: the leaf first, then the intermediates.
+    #[schemars(regex(pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"))]
     pub(super) certificate_chain: At<String>,
     /// PEM file: the leaf's key.
+    #[schemars(regex(pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"))]
     pub(super) private_key: At<String>,
 }
 
@@ -188,6 +190,7 @@ pub(super) struct AccessLog {
     /// How a line looks; off: no lines. Default: json.
     pub(super) format: Option<At<AccessLogFormat>>,
     /// A file that lines are appended to. Default: standard output.
+    #[schemars(regex(pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"))]
     pub(super) path: Option<At<String>>,
 }
 
@@ -232,6 +235,7 @@ pub(super) struct DirectResponse {
 #[serde(deny_unknown_fields)]
 pub(super) struct Cluster {
     /// What routes call it.
+    #[schemars(regex(pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"))]
     pub(super) name: At<String>,
     /// strict_dns: all addresses of each name; static: IP addresses, as written. Default: strict_dns.
     pub(super) discovery: Option<At<Discovery>>,

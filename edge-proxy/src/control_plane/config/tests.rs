@@ -317,6 +317,43 @@ fn what_aliases_may_repeat_is_bounded() {
     assert_eq!(config(&text).clusters.len(), 1001);
 }
 
+#[test]
+fn names_and_paths_hold_no_control_characters() {
+    let text = MINIMAL
+        .replace("echo-grpc", "\"echo\\ngrpc\"")
+        .replace("[\"\"echo\\ngrpc\":8081\"]", "[\"e:1\"]");
+    assert_eq!(
+        messages(&text),
+        "error: edge-proxy.yaml:8:11: clusters[0].name: `echo\\ngrpc` holds a line end or another control character: \
+         write it without\n"
+    );
+}
+
+/// What the schema says of such texts is what the validation refuses.
+#[test]
+fn the_schemas_pattern_is_that_of_the_validation() {
+    let schema = serde_json::to_value(Config::schema()).unwrap();
+    let whole: Value = serde_saphyr::from_str(DEFAULTS).unwrap();
+    for (definition, key, path) in [
+        ("Cluster", "name", "clusters[0].name"),
+        ("Tls", "certificate_chain", "listener.tls.certificate_chain"),
+        ("Tls", "private_key", "listener.tls.private_key"),
+        ("AccessLog", "path", "access_log.path"),
+    ] {
+        let pattern = &schema["$defs"][definition]["properties"][key]["pattern"];
+        assert_eq!(pattern, "^[^\\u0000-\\u001f\\u007f-\\u009f]+$", "{path}");
+        let mut file = whole.clone();
+        set(&mut file, path, "a@b".into());
+        let file = file.to_string();
+        for code in 0..0x100 {
+            let file = file.replace("a@b", &format!("a\\u{code:04x}b"));
+            let refused = messages(&file).contains(&format!("{path}: `a"));
+            let excluded = matches!(code, 0..=0x1f | 0x7f..=0x9f);
+            assert_eq!(refused, excluded, "{path}: {code:#x}");
+        }
+    }
+}
+
 /// All of them from one file, in one go.
 #[test]
 fn mistakes_of_meaning() {

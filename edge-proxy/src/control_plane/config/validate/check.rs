@@ -54,9 +54,16 @@ impl Check<'_, '_> {
         }
     }
 
+    /// A name or a path: log lines, metric labels and pages show it, so nothing in it may break out of its place there.
     pub(super) fn text<'t>(&mut self, at: &'t At<String>) -> &'t str {
         if at.value.trim().is_empty() {
             self.report.error(at.place, "is empty: write a value");
+        } else if at.value.contains(char::is_control) {
+            let message = format!(
+                "`{}` holds a line end or another control character: write it without",
+                Shown(&at.value)
+            );
+            self.report.error(at.place, message);
         }
         &at.value
     }
