@@ -100,6 +100,10 @@ fn check_looks_at_the_certificate() {
         ("old.crt", expired.pem()),
         ("old.key", key.serialize_pem()),
         ("empty.crt", String::new()),
+        (
+            "locked.key",
+            key.serialize_pem().replace("PRIVATE", "ENCRYPTED PRIVATE"),
+        ),
     ] {
         fs::write(directory.path().join(name), text).expect("the file is written");
     }
@@ -116,6 +120,8 @@ fn check_looks_at_the_certificate() {
         ("one.crt", "cut.key"),
         ("one.crt", "one.crt"),
         ("one.key", "one.key"),
+        ("later.pem", "later.pem"),
+        ("one.crt", "locked.key"),
         (".", "one.key"),
     ]
     .map(|(chain, key)| {

@@ -37,7 +37,7 @@ use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::certs::{PairError, PairFault};
+pub use self::certs::{PairError, PairFault, PairPart};
 #[cfg(any(test, fuzzing))]
 pub use self::discovery::exercise::exercise_dns_answers;
 use self::{

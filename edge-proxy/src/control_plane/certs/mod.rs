@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{sync::mpsc, time::Instant};
 
-pub use self::pair::{PairError, PairFault};
+pub use self::pair::{PairError, PairFault, PairPart};
 pub(super) use self::{
     pair::{Identities, Pair},
     watch::CertificateEvent,

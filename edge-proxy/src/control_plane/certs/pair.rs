@@ -5,6 +5,7 @@
 //! further check.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -52,10 +53,21 @@ pub(crate) struct Identities {
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {fault}", .path.display())]
 pub struct PairError {
-    /// The file to blame.
+    /// The part to blame.
+    pub part: PairPart,
+    /// Its file, which may be the other part's too.
     pub path: PathBuf,
     /// What is wrong with it.
     pub fault: PairFault,
+}
+
+/// A part of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairPart {
+    /// `listener.tls.certificate_chain`.
+    Chain,
+    /// `listener.tls.private_key`.
+    Key,
 }
 
 /// What is wrong with a file of a pair.
@@ -70,6 +82,9 @@ pub enum PairFault {
     /// It isn't the PEM that it should be, or is cut off.
     #[error("{0}")]
     Malformed(String),
+    /// The key has a password, which nobody is there to type.
+    #[error("the private key in it is encrypted")]
+    Encrypted,
     /// The key isn't the certificate's.
     #[error("this private key isn't the key of the certificate in {}", .chain.display())]
     Mismatched {
@@ -100,21 +115,30 @@ impl Identities {
     /// # Errors
     /// [`PairError`] names the file to blame and what is wrong with it.
     pub(crate) fn read_pair(&self, chain: &Path, key: &Path, now: i64) -> Result<Pair, PairError> {
-        let chain_pem = read(chain)?;
-        let key_pem = read(key)?;
         let blame_chain = |fault| PairError {
+            part: PairPart::Chain,
             path: chain.to_owned(),
             fault,
         };
         let blame_key = |fault| PairError {
+            part: PairPart::Key,
             path: key.to_owned(),
             fault,
         };
+        let chain_pem = read(chain).map_err(blame_chain)?;
+        let key_pem = read(key).map_err(blame_key)?;
 
-        let certificates = parse_chain(&chain_pem).map_err(blame_chain)?;
+        let certificates = parse_chain(&chain_pem).map_err(|error| {
+            let fault = malformed(&error, PairPart::Chain, &chain_pem);
+            // One file may hold both.
+            if chain == key && ends_in_a_key(&error) {
+                blame_key(fault)
+            } else {
+                blame_chain(fault)
+            }
+        })?;
         let info = describe(&certificates, now).map_err(blame_chain)?;
-        let key_der = PrivateKeyDer::from_pem_slice(&key_pem)
-            .map_err(|error| blame_key(malformed(&error, "private key")))?;
+        let key_der = parse_key(&key_pem).map_err(blame_key)?;
         let provider = Arc::new(provider());
         let certified = CertifiedKey::from_der(certificates, key_der, &provider).map_err(
             |error| match error {
@@ -175,24 +199,32 @@ fn provider() -> CryptoProvider {
     provider
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, PairError> {
-    fs::read(path).map_err(|error| PairError {
-        path: path.to_owned(),
-        fault: match error.kind() {
-            io::ErrorKind::NotFound => PairFault::Missing,
-            _ => PairFault::Unreadable(error),
-        },
+fn read(path: &Path) -> Result<Vec<u8>, PairFault> {
+    fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => PairFault::Missing,
+        _ => PairFault::Unreadable(error),
     })
 }
 
-fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairFault> {
-    let chain = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| malformed(&error, "certificate"))?;
+fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
     if chain.is_empty() {
-        return Err(malformed(&pem::Error::NoItemsFound, "certificate"));
+        return Err(pem::Error::NoItemsFound);
     }
     Ok(chain)
+}
+
+fn parse_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PairFault> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        // RFC 7468 §11, and RFC 1421 §4.6.1.1 in OpenSSL's older files.
+        let encrypted = labels(pem).any(|label| label == "ENCRYPTED PRIVATE KEY")
+            || memchr::memmem::find(pem, b"\nProc-Type: 4,ENCRYPTED").is_some();
+        if encrypted {
+            PairFault::Encrypted
+        } else {
+            malformed(&error, PairPart::Key, pem)
+        }
+    })
 }
 
 /// What operators see of the leaf; refuses a chain with anything that isn't a certificate, or out of its time.
@@ -216,7 +248,7 @@ fn describe(chain: &[CertificateDer<'_>], now: i64) -> Result<CertificateInfo, P
         leaf.get_or_insert(parsed);
     }
     let Some(leaf) = leaf else {
-        return Err(malformed(&pem::Error::NoItemsFound, "certificate"));
+        return Err(malformed(&pem::Error::NoItemsFound, PairPart::Chain, &[]));
     };
     let validity = leaf.validity();
     let (not_before, not_after) = (
@@ -273,14 +305,56 @@ fn key_kind(key: &SubjectPublicKeyInfo<'_>) -> String {
     }
 }
 
-fn malformed(error: &pem::Error, wanted: &str) -> PairFault {
+fn malformed(error: &pem::Error, wanted: PairPart, pem: &[u8]) -> PairFault {
     PairFault::Malformed(match error {
-        pem::Error::NoItemsFound => format!("no {wanted} in it (PEM is wanted: -----BEGIN …)"),
-        pem::Error::MissingSectionEnd { .. } => {
-            "it is cut off: a -----END … line is missing".to_owned()
+        pem::Error::NoItemsFound => {
+            let wanted = match wanted {
+                PairPart::Chain => "certificate",
+                PairPart::Key => "private key",
+            };
+            let found: BTreeSet<_> = labels(pem).take(LABELS_SHOWN).collect();
+            if found.is_empty() {
+                format!("no {wanted} in it (PEM is wanted: -----BEGIN …)")
+            } else {
+                let found = Vec::from_iter(found).join(" and ");
+                format!("no {wanted} in it, which holds {found} only")
+            }
+        }
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let label = std::str::from_utf8(end_marker).ok();
+            let label = label.filter(|label| is_label(label)).unwrap_or("…");
+            format!("it is cut off: the line -----END {label}----- is missing")
+        }
+        // The library's text has the line.
+        pem::Error::IllegalSectionStart { .. } => {
+            "it isn't proper PEM: a line that begins with -----BEGIN doesn't end in -----"
+                .to_owned()
         }
         other => format!("it isn't proper PEM: {other}"),
     })
+}
+
+/// What PEM sections call themselves (RFC 7468 §3). Nothing else of a file that may hold a key is ever shown.
+fn labels(pem: &[u8]) -> impl Iterator<Item = &str> {
+    pem.split(|byte| *byte == b'\n')
+        .filter_map(|line| std::str::from_utf8(line).ok())
+        .filter_map(|line| {
+            line.trim_end()
+                .strip_prefix("-----BEGIN ")?
+                .strip_suffix("-----")
+        })
+        .filter(|label| is_label(label))
+}
+
+fn is_label(text: &str) -> bool {
+    text.len() <= LONGEST_LABEL
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ')
+}
+
+fn ends_in_a_key(error: &pem::Error) -> bool {
+    matches!(error, pem::Error::MissingSectionEnd { end_marker } if end_marker.ends_with(b"PRIVATE KEY"))
 }
 
 fn day(seconds: i64) -> String {
@@ -303,3 +377,8 @@ const SUITES: [SupportedCipherSuite; 9] = [
     cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
     cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
+
+/// As `ENCRYPTED PRIVATE KEY`; a private key's line is longer.
+const LONGEST_LABEL: usize = 40;
+/// A bundle of all authorities has hundreds, all of one name.
+const LABELS_SHOWN: usize = 500;

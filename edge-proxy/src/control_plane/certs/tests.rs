@@ -184,7 +184,7 @@ fn files_cut_off_anywhere_are_refused() {
             matches!(error.fault, PairFault::Malformed(_)),
             "{length}: {error}"
         );
-        assert!(error.path.ends_with("tls.crt"));
+        assert!(error.path.ends_with("tls.crt") && error.part == PairPart::Chain);
     }
     for length in (0..key.trim_end().len()).step_by(7) {
         let error = Secret::fault(&chain, &key[..length]);
@@ -192,7 +192,7 @@ fn files_cut_off_anywhere_are_refused() {
             matches!(error.fault, PairFault::Malformed(_)),
             "{length}: {error}"
         );
-        assert!(error.path.ends_with("tls.key"));
+        assert!(error.path.ends_with("tls.key") && error.part == PairPart::Key);
     }
 }
 
@@ -217,14 +217,98 @@ fn what_is_not_pem_is_refused_and_a_key_is_no_certificate() {
     );
     let error = Secret::fault(&key, &key);
     assert!(
-        error.to_string().contains("no certificate in it"),
+        error
+            .to_string()
+            .ends_with("tls.crt: no certificate in it, which holds PRIVATE KEY only"),
         "{error}"
     );
-    let error = Secret::fault(&chain, &chain);
+    let error = Secret::fault(&chain, &format!("{chain}{chain}"));
     assert!(
-        error.to_string().contains("no private key in it"),
+        error
+            .to_string()
+            .ends_with("tls.key: no private key in it, which holds CERTIFICATE only"),
         "{error}"
     );
+}
+
+#[test]
+fn one_file_may_hold_both_and_the_part_that_is_missing_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("both.pem");
+    let read = |text: &str| {
+        fs::write(&path, text).unwrap();
+        Identities::new().read_pair(&path, &path, NOW)
+    };
+    let (chain, key) = pair("a.example");
+    read(&format!("{chain}{key}")).unwrap();
+    read(&format!("{key}{chain}")).unwrap();
+    let cut = &key[..key.len() / 2];
+    let other = pair("a.example").1;
+    for (text, part, told) in [
+        (
+            chain.clone(),
+            PairPart::Key,
+            "no private key in it, which holds CERTIFICATE only",
+        ),
+        (
+            key.clone(),
+            PairPart::Chain,
+            "no certificate in it, which holds PRIVATE KEY only",
+        ),
+        (
+            format!("{chain}{cut}"),
+            PairPart::Key,
+            "it is cut off: the line -----END PRIVATE KEY----- is missing",
+        ),
+        (
+            format!("{key}{}", &chain[..chain.len() / 2]),
+            PairPart::Chain,
+            "it is cut off: the line -----END CERTIFICATE----- is missing",
+        ),
+        (
+            format!("{chain}{other}"),
+            PairPart::Key,
+            "this private key isn't the key of the certificate in ",
+        ),
+    ] {
+        let error = read(&text).unwrap_err();
+        assert_eq!(error.part, part, "{error}");
+        assert!(error.to_string().contains(told), "{error}");
+    }
+}
+
+#[test]
+fn a_key_with_a_password_is_told_as_such() {
+    let (chain, key) = pair("a.example");
+    let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let older = key.replace("PRIVATE KEY", "EC PRIVATE KEY").replacen(
+        "-----\n",
+        "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n",
+        1,
+    );
+    for key in [encrypted, older] {
+        let error = Secret::fault(&chain, &key);
+        assert!(matches!(error.fault, PairFault::Encrypted), "{error}");
+    }
+}
+
+/// What a message shows of a file that may hold a key is the names of its sections.
+#[test]
+fn messages_show_nothing_of_a_keys_file() {
+    let (chain, key) = pair("a.example");
+    let secret = key.lines().nth(1).unwrap();
+    for key in [
+        format!("-----BEGIN {secret}-----\n"),
+        format!("-----BEGIN {}-----\n{secret}\n", &secret[..20]),
+        format!("-----BEGIN {secret}\n"),
+        format!("-----BEGIN PUBLIC KEY-----\n{secret}\n"),
+    ] {
+        let error = Secret::fault(&chain, &key);
+        let bytes = format!("{:?}", &secret.as_bytes()[..10]);
+        let shown = error.to_string();
+        assert!(!shown.contains(&secret[..10]), "{shown}");
+        assert!(!shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
+    }
 }
 
 #[test]

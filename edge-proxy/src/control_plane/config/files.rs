@@ -1,13 +1,10 @@
 //! The files that a configuration names: what validation, which is pure, doesn't look at.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use super::{AccessLogFormat, Draft, Place, Problem, file::File};
 use crate::control_plane::{
-    certs::{HOW_TO_MAKE_THE_SECRET, Identities, PairError, PairFault},
+    certs::{HOW_TO_MAKE_THE_SECRET, Identities, PairError, PairFault, PairPart},
     status::now_ms,
 };
 
@@ -59,19 +56,19 @@ impl Draft {
             let problem = self.of_pair(&error);
             return self.errors.push(problem);
         }
-        let missing = |path: &PathBuf| *path == error.path || is_missing(path);
-        for path in [chain, key].into_iter().filter(missing) {
-            let fault = PairFault::Missing;
-            let problem = self.of_pair(&PairError { path, fault });
-            self.warnings.push(problem);
+        for (part, path) in [(PairPart::Chain, chain), (PairPart::Key, key)] {
+            if part == error.part || is_missing(&path) {
+                let fault = PairFault::Missing;
+                let problem = self.of_pair(&PairError { part, path, fault });
+                self.warnings.push(problem);
+            }
         }
     }
 
     fn of_pair(&self, error: &PairError) -> Problem {
-        let (key, place) = if error.path == self.config.certificate_chain {
-            ("certificate_chain", self.files.certificate_chain)
-        } else {
-            ("private_key", self.files.private_key)
+        let (key, place) = match error.part {
+            PairPart::Chain => ("certificate_chain", self.files.certificate_chain),
+            PairPart::Key => ("private_key", self.files.private_key),
         };
         let advice = match error.fault {
             PairFault::Missing => format!(
@@ -79,6 +76,9 @@ impl Draft {
             ),
             PairFault::Unreadable(_) => ": give a PEM file that this user may read".into(),
             PairFault::Mismatched { .. } => ": give the two that were made together".into(),
+            PairFault::Encrypted => {
+                ": give it without its password (openssl pkey -in KEY -out tls.key)".into()
+            }
             _ => ": give another one, this one would never be served".into(),
         };
         self.problem(
