@@ -218,10 +218,6 @@ impl Exchange {
         self.deaf.get() && !self.aborted.get()
     }
 
-    pub(super) fn reads_body(&self) -> bool {
-        self.request.borrow().is_some()
-    }
-
     /// Hands on what hyper has read of the request, as far as there is credit.
     pub(super) fn pump(&self, cx: &mut Context<'_>, now: Instant) {
         let worker = &self.connection.worker;

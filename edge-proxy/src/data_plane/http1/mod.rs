@@ -11,6 +11,7 @@
 
 mod convert;
 mod exchange;
+mod framing;
 mod io;
 
 use std::{
@@ -37,7 +38,7 @@ use tokio::{
 };
 
 pub(crate) use self::exchange::Exchange;
-use self::{convert::Refusal, exchange::Responding, io::Io};
+use self::{convert::Refusal, exchange::Responding, framing::Framing, io::Io};
 use super::{
     access_log,
     answer::{self, Answer, AnswerContext, Form},
@@ -70,10 +71,8 @@ pub(crate) struct Connection {
     exchanges: RefCell<Vec<Rc<Exchange>>>,
     stage: Cell<Stage>,
     output: Cell<Output>,
-    /// Bytes of the request's body that hyper hasn't got yet; `None`: it comes in chunks.
-    body_left: Cell<Option<u64>>,
-    /// The line that is read of a head.
-    line: Cell<Line>,
+    /// Of what hyper has got.
+    framing: Cell<Framing>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     /// Since when the next response is the last one.
@@ -111,17 +110,6 @@ enum Output {
     Answering,
     /// Its own word to a head that it can't read, which isn't passed on.
     Refused,
-}
-
-/// Where in a head its bytes have come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    /// Before its first line, which empty ones may come before (RFC 9112 §2.2).
-    First,
-    /// At the beginning of a later one.
-    Empty,
-    /// Within one.
-    Text,
 }
 
 /// Why a connection ended.
@@ -229,8 +217,7 @@ impl Connection {
             exchanges: RefCell::default(),
             stage: Cell::new(Stage::First { begun: false }),
             output: Cell::new(Output::Quiet),
-            body_left: Cell::new(Some(0)),
-            line: Cell::new(Line::First),
+            framing: Cell::new(Framing::new()),
             leave_at: Cell::new(accepted + age),
             leaving: Cell::new(None),
             write_blocked: Cell::new(None),
@@ -378,23 +365,12 @@ impl Connection {
 
     /// Bytes came from the client (none: it closed): says how many of them hyper gets now, which are of one head or body.
     fn on_read(&self, bytes: &[u8], now: Instant) -> usize {
-        if bytes.is_empty() {
-            return 0;
-        }
-        match self.body_left.get() {
-            Some(0) => {}
-            Some(left) => {
-                let n = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
-                self.body_left.set(Some(left - n as u64));
-                return n;
-            }
-            // What comes while chunks are still read is most likely one.
-            None if self.exchanges.borrow().iter().any(|e| e.reads_body()) => return bytes.len(),
-            None => {}
-        }
-        let n = self.head_end(bytes);
+        let mut framing = self.framing.get();
+        let of_body = framing.in_body();
+        let n = framing.take(bytes);
+        self.framing.set(framing);
         // Empty lines before a head aren't the beginning of one (RFC 9112 §2.2): old clients end a body so.
-        let begins = bytes[..n].iter().any(|byte| !b"\r\n".contains(byte));
+        let begins = !of_body && bytes[..n].iter().any(|byte| !b"\r\n".contains(byte));
         match self.stage.get() {
             Stage::First { .. } if begins => self.stage.set(Stage::First { begun: true }),
             Stage::Idle(_) if begins => self.head_began(now),
@@ -402,24 +378,6 @@ impl Connection {
             _ => {}
         }
         n
-    }
-
-    /// Where the head ends that these bytes are of, or how many they are. Empty lines before a head belong to it: hyper
-    /// begins anew with each part that it gets.
-    fn head_end(&self, bytes: &[u8]) -> usize {
-        for (at, byte) in bytes.iter().enumerate() {
-            let line = match (byte, self.line.get()) {
-                (b'\n', Line::Empty) => {
-                    self.line.set(Line::First);
-                    return at + 1;
-                }
-                (b'\n', Line::Text) => Line::Empty,
-                (b'\n' | b'\r', line) => line,
-                _ => Line::Text,
-            };
-            self.line.set(line);
-        }
-        bytes.len()
     }
 
     fn head_began(&self, now: Instant) {
@@ -490,7 +448,9 @@ impl Connection {
         }
         let (head, body) = request.into_parts();
         let end_stream = body.is_end_stream();
-        self.body_left.set(body.size_hint().exact());
+        let mut framing = self.framing.get();
+        framing.body(body.size_hint().exact());
+        self.framing.set(framing);
         let protocol = protocol(head.version);
         let exchange = Exchange::new(self.clone(), protocol, (!end_stream).then_some(body));
         let client = rpc::Client::Http1(exchange.clone());
@@ -600,9 +560,7 @@ impl Drop for Gone<'_> {
         let written = self.0.output.get() != Output::Answering;
         for exchange in exchanges {
             match exchange.key() {
-                Some(key) if written && exchange.is_told() => {
-                    rpc::client_satisfied(&self.0.worker, key)
-                }
+                Some(key) if written && exchange.is_told() => rpc::client_satisfied(&self.0.worker, key),
                 Some(key) => rpc::client_gone(&self.0.worker, key),
                 None => {}
             }

@@ -8,7 +8,9 @@ use http2::{Connection, Event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::{serve_on, *};
-use crate::data_plane::testing::{self, Bench, backend, headers, paused, running, until};
+use crate::data_plane::testing::{
+    self, Bench, backend, frozen, headers, pass, paused, running, settle, until,
+};
 
 /// A client's end of a connection to `bench`.
 fn connect(bench: &Bench) -> DuplexStream {

@@ -212,6 +212,41 @@ fn deadlines_of_a_connection() {
 }
 
 #[test]
+fn half_a_head_behind_the_last_chunk_has_its_deadline() {
+    frozen(|| async {
+        let address = backend(echo()).await;
+        let bench = Bench::new(&[address]);
+        let post = "POST /plain/ HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+        let bodies = [
+            "3\r\nabc\r\n0\r\n\r\n",
+            "3;x=y\r\nabc\r\n1\r\nd\r\n0\r\nx-trailer: 1\r\n\r\n",
+        ];
+        let timeouts = || bench.shard.limits(Limit::HeaderBlockTimeout).get();
+        for (before, body) in bodies.iter().enumerate() {
+            let mut client = connect(&bench);
+            let request = format!("{post}{body}GET /direct/ HTTP/1.1\r\nho");
+            ask(&mut client, &request, "\r\n0\r\n\r\n").await;
+            settle().await;
+            pass(Duration::from_secs(9)).await;
+            settle().await;
+            assert_eq!(timeouts(), before as u64);
+            pass(Duration::from_secs(1)).await;
+            assert_eq!(read_all(&mut client).await, "");
+            assert_eq!(timeouts(), before as u64 + 1);
+        }
+        // Without one the connection is idle, and stays.
+        let mut client = connect(&bench);
+        for body in bodies {
+            ask(&mut client, &format!("{post}{body}"), "\r\n0\r\n\r\n").await;
+            settle().await;
+            pass(Duration::from_secs(100)).await;
+            settle().await;
+        }
+        direct(&mut client).await;
+    });
+}
+
+#[test]
 fn an_old_connection_says_close_with_its_next_answer() {
     paused(|| async {
         let bench = Bench::new(&[]);
