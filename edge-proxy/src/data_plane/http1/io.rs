@@ -1,11 +1,11 @@
 //! The transport under hyper, which reports progress to the connection.
 //!
-//! hyper doesn't tell what it has read beyond a request. So it gets one head or body at a time, as far as the connection
-//! knows where they end, and asks for more when it is ready for more: what is behind a request is the next one's then,
-//! whose head has its deadline. What was read early comes first.
+//! hyper doesn't tell what it has read beyond a request. So it gets one head or body at a time, and the next head only when
+//! the answer before has left: its deadline begins then. What was read early comes first.
 //!
-//! Nor can hyper be told what to say to a head that it can't read: it writes a bare status and closes. That is kept back,
-//! and the connection gives an answer like all others of the proxy's own when hyper has ended.
+//! Nor can hyper be told what to say to a head that it can't read: it writes a bare status and closes. That is all that it
+//! writes then, as no answer is under way, and is kept back: the connection gives an answer like all others of the proxy's
+//! own when hyper has ended.
 
 use std::{
     io,
@@ -35,6 +35,11 @@ impl<T> Io<T> {
             connection,
         }
     }
+
+    /// When hyper has ended.
+    pub(super) fn into_transport(self) -> T {
+        self.transport
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
@@ -50,11 +55,22 @@ impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.transport).poll_read(cx, buffer))?;
             let read = &buffer.filled()[before..];
-            let n = connection.on_read(read, now);
+            let n = if read.is_empty() || connection.may_read() {
+                connection.on_read(read, now)
+            } else {
+                0
+            };
             if n < read.len() {
                 this.held = Bytes::copy_from_slice(&read[n..]);
                 buffer.set_filled(before + n);
             }
+            if n == 0 && !this.held.is_empty() {
+                connection.put_off(&this.held);
+                return Poll::Pending;
+            }
+        } else if !connection.may_read() {
+            connection.put_off(&this.held);
+            return Poll::Pending;
         } else {
             let most = buffer.remaining().min(this.held.len());
             let n = connection.on_read(&this.held[..most], now);

@@ -73,6 +73,9 @@ pub(crate) struct Connection {
     output: Cell<Output>,
     /// Of what hyper has got.
     framing: Cell<Framing>,
+    /// hyper waits for bytes that came before the answer to the request before them had left: whether a head is among
+    /// them.
+    put_off: Cell<Option<bool>>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     /// Since when the next response is the last one.
@@ -88,8 +91,8 @@ pub(crate) struct Connection {
 enum Stage {
     /// No request yet; whether some of its head is here.
     First { begun: bool },
-    /// A request is answered; whether bytes came that belong to the next one.
-    Busy { next_begun: bool },
+    /// A request is answered.
+    Busy,
     /// No byte of a next request since then.
     Idle(Instant),
     /// The next request's head began then.
@@ -192,7 +195,8 @@ async fn run(
             return tracing::error!(peer = %connection.peer, "a panic ended a client's connection");
         }
     }
-    close(hyper.into_parts().io.into_inner(), &answer).await;
+    let io = hyper.into_parts().io.into_inner();
+    close(io.into_transport(), &answer).await;
 }
 
 impl Connection {
@@ -218,6 +222,7 @@ impl Connection {
             stage: Cell::new(Stage::First { begun: false }),
             output: Cell::new(Output::Quiet),
             framing: Cell::new(Framing::new()),
+            put_off: Cell::new(None),
             leave_at: Cell::new(accepted + age),
             leaving: Cell::new(None),
             write_blocked: Cell::new(None),
@@ -315,7 +320,7 @@ impl Connection {
                 self.worker.shard.limits(Limit::IdleConnection).inc();
                 self.leaving.set(Some(now));
             }
-            Stage::First { .. } | Stage::Head(_) | Stage::Idle(_) | Stage::Busy { .. } => {}
+            Stage::First { .. } | Stage::Head(_) | Stage::Idle(_) | Stage::Busy => {}
         }
         let keys: Vec<_> = self
             .exchanges
@@ -363,18 +368,28 @@ impl Connection {
         }
     }
 
+    /// Whether hyper gets what comes next: a request's head only when the answer before it has left. It wouldn't parse it
+    /// earlier, and a slow reader would have its next head's deadline pass meanwhile.
+    fn may_read(&self) -> bool {
+        self.output.get() != Output::Answering || self.framing.get().in_body()
+    }
+
+    /// These bytes came, and hyper doesn't get them yet.
+    fn put_off(&self, bytes: &[u8]) {
+        self.put_off.set(Some(begins_a_head(bytes)));
+    }
+
     /// Bytes came from the client (none: it closed): says how many of them hyper gets now, which are of one head or body.
     fn on_read(&self, bytes: &[u8], now: Instant) -> usize {
+        self.put_off.set(None);
         let mut framing = self.framing.get();
         let of_body = framing.in_body();
         let n = framing.take(bytes);
         self.framing.set(framing);
-        // Empty lines before a head aren't the beginning of one (RFC 9112 §2.2): old clients end a body so.
-        let begins = !of_body && bytes[..n].iter().any(|byte| !b"\r\n".contains(byte));
+        let begins = !of_body && begins_a_head(&bytes[..n]);
         match self.stage.get() {
             Stage::First { .. } if begins => self.stage.set(Stage::First { begun: true }),
             Stage::Idle(_) if begins => self.head_began(now),
-            Stage::Busy { .. } if begins => self.stage.set(Stage::Busy { next_begun: true }),
             _ => {}
         }
         n
@@ -407,35 +422,34 @@ impl Connection {
 
     /// hyper has written what it had.
     fn on_flush(&self) {
-        let busy = matches!(self.stage.get(), Stage::Busy { .. });
-        if self.output.get() == Output::Answering && !busy {
+        if self.output.get() == Output::Answering && self.stage.get() != Stage::Busy {
             self.output.set(Output::Quiet);
+            if self.put_off.get().is_some() {
+                self.wake();
+            }
         }
     }
 
     /// hyper has all of a response, and awaits the next request.
     fn responded(&self) {
         let now = self.worker.now();
-        match self.stage.get() {
-            Stage::Busy { next_begun: true } => self.head_began(now),
-            _ => {
-                self.stage.set(Stage::Idle(now));
-                self.check_by(now + self.worker.idle(&self.policy.timeouts));
-            }
-        }
+        self.stage.set(Stage::Idle(now));
+        self.check_by(now + self.worker.idle(&self.policy.timeouts));
     }
 
     /// A request whose head is under way is served before the connection ends.
     fn has_part_of_a_head(&self) -> bool {
-        matches!(
-            self.stage.get(),
-            Stage::First { begun: true } | Stage::Head(_)
-        )
+        match self.stage.get() {
+            Stage::First { begun } => begun,
+            Stage::Busy => false,
+            Stage::Idle(_) => self.put_off.get() == Some(true),
+            Stage::Head(_) => true,
+        }
     }
 
     fn request(self: &Rc<Self>, request: http::Request<Incoming>) -> Responding {
         let now = self.worker.now();
-        self.stage.set(Stage::Busy { next_begun: false });
+        self.stage.set(Stage::Busy);
         self.output.set(Output::Answering);
         if self.worker.phase.get() != Phase::Running {
             let since = match self.worker.phase.get() {
@@ -478,7 +492,7 @@ impl Connection {
         Responding::new(exchange)
     }
 
-    /// hyper gave up: when it was over what a client sent, that was a request too. Its answer, if it has none yet.
+    /// hyper gave up: when it was over what a client sent, that was a request too. Its answer, as hyper's own was kept back.
     fn failed(&self, error: &hyper::Error) -> Vec<u8> {
         tracing::debug!(peer = %self.peer, %error, "client connection ended");
         let failure = if error.is_parse_too_large() {
@@ -489,11 +503,9 @@ impl Connection {
         } else {
             return Vec::new();
         };
-        // Otherwise hyper's own word has left, in one write with the rest of the answer before it.
-        let refused = self.output.replace(Output::Answering) == Output::Refused;
-        let answer = refused.then(|| self.answer(failure));
-        self.log_refused(failure, answer.as_ref());
-        answer.map_or_else(Vec::new, |answer| convert::last_answer(&answer))
+        let answer = self.answer(failure);
+        self.log_refused(failure, &answer);
+        convert::last_answer(&answer)
     }
 
     fn answer(&self, failure: Failure) -> Answer {
@@ -509,7 +521,7 @@ impl Connection {
     }
 
     /// The line and the counters of a request that never became an RPC.
-    fn log_refused(&self, failure: Failure, answer: Option<&Answer>) {
+    fn log_refused(&self, failure: Failure, answer: &Answer) {
         let worker = &self.worker;
         let now = worker.now();
         worker.shard.unrouted().started.inc();
@@ -528,7 +540,7 @@ impl Connection {
             flags: Flags::NONE.with(failure.flag()),
             detail: Some(failure.text()),
             bytes_in: 0,
-            bytes_out: answer.map_or(0, |answer| answer.body.len() as u64),
+            bytes_out: answer.body.len() as u64,
             duration: Duration::ZERO,
             upstream_time: None,
             attempts: 0,
@@ -597,6 +609,11 @@ async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) {
     };
     // An error here means that the peer took too long: the socket is dropped either way.
     let _ = tokio::time::timeout(LINGER, linger).await;
+}
+
+/// Empty lines before a head aren't the beginning of one (RFC 9112 §2.2): old clients end a body so.
+fn begins_a_head(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| !b"\r\n".contains(byte))
 }
 
 /// As the access log names it.

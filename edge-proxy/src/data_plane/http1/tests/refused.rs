@@ -138,6 +138,23 @@ fn what_hyper_refuses_behind_other_requests_is_answered_after_them() {
     });
 }
 
+#[test]
+fn what_hyper_refuses_behind_an_answer_that_waits_for_the_socket_is_answered_after_it() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        // Takes both requests, and no whole answer.
+        let mut client = connect_with(&bench, testing::policy(), 64);
+        let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        send(&mut client, &format!("{get}GET\r\n\r\n")).await;
+        let answers = read_all(&mut client).await;
+        let (before, last) = answers.rsplit_once("direct").unwrap();
+        assert!(before.starts_with("HTTP/1.1 200 OK\r\n"), "{before}");
+        assert_is_ours(last, 400, "malformed request");
+        let lines = bench.logged();
+        assert!(lines[1].contains(" bytes_out=17 "), "{lines:?}");
+    });
+}
+
 /// A whole answer of the proxy's own, the last of its connection.
 fn assert_is_ours(answer: &str, status: u16, text: &str) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
