@@ -263,7 +263,7 @@ impl Connection {
                 Err(end) => return Poll::Ready(end),
             }
         }
-        if self.leaving.get().is_some() && !self.has_part_of_a_head() {
+        if self.leaving.get().is_some() && self.may_leave() {
             Pin::new(&mut *hyper).graceful_shutdown();
         }
 
@@ -424,7 +424,7 @@ impl Connection {
     fn on_flush(&self) {
         if self.output.get() == Output::Answering && self.stage.get() != Stage::Busy {
             self.output.set(Output::Quiet);
-            if self.put_off.get().is_some() {
+            if self.put_off.get().is_some() || self.leaving.get().is_some() {
                 self.wake();
             }
         }
@@ -437,13 +437,16 @@ impl Connection {
         self.check_by(now + self.worker.idle(&self.policy.timeouts));
     }
 
-    /// A request whose head is under way is served before the connection ends.
-    fn has_part_of_a_head(&self) -> bool {
+    /// Whether hyper may be told that the connection is to end. A request whose head is under way is served before; and
+    /// when an answer is only still on its way out, hyper would end without the rest of it.
+    fn may_leave(&self) -> bool {
         match self.stage.get() {
-            Stage::First { begun } => begun,
-            Stage::Busy => false,
-            Stage::Idle(_) => self.put_off.get() == Some(true),
-            Stage::Head(_) => true,
+            Stage::First { begun } => !begun,
+            Stage::Busy => true,
+            Stage::Idle(_) => {
+                self.output.get() == Output::Quiet && self.put_off.get() != Some(true)
+            }
+            Stage::Head(_) => false,
         }
     }
 

@@ -271,6 +271,53 @@ fn the_deadline_of_a_head_begins_when_the_answer_before_it_has_left() {
 }
 
 #[test]
+fn the_last_answer_comes_whole_to_a_slow_reader() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now,
+        });
+        // A whole answer is several times as long.
+        let mut client = connect_with(&bench, testing::policy(), 64);
+        send(&mut client, "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let answer = read_all(&mut client).await;
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        assert!(answer.ends_with("direct"), "{answer}");
+    });
+}
+
+#[test]
+fn a_request_that_waits_behind_an_answer_is_served_by_a_connection_that_is_to_end() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let mut client = connect_with(&bench, testing::policy(), 100);
+        let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        send(&mut client, &format!("{get}{get}")).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now,
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let answers = read_all(&mut client).await;
+        assert_eq!(
+            answers.matches("HTTP/1.1 200 OK\r\n").count(),
+            2,
+            "{answers}"
+        );
+        assert_eq!(
+            answers.matches("connection: close\r\n").count(),
+            1,
+            "{answers}"
+        );
+    });
+}
+
+#[test]
 fn an_old_connection_says_close_with_its_next_answer() {
     paused(|| async {
         let bench = Bench::new(&[]);
