@@ -75,7 +75,7 @@ pub struct Record<'a> {
     pub grpc_status: Option<u32>,
     /// What went wrong, in Envoy's letters.
     pub flags: Flags,
-    /// What went wrong, in words.
+    /// What the proxy ended it for, in the words of its own answers. The client got them, unless its stream was reset.
     pub detail: Option<&'static str>,
     /// DATA bytes from the client.
     pub bytes_in: u64,
