@@ -6,13 +6,15 @@
 //! request is read only as far as the RPC's credit goes, and what hyper hasn't taken of the response counts as queued.
 //!
 //! hyper has no clock here. The limits of a connection (first head, later heads, idleness, age, a socket that takes
-//! nothing) are the listener's, kept by [`Connection::check`]. Requests that hyper refuses itself are answered, counted
-//! and logged as ours.
+//! nothing) are the listener's, kept in `deadlines.rs`. Requests that hyper refuses itself are answered, counted and logged
+//! as ours, in `refused.rs`.
 
 mod convert;
+mod deadlines;
 mod exchange;
 mod framing;
 mod io;
+mod refused;
 
 use std::{
     cell::{Cell, RefCell},
@@ -40,19 +42,13 @@ use tokio::{
 pub(crate) use self::exchange::Exchange;
 use self::{convert::Refusal, exchange::Responding, framing::Framing, io::Io};
 use super::{
-    access_log,
-    answer::{self, Answer, AnswerContext, Form},
     downstream::{ClientConnection, Open},
     rpc,
     tls::Tls,
     wire::FAR,
     worker::{Phase, Worker},
 };
-use crate::{
-    error::Failure,
-    snapshot::ListenerPolicy,
-    telemetry::{labels::Flags, metrics::Limit},
-};
+use crate::{error::Failure, snapshot::ListenerPolicy, telemetry::metrics::Limit};
 
 /// A client's HTTP/1.1 connection.
 pub(crate) struct Connection {
@@ -229,22 +225,6 @@ impl Connection {
         })
     }
 
-    /// The process wants something else of its connections.
-    pub(crate) fn follow(&self, phase: Phase, now: Instant) {
-        let at = match phase {
-            Phase::Running => return,
-            // One that came after the drain began learns it with its first request.
-            Phase::Draining { since, .. } if self.accepted >= since => return,
-            Phase::Draining { until, .. } => {
-                let span = until.saturating_duration_since(now);
-                now + span.mul_f64(rand::rng().random_range(0.0..1.0))
-            }
-            Phase::Closing | Phase::Cutting | Phase::Stopped => now,
-        };
-        self.leave_at.set(self.leave_at.get().min(at));
-        self.check_by(at);
-    }
-
     /// The order of work in one turn.
     fn turn(
         &self,
@@ -290,78 +270,6 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Enforces the deadlines; names the next moment to look.
-    fn check(&self, now: Instant) -> Result<Instant, End> {
-        let mut next = now + FAR;
-        let mut due = |at: Instant| {
-            next = next.min(at);
-            now >= at
-        };
-        let timeouts = &self.policy.timeouts;
-        let limit = |limit: Limit, name| {
-            self.worker.shard.limits(limit).inc();
-            Err(End::TimedOut(name))
-        };
-        if let Some(since) = self.write_blocked.get()
-            && due(since + timeouts.write_stall)
-        {
-            return limit(Limit::WriteStall, "write_stall");
-        }
-        match self.stage.get() {
-            Stage::First { .. } if due(self.accepted + timeouts.preface) => {
-                return limit(Limit::PrefaceTimeout, "preface");
-            }
-            Stage::Head(since) if due(since + timeouts.header_block) => {
-                return limit(Limit::HeaderBlockTimeout, "header_block");
-            }
-            Stage::Idle(since)
-                if self.leaving.get().is_none() && due(since + self.worker.idle(timeouts)) =>
-            {
-                self.worker.shard.limits(Limit::IdleConnection).inc();
-                self.leaving.set(Some(now));
-            }
-            Stage::First { .. } | Stage::Head(_) | Stage::Idle(_) | Stage::Busy => {}
-        }
-        let keys: Vec<_> = self
-            .exchanges
-            .borrow()
-            .iter()
-            .filter_map(|e| e.key())
-            .collect();
-        match self.leaving.get() {
-            None if due(self.leave_at.get()) => {
-                if self.worker.phase.get() == Phase::Running {
-                    self.worker.shard.limits(Limit::ConnectionAge).inc();
-                }
-                self.leaving.set(Some(now));
-            }
-            Some(since) => {
-                if let Some(grace) = self.policy.max_connection_age_grace
-                    && due(since + grace)
-                {
-                    for key in &keys {
-                        rpc::cut(&self.worker, *key, now);
-                    }
-                }
-            }
-            None => {}
-        }
-        for key in keys {
-            if let Some(at) = rpc::check(&self.worker, key, now, timeouts) {
-                next = next.min(at);
-            }
-        }
-        Ok(next)
-    }
-
-    /// Looks at the deadlines at `at`, or earlier.
-    pub(crate) fn check_by(&self, at: Instant) {
-        if at < self.check_at.get() {
-            self.check_at.set(at);
-            self.wake();
-        }
-    }
-
     fn wake(&self) {
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
@@ -393,11 +301,6 @@ impl Connection {
             _ => {}
         }
         n
-    }
-
-    fn head_began(&self, now: Instant) {
-        self.stage.set(Stage::Head(now));
-        self.check_by(now + self.policy.timeouts.header_block);
     }
 
     /// The socket takes nothing, or takes something again.
@@ -493,64 +396,6 @@ impl Connection {
         }
         exchange.started();
         Responding::new(exchange)
-    }
-
-    /// hyper gave up: when it was over what a client sent, that was a request too. Its answer, as hyper's own was kept back.
-    fn failed(&self, error: &hyper::Error) -> Vec<u8> {
-        tracing::debug!(peer = %self.peer, %error, "client connection ended");
-        let failure = if error.is_parse_too_large() {
-            self.worker.shard.limits(Limit::HeaderBytes).inc();
-            Failure::HeadersTooLarge
-        } else if error.is_parse() {
-            Failure::MalformedRequest
-        } else {
-            return Vec::new();
-        };
-        let answer = self.answer(failure);
-        self.log_refused(failure, &answer);
-        convert::last_answer(&answer)
-    }
-
-    fn answer(&self, failure: Failure) -> Answer {
-        let worker = &self.worker;
-        worker.with_snapshot(|snapshot| {
-            let mut date = worker.date.borrow_mut();
-            let context = AnswerContext {
-                server_name: &snapshot.listener.server_name,
-                date: date.at(worker.wall(worker.now())),
-            };
-            answer::failure(failure, Form::Plain, &context)
-        })
-    }
-
-    /// The line and the counters of a request that never became an RPC.
-    fn log_refused(&self, failure: Failure, answer: &Answer) {
-        let worker = &self.worker;
-        let now = worker.now();
-        worker.shard.unrouted().started.inc();
-        worker.shard.unrouted().ended(None).inc();
-        worker.shard.flags(failure.flag()).inc();
-        worker.log.write(&access_log::Record {
-            time: worker.wall(now),
-            request_id: None,
-            client: self.peer.ip(),
-            method: None,
-            path: None,
-            authority: None,
-            protocol: PROTOCOL,
-            status: failure.http_status(),
-            grpc_status: None,
-            flags: Flags::NONE.with(failure.flag()),
-            detail: Some(failure.text()),
-            bytes_in: 0,
-            bytes_out: answer.body.len() as u64,
-            duration: Duration::ZERO,
-            upstream_time: None,
-            attempts: 0,
-            cluster: None,
-            endpoint: None,
-            user_agent: None,
-        });
     }
 }
 
