@@ -7,19 +7,18 @@
 //! ([`Room`]), and goes from there to the socket; a connection keeps what its socket didn't take, and seals nothing more
 //! before that has gone. Between two messages it keeps nothing at all: a quiet connection costs the session's keys.
 //!
-//! A handshake is the only expensive computation in here (4.6 ms with an RSA-4096 key): [`Gate`] lets one of them at a
-//! time compute on a worker, and gives everything else that is ready its turn between two.
+//! Handshakes compute one at a time: [`Gate`].
 
+mod gate;
 mod room;
+mod transport;
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::VecDeque,
     future::poll_fn,
     io, mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use rustls::{
@@ -32,18 +31,8 @@ use tokio::{
     net::TcpStream,
 };
 
-use room::Room;
-
-/// A socket, with TLS on it or not.
-pub(crate) enum Transport {
-    /// h2c, towards backends.
-    Plain(TcpStream),
-    /// Towards clients.
-    Tls(Box<Tls>),
-    /// Either, without a socket.
-    #[cfg(any(test, fuzzing))]
-    Memory(super::pipe::End),
-}
+use self::room::Room;
+pub(crate) use self::{gate::Gate, transport::Transport};
 
 /// A server's TLS session on a socket.
 pub(crate) struct Tls {
@@ -87,16 +76,6 @@ pub(crate) enum Alpn {
     /// The client didn't offer any: the first bytes decide.
     None,
 }
-
-/// Lets one handshake at a time compute.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    busy: Cell<bool>,
-    waiting: RefCell<VecDeque<Waker>>,
-}
-
-/// Held while a handshake computes and until everything else that was ready has run.
-struct Pass<'a>(&'a Gate);
 
 impl Tls {
     /// Accepts a TLS session on `socket`. The caller bounds the time that this may take. `heard` is called when the whole
@@ -379,178 +358,6 @@ impl Tls {
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
-}
-
-impl Transport {
-    /// Reads the socket once into `scratch` and gives the plaintext to `take`. `Ok(0)`: the peer has closed its half. As
-    /// many bytes as `scratch` has: it is full, and the socket may have more.
-    pub(crate) fn poll_read(
-        &mut self,
-        cx: &mut Context<'_>,
-        scratch: &RefCell<Box<[u8]>>,
-        mut take: impl FnMut(&[u8]),
-    ) -> Poll<io::Result<usize>> {
-        let mut scratch = scratch.borrow_mut();
-        let rest = match self {
-            Self::Tls(tls) if tls.eof => return Poll::Ready(Ok(0)),
-            Self::Tls(tls) => tls.unread.len(),
-            _ => 0,
-        };
-        let Some(room) = scratch.get_mut(rest..).filter(|room| !room.is_empty()) else {
-            return Poll::Ready(Err(invalid("a TLS message without an end")));
-        };
-        let mut buffer = ReadBuf::new(room);
-        ready!(match self {
-            Self::Plain(socket) => Pin::new(socket).poll_read(cx, &mut buffer),
-            Self::Tls(tls) => Pin::new(&mut tls.socket).poll_read(cx, &mut buffer),
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(end) => Pin::new(end).poll_read(cx, &mut buffer),
-        })?;
-        let n = buffer.filled().len();
-        if n == 0 {
-            return Poll::Ready(Ok(0));
-        }
-        let all = &mut scratch[..rest + n];
-        match self {
-            Self::Tls(tls) => {
-                all[..rest].copy_from_slice(&tls.unread);
-                tls.open(all, &mut take)?;
-            }
-            _ => take(all),
-        }
-        Poll::Ready(Ok(rest + n))
-    }
-
-    /// Whether the socket may have more; if not, it wakes the task when it has.
-    pub(crate) fn is_readable(&self, cx: &mut Context<'_>) -> bool {
-        let socket = match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(tls) if tls.eof => return true,
-            Self::Tls(tls) => &tls.socket,
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(end) => return end.poll_readable(cx).is_ready(),
-        };
-        // An error is found by who reads.
-        socket.poll_read_ready(cx).is_ready()
-    }
-
-    /// Takes from `output` and writes. The count is of `output`'s bytes that are no longer the caller's concern: on the
-    /// socket, or sealed with all earlier ones on the socket.
-    pub(crate) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        output: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self {
-            Self::Plain(socket) => Pin::new(socket).poll_write(cx, output),
-            Self::Tls(tls) => tls.poll_seal(cx, output),
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(end) => Pin::new(end).poll_write(cx, output),
-        }
-    }
-
-    /// Whether sealed bytes wait for the socket.
-    pub(crate) fn wants_write(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(tls) => tls.wants_write(),
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(_) => false,
-        }
-    }
-
-    /// Memory that records take whose end hasn't come.
-    pub(crate) fn incomplete(&self) -> usize {
-        match self {
-            Self::Tls(tls) => tls.unread.capacity(),
-            _ => 0,
-        }
-    }
-
-    /// Memory that sealed bytes take which wait for the socket.
-    pub(crate) fn sealed(&self) -> usize {
-        match self {
-            Self::Tls(tls) => tls.sealed.capacity(),
-            _ => 0,
-        }
-    }
-
-    /// When the socket is dropped, the kernel forgets what it still has to send. Otherwise it would keep that, megabytes at
-    /// times, for minutes, and count it as the container's.
-    pub(crate) fn discard(&self) {
-        let socket = match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(tls) => &tls.socket,
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(_) => return,
-        };
-        // Refused: so be it.
-        let _ = socket.set_zero_linger();
-    }
-
-    /// close_notify, and the end of our half.
-    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
-        poll_fn(|cx| match self {
-            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Tls(tls) => tls.poll_close(cx),
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(end) => Pin::new(end).poll_shutdown(cx),
-        })
-        .await
-    }
-
-    /// Reads and drops what still comes, until the peer closes or `limit` bytes came.
-    pub(crate) async fn drain(&mut self, limit: usize) {
-        let socket = match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(tls) => &mut tls.socket,
-            #[cfg(any(test, fuzzing))]
-            Self::Memory(end) => return end.drain(limit).await,
-        };
-        let mut dropped = 0;
-        let mut buffer = vec![0; 4096];
-        while dropped < limit {
-            if socket.readable().await.is_err() {
-                return;
-            }
-            match socket.try_read(&mut buffer) {
-                Ok(0) => return,
-                Ok(n) => dropped += n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-impl Gate {
-    async fn enter(&self) -> Pass<'_> {
-        poll_fn(|cx| {
-            if self.busy.replace(true) {
-                self.waiting.borrow_mut().push_back(cx.waker().clone());
-                return Poll::Pending;
-            }
-            Poll::Ready(Pass(self))
-        })
-        .await
-    }
-}
-
-impl Pass<'_> {
-    /// Yields, so that what became ready while the handshake computed runs before the next one does.
-    async fn leave(self) {
-        tokio::task::yield_now().await;
-    }
-}
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        self.0.busy.set(false);
-        // All are woken: one of them may be gone (its deadline passed), and a lost wake-up would shut the gate for ever.
-        for waker in self.0.waiting.borrow_mut().drain(..) {
-            waker.wake();
-        }
-    }
 }
 
 /// For hyper's HTTP/1.1.

@@ -1,4 +1,8 @@
-use std::{io::Write as _, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    io::Write as _,
+    rc::Rc,
+};
 
 use super::*;
 use crate::data_plane::testing::{self, running};
