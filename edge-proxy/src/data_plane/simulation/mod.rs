@@ -26,10 +26,13 @@ mod peer;
 mod network;
 
 // What is to happen, what happened, and whether that is allowed.
+mod plan;
 mod world;
 
+// And against it.
+mod faults;
+
 use std::{
-    io,
     rc::Rc,
     sync::{
         Arc,
@@ -38,15 +41,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Config, Reason};
 use rand::{RngExt as _, rngs::SmallRng};
 use tokio::task::LocalSet;
 
 use self::{
-    backend::{Backend, State},
+    backend::Backend,
     client::Client,
-    network::{Network, Whose},
-    world::{Answer, Plan, What, World},
+    network::Network,
+    plan::{engine, plan},
+    world::{What, World},
 };
 use super::{
     route::RouteTable,
@@ -244,130 +247,6 @@ impl Simulation {
         simulation
     }
 
-    /// What goes wrong, one thing after the other, some of them at the same time.
-    async fn go_wrong(&mut self, random: &mut SmallRng, clients: usize, span: Duration) {
-        let faults = random.random_range(0..12);
-        let mut at: Vec<_> = (0..faults).map(|_| span.mul_f64(random.random())).collect();
-        at.sort_unstable();
-        for at in at {
-            tokio::time::sleep(at.saturating_sub(self.world.now())).await;
-            self.fault(random, clients);
-        }
-        tokio::time::sleep(span.saturating_sub(self.world.now())).await;
-    }
-
-    fn fault(&mut self, random: &mut SmallRng, clients: usize) {
-        let client = random.random_range(0..clients);
-        let at = random.random_range(0..self.network.backends.len());
-        let backend = self.network.backends[at].clone();
-        let long = Duration::from_millis(random.random_range(100..8_000));
-        let one = Some(random.random_range(0..8_usize));
-        let reset = io::ErrorKind::ConnectionReset;
-        let peers = backend.peers.borrow().clone();
-        match random.random_range(0..13) {
-            0 => {
-                self.world.fault(What::ClientCut(client), SHORT);
-                self.network.cut(Whose::Client(client), one, reset);
-            }
-            1 => {
-                self.world.fault(What::ClientStall(client), long);
-                self.network.stall(Whose::Client(client), long);
-            }
-            2 => {
-                self.world.fault(What::Lost(at), SHORT);
-                self.network.cut(Whose::Backend(at), one, reset);
-            }
-            3 => {
-                self.world.fault(What::Unreachable(at), long + CONNECT);
-                self.network.stall(Whose::Backend(at), long);
-            }
-            4 => {
-                // A crash; it comes back.
-                self.world.fault(What::Lost(at), SHORT);
-                self.world.fault(What::Unreachable(at), long + CONNECT);
-                self.network.cut(Whose::Backend(at), None, reset);
-                self.later(backend, State::Down, long);
-            }
-            5 => {
-                self.world.fault(What::Unreachable(at), long + CONNECT);
-                self.later(backend, State::Hole, long);
-            }
-            6 | 7 => {
-                // A rollout, as servers do it.
-                self.world.fault(What::Leaving(at), LEAVES);
-                for peer in peers {
-                    peer.with(|engine| {
-                        engine.shutdown_notice();
-                        engine.ping(1);
-                    });
-                }
-            }
-            8 => {
-                // Without a notice, and closed behind the last stream.
-                self.world.fault(What::Leaving(at), LEAVES);
-                self.world.fault(What::Lost(at), LEAVES);
-                for peer in peers {
-                    peer.with(|engine| engine.shutdown(Reason::NO_ERROR));
-                    peer.close_when_empty();
-                }
-            }
-            9 => {
-                self.world.fault(What::Leaving(at), LEAVES);
-                self.world.fault(What::Lost(at), LEAVES);
-                for peer in peers {
-                    peer.with(|engine| engine.shutdown(Reason::NO_ERROR));
-                    peer.close_now();
-                }
-            }
-            10 => {
-                // Its address leaves, and comes back as another endpoint.
-                let known = &mut self.endpoints[at];
-                known.present = !known.present;
-                if known.present {
-                    self.next_id += 1;
-                    known.shared = shared(&backend, self.next_id);
-                }
-                self.world.fault(What::Unreachable(at), SHORT);
-                self.publish();
-            }
-            11 => {
-                self.endpoints[at].healthy = !self.endpoints[at].healthy;
-                self.publish();
-            }
-            _ => {
-                // Its checks time out: what runs there is cut.
-                self.world.fault(What::Lost(at), SHORT);
-                self.endpoints[at].close = true;
-                self.endpoints[at].healthy = false;
-                self.publish();
-                self.endpoints[at].close = false;
-            }
-        }
-    }
-
-    /// `backend` is so for a while.
-    fn later(&self, backend: Rc<Backend>, state: State, long: Duration) {
-        backend.state.set(state);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(long).await;
-            backend.state.set(State::Up);
-        });
-    }
-
-    fn heal(&mut self) {
-        self.world.note(format_args!("heal"));
-        for (at, backend) in self.network.backends.iter().enumerate() {
-            backend.state.set(State::Up);
-            let known = &mut self.endpoints[at];
-            if !known.present {
-                self.next_id += 1;
-                known.shared = shared(backend, self.next_id);
-            }
-            (known.present, known.healthy) = (true, true);
-        }
-        self.publish();
-    }
-
     fn publish(&mut self) {
         self.generation += 1;
         let endpoint = |known: &Known| {
@@ -480,82 +359,12 @@ fn shared(backend: &Backend, id: u64) -> Arc<EndpointShared> {
     })
 }
 
-/// A peer's limits.
-fn engine(random: &mut SmallRng) -> Config {
-    Config {
-        max_concurrent_streams: [100, 100, 30, 7][random.random_range(0..4)],
-        stream_window: [65_535, 65_535, 5_000, 1 << 20][random.random_range(0..4)],
-        connection_window: [1 << 20, 65_535][random.random_range(0..2)],
-        max_header_list: 64 * 1024,
-        max_header_list_hard: 64 * 1024,
-        output_limit: [256 * 1024, 2_000][random.random_range(0..2)],
-        ..Config::default()
-    }
-}
-
-fn plan(random: &mut SmallRng, clients: usize, span: Duration) -> Plan {
-    let answer = match random.random_range(0..20) {
-        0..=8 => Answer::Unary,
-        9..=14 => Answer::Stream,
-        15 => Answer::Early,
-        16 => Answer::Hang,
-        17 => Answer::Status(5),
-        18 => Answer::ResetBefore,
-        _ => Answer::ResetAfter,
-    };
-    let milliseconds =
-        |random: &mut SmallRng, most: u64| Duration::from_millis(random.random_range(0..most));
-    let streams = answer != Answer::Unary || random.random_bool(0.2);
-    let lengths = |random: &mut SmallRng| -> Vec<usize> {
-        let count = if streams {
-            random.random_range(0..8)
-        } else {
-            1
-        };
-        let largest = [20, 200, 200, 5_000, 30_000, 120_000][random.random_range(0..6)];
-        (0..count)
-            .map(|_| random.random_range(0..=largest))
-            .collect()
-    };
-    let (request, response) = (lengths(random), lengths(random));
-    let slow = random.random_bool(0.1);
-    let mut cancel = random
-        .random_bool(0.15)
-        .then(|| milliseconds(random, 3_000));
-    let deadline = random
-        .random_bool(0.3)
-        .then(|| Duration::from_millis(random.random_range(1..10_000)));
-    if answer == Answer::Hang && deadline.is_none() && cancel.is_none() {
-        cancel = Some(milliseconds(random, 5_000));
-    }
-    let gap = [0, 0, 50, 800][random.random_range(0..4)];
-    Plan {
-        client: random.random_range(0..clients),
-        at: span.mul_f64(random.random()),
-        request,
-        response,
-        request_gap: Duration::from_millis(gap),
-        response_gap: Duration::from_millis([0, 0, 50, 800][random.random_range(0..4)]),
-        backend_reads: Duration::from_millis(if slow { random.random_range(0..300) } else { 0 }),
-        client_reads: Duration::from_millis(if slow { random.random_range(0..300) } else { 0 }),
-        answer,
-        refusals: [0, 0, 0, 0, 0, 0, 0, 1, 2, 4][random.random_range(0..10)],
-        cancel,
-        deadline,
-    }
-}
-
 /// No run of any RPC is longer.
 const LONGEST: Duration = Duration::from_secs(1_000);
 /// For connections to settle: window updates, answers to PINGs.
 const QUIET: Duration = Duration::from_secs(30);
 /// `connect_timeout`: what was begun while a backend couldn't be reached fails so much later.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A cut is felt at once.
-const SHORT: Duration = Duration::from_millis(100);
-/// A connection that leaves is known to leave when the GOAWAY has come.
-const LEAVES: Duration = Duration::from_secs(10);
-
 /// A number from the environment.
 fn given(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
