@@ -8,6 +8,8 @@
     reason = "clippy knows a test's functions, not its helpers"
 )]
 
+mod configuration;
+
 mod foreign;
 
 mod image;
