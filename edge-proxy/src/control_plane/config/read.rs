@@ -134,7 +134,11 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
             "this alias stands within what it stands for: write that out".to_owned()
         }
         other if without_place(other) == TOO_DEEP => TOO_LARGE.to_owned(),
-        other => format!("not YAML: {}", without_place(other)),
+        other => {
+            let words = without_place(other);
+            let remedy = REMEDIES.iter().find(|(part, _)| words.contains(part));
+            format!("not YAML: {words}{}", remedy.map_or("", |(_, remedy)| remedy))
+        }
     };
     let mut path = match (outline, place, key) {
         (Some(outline), Some(place), Some(key)) => outline.path_of_key(place, key),
@@ -274,6 +278,25 @@ const TOO_LARGE: &str = "the file is larger or deeper than any configuration: is
 
 /// The parser's word when its own limit is reached before ours is.
 const TOO_DEEP: &str = "recursion limit exceeded";
+
+/// What to do, by what the parser says. It knows where it gave up, not what was meant.
+const REMEDIES: [(&str, &str); 8] = [
+    ("tabs disallowed", ": indent with spaces"),
+    ("mapping values are not allowed", INDENTATION),
+    ("did not find expected key", INDENTATION),
+    ("did not find expected '-'", INDENTATION),
+    // One that can't be seen.
+    ("unexpected character: `\\u", ": take it out"),
+    ("unexpected character", QUOTES),
+    ("while scanning an anchor or alias", QUOTES),
+    (
+        "unknown anchor",
+        ": write `&` and this name before a value above, or put quotes around it if none is meant",
+    ),
+];
+const INDENTATION: &str =
+    ": look at the indentation here and in the line above, and for a space behind each `:` and `-`";
+const QUOTES: &str = ": put quotes around the value";
 
 /// Characters of a wrong value that a message repeats.
 const LONGEST_QUOTE: usize = 40;

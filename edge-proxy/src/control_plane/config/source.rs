@@ -1,6 +1,10 @@
 //! The file's bytes as text: no more of them than a configuration has, in UTF-8. What isn't that is told by what it is.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::Path,
+};
 
 use super::{ConfigErrors, Place, Problem};
 
@@ -19,7 +23,12 @@ pub(super) fn read(path: &Path) -> Result<String, ConfigErrors> {
             },
         },
         Err(error) => {
-            let message = format!("can't be read ({error}): give the path of the YAML file");
+            let advice = match error.kind() {
+                io::ErrorKind::PermissionDenied => "let this user read it and pass its folders",
+                io::ErrorKind::IsADirectory => "give the path of the YAML file in it",
+                _ => "give the path of the YAML file",
+            };
+            let message = format!("can't be read ({error}): {advice}");
             Problem::of_file(path, message)
         }
     };
@@ -101,6 +110,15 @@ mod tests {
         for bytes in ["", "a", "\u{feff}a: 1\n", "a: grüße\n", "\0\0"] {
             assert_eq!(text(bytes.into()), Ok(bytes.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_folder_is_told_as_one() {
+        let error = read(Path::new("/")).unwrap_err().to_string();
+        assert!(
+            error.ends_with(": give the path of the YAML file in it"),
+            "{error}"
+        );
     }
 
     #[test]
