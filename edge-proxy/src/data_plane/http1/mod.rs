@@ -420,7 +420,9 @@ impl Drop for Gone<'_> {
         let written = self.0.output.get() != Output::Answering;
         for exchange in exchanges {
             match exchange.key() {
-                Some(key) if written && exchange.is_told() => rpc::client_satisfied(&self.0.worker, key),
+                Some(key) if written && exchange.is_told() => {
+                    rpc::client_satisfied(&self.0.worker, key)
+                }
                 Some(key) => rpc::client_gone(&self.0.worker, key),
                 None => {}
             }
