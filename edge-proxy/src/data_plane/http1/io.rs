@@ -98,8 +98,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.connection.on_flush();
         let result = Pin::new(&mut this.transport).poll_flush(cx);
+        if result.is_ready() {
+            this.connection.on_flush();
+        }
         this.connection.on_write(result.is_pending());
         result
     }

@@ -323,7 +323,7 @@ impl Connection {
         true
     }
 
-    /// hyper has written what it had.
+    /// What hyper has written has left.
     fn on_flush(&self) {
         if self.output.get() == Output::Answering && self.stage.get() != Stage::Busy {
             self.output.set(Output::Quiet);

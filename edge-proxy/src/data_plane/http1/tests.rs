@@ -19,13 +19,22 @@ fn connect(bench: &Bench) -> DuplexStream {
 
 fn connect_with(bench: &Bench, policy: ListenerPolicy, buffer: usize) -> DuplexStream {
     let (client, server) = tokio::io::duplex(buffer);
+    accept(bench, policy, server);
+    client
+}
+
+/// The proxy's end of a connection to `bench`.
+fn accept(
+    bench: &Bench,
+    policy: ListenerPolicy,
+    transport: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) {
     let worker = bench.worker.clone();
     tokio::task::spawn_local(async move {
         let peer = "192.0.2.7:4711".parse().unwrap();
         let now = worker.tick();
-        serve_on(&worker, server, Vec::new(), peer, Arc::new(policy), now).await;
+        serve_on(&worker, transport, Vec::new(), peer, Arc::new(policy), now).await;
     });
-    client
 }
 
 async fn send(client: &mut DuplexStream, text: &str) {

@@ -248,26 +248,36 @@ fn half_a_head_behind_the_last_chunk_has_its_deadline() {
 
 #[test]
 fn the_deadline_of_a_head_begins_when_the_answer_before_it_has_left() {
-    paused(|| async {
-        let bench = Bench::new(&[]);
-        // Takes what the client sends, and no whole answer.
-        let mut client = connect_with(&bench, testing::policy(), 64);
-        let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
-        send(&mut client, &format!("{get}GET /direct/ HTTP")).await;
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        read_to(&mut client, "direct").await;
-        let start = tokio::time::Instant::now();
-        tokio::time::sleep(Duration::from_secs(9)).await;
-        // Nor is it forgotten when the connection is to end meanwhile.
-        let now = bench.worker.tick();
-        bench.worker.enter(Phase::Draining {
-            since: now,
-            until: now,
+    // What a transport has taken may still wait in it, as records that are sealed do.
+    for buffered in [false, true] {
+        paused(move || async move {
+            let bench = Bench::new(&[]);
+            // Takes what the client sends, and no whole answer.
+            let (mut client, server) = tokio::io::duplex(64);
+            if buffered {
+                let server = tokio::io::BufWriter::new(server);
+                accept(&bench, testing::policy(), server);
+            } else {
+                accept(&bench, testing::policy(), server);
+            }
+            let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
+            send(&mut client, &format!("{get}GET /direct/ HTTP")).await;
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            read_to(&mut client, "direct").await;
+            let start = tokio::time::Instant::now();
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            // Nor is it forgotten when the connection is to end meanwhile.
+            let now = bench.worker.tick();
+            bench.worker.enter(Phase::Draining {
+                since: now,
+                until: now,
+            });
+            assert_eq!(read_all(&mut client).await, "");
+            assert_eq!(start.elapsed().as_secs(), 10, "{buffered}");
+            let limits = &bench.shard.limits(Limit::HeaderBlockTimeout);
+            assert_eq!(limits.get(), 1);
         });
-        assert_eq!(read_all(&mut client).await, "");
-        assert_eq!(start.elapsed().as_secs(), 10);
-        assert_eq!(bench.shard.limits(Limit::HeaderBlockTimeout).get(), 1);
-    });
+    }
 }
 
 #[test]
