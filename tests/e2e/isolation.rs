@@ -114,6 +114,7 @@ async fn an_upload_that_has_used_up_the_last_connections_window_makes_way_for_ot
     let backend = Backend::start_with_one_window().await;
     let proxy = Proxy::to([&backend])
         .set("workers", 1)
+        .set("listener.timeouts.stream_window_stall", "2s")
         .with("max_connections", 1)
         .start()
         .await;

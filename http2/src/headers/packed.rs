@@ -11,7 +11,7 @@ use crate::stock;
 
 /// See the module. Its memory is the thread's ([`stock`]).
 ///
-/// First [`MARK`] bytes for each field: where its line, name and value in one piece, ends, and how long the name is. Then
+/// First eight bytes for each field: where its line, name and value in one piece, ends, and how long the name is. Then
 /// the lines, in order. What lies in one piece in the block is copied in one piece.
 #[derive(Debug, Default)]
 pub struct Packed {

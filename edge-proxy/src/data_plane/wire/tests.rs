@@ -1,11 +1,13 @@
 use std::{
+    cell::{Cell, RefCell},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Wake,
+    task::{Wake, Waker},
 };
 
+use http2::{Config, Connection, Role};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
