@@ -100,7 +100,7 @@ pub struct Timeouts {
     pub stream_idle: Duration,
     /// A socket write without progress.
     pub write_stall: Duration,
-    /// A stream whose send window stays closed.
+    /// A stream whose send window stays closed, and a backend's connection window that does while others wait for it.
     pub stream_window_stall: Duration,
     /// A connection without streams.
     pub idle: Duration,
