@@ -3,8 +3,8 @@
 //! Nothing here is shared between workers: each has its own connections, as in Envoy, so an RPC never leaves its
 //! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
 //! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
-//! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do, while only
-//! streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
+//! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do,
+//! while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
 //! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.

@@ -1,3 +1,5 @@
+//! Who waits for a backend's credit, and what follows.
+
 use http2::BlockedBy;
 
 use super::*;
@@ -25,6 +27,20 @@ async fn unread() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
     (address.await, streams)
 }
 
+/// Whether the first connection's engine is so; no, if there is none.
+fn first_is(bench: &Bench, so: impl FnOnce(&Connection) -> bool) -> bool {
+    let all = connections(bench);
+    all.first().is_some_and(|first| so(&first.link.engine()))
+}
+
+/// Whether a stream of the first connection waits for its own window.
+fn is_stalled(bench: &Bench) -> bool {
+    first_is(bench, |engine| {
+        let oldest = engine.oldest_blocked(testing::now() + Duration::from_secs(1));
+        oldest.is_some_and(|blocked| blocked.by == BlockedBy::StreamWindow)
+    })
+}
+
 #[test]
 fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
     frozen(|| async {
@@ -32,16 +48,7 @@ fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let client = Client::connect_with(&bench, patient()).await;
         let upload = upload(client, 1, 1 << 20);
-        let stalled = || {
-            let all = connections(&bench);
-            all.first().is_some_and(|c| {
-                c.link
-                    .engine()
-                    .oldest_blocked(testing::now() + Duration::from_secs(1))
-                    .is_some()
-            })
-        };
-        at_once(stalled).await;
+        at_once(|| is_stalled(&bench)).await;
         let congestion = || connections(&bench)[0].congestion.get();
         let mut other = Client::connect_with(&bench, patient()).await;
         let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
@@ -69,12 +76,7 @@ fn a_connection_whose_window_is_used_up_for_1_s_is_congested() {
         let client = Client::connect_with(&bench, patient()).await;
         // A stream has 64 KiB, the connection 1 MiB.
         let upload = upload(client, 16, 100_000);
-        let used_up = || {
-            let all = connections(&bench);
-            all.first()
-                .is_some_and(|c| c.link.engine().windows().send == 0)
-        };
-        at_once(used_up).await;
+        at_once(|| first_is(&bench, |engine| engine.windows().send == 0)).await;
         let mut other = Client::connect_with(&bench, patient()).await;
         let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
         pass(Duration::from_millis(900)).await;
@@ -120,9 +122,7 @@ async fn without_a_window(
     let client = Client::connect_with(&bench, patient()).await;
     let upload = upload(client, 16, bytes);
     at_once(|| {
-        let all = connections(&bench);
-        all.first().is_some_and(|c| {
-            let engine = c.link.engine();
+        first_is(&bench, |engine| {
             engine.windows().send == 0 && engine.pending_bytes() == 16 * (bytes - 65_536)
         })
     })
@@ -236,15 +236,7 @@ fn uploads_that_nobody_reads_keep_nobody_from_the_last_connection() {
             }
             let client = Client::connect_with(&bench, patient()).await;
             let upload = upload(client, 1, 100_000);
-            let stalled = || {
-                let all = connections(&bench);
-                all.first().is_some_and(|c| {
-                    let engine = c.link.engine();
-                    let oldest = engine.oldest_blocked(testing::now() + Duration::from_secs(1));
-                    oldest.is_some_and(|blocked| blocked.by == BlockedBy::StreamWindow)
-                })
-            };
-            at_once(stalled).await;
+            at_once(|| is_stalled(&bench)).await;
             pass(Duration::from_secs(10)).await;
             settle().await;
             let mut other = Client::connect_with(&bench, patient()).await;
@@ -267,24 +259,18 @@ fn a_window_that_is_used_up_for_a_moment_keeps_nobody_out() {
             ..testing::cluster_policy()
         };
         let bench = Bench::with(&[address], patient(), only);
-        let window = || connections(&bench)[0].link.engine().windows().send;
         let congestion = || connections(&bench)[0].congestion.get();
         // It waits for its own window, for long.
         let client = Client::connect_with(&bench, patient()).await;
         let first = upload(client, 1, 65_537);
-        at_once(|| {
-            connections(&bench)
-                .first()
-                .is_some_and(|c| c.link.engine().pending_bytes() == 1)
-        })
-        .await;
+        at_once(|| is_stalled(&bench)).await;
         pass(Duration::from_secs(10)).await;
         at_once(|| congestion() == Congestion::Stream).await;
         pass(Duration::from_millis(600)).await;
         settle().await;
         let client = Client::connect_with(&bench, patient()).await;
         let others = upload(client, 15, 65_536);
-        at_once(|| window() == 0).await;
+        at_once(|| first_is(&bench, |engine| engine.windows().send == 0)).await;
         pass(Duration::from_millis(500)).await;
         settle().await;
         assert_eq!(congestion(), Congestion::Stream);
