@@ -253,7 +253,7 @@ impl Record {
         });
     }
 
-    /// What the flags say, in the words that the client got.
+    /// What the proxy ended the RPC for, in the words of its own answers.
     fn detail(&self) -> Option<&'static str> {
         Some(self.failure?.text()).filter(|text| !text.is_empty())
     }
