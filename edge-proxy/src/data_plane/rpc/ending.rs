@@ -39,7 +39,7 @@ impl Rpc {
                 .deadline
                 .is_some_and(|deadline| now + DEADLINE_SLACK >= deadline)
             {
-                return self.fail(worker, key, Failure::DeadlineExceeded, now);
+                return self.fail(worker, Failure::DeadlineExceeded, now);
             }
             let counted = match cause {
                 ResetCause::RemoteReset => labels::ResetCause::UpstreamReset,
@@ -56,8 +56,8 @@ impl Rpc {
                 Failure::ResetBeforeHeaders(cause),
                 now,
             ),
-            State::Relaying(_) => self.fail(worker, key, Failure::ResetAfterHeaders(cause), now),
-            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => Step::On,
+            State::Relaying(_) => self.fail(worker, Failure::ResetAfterHeaders(cause), now),
+            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => Step::On,
         }
     }
 
@@ -71,7 +71,7 @@ impl Rpc {
         now: Instant,
     ) -> Step {
         let Some(cluster) = &self.cluster else {
-            return self.fail(worker, key, failure, now);
+            return self.fail(worker, failure, now);
         };
         let retry = {
             let state = worker.cluster(&cluster.name);
@@ -86,7 +86,7 @@ impl Rpc {
         };
         if retry == Retry::No || worker.phase.get() == Phase::Cutting {
             self.record.given_up(outcome, self.tried.len());
-            return self.fail(worker, key, failure, now);
+            return self.fail(worker, failure, now);
         }
         let (name, circuits) = (cluster.name.clone(), cluster.circuits.clone());
         let mut refused_by = None;
@@ -98,7 +98,7 @@ impl Rpc {
         // What the attempt held is given back first: an RPC never stands in its own way.
         self.permits = Permits::default();
         if let Err(circuit) = self.permits.enter(&circuits, Circuit::Retries) {
-            return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
+            return self.fail(worker, Failure::CircuitLimit(circuit), now);
         }
         // Discovery and health may have learnt something since the first attempt.
         if let Some(newest) = ServedCluster::named(&worker.snapshot(), &name) {
@@ -109,13 +109,7 @@ impl Rpc {
     }
 
     /// The proxy answers, or ends what it can't complete.
-    pub(super) fn fail(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        failure: Failure,
-        now: Instant,
-    ) -> Step {
+    pub(super) fn fail(&mut self, worker: &Rc<Worker>, failure: Failure, now: Instant) -> Step {
         self.record.failed_with(failure);
         let relayed = matches!(self.state, State::Relaying(_));
         if relayed || matches!(self.state, State::Open(_)) {
@@ -130,7 +124,7 @@ impl Rpc {
                 worker.shard.resets(cause).inc();
             }
         }
-        self.leave_upstream(worker, key, false);
+        self.leave_upstream(worker, false);
         if !relayed {
             let form = self.form;
             return self.answer(worker, now, |context| {
@@ -191,16 +185,16 @@ impl Rpc {
     }
 
     /// The client is gone: nothing is owed to it, and the backend learns at once.
-    pub(super) fn client_left(&mut self, worker: &Rc<Worker>, key: Key, flag: Flag) -> Step {
+    pub(super) fn client_left(&mut self, worker: &Rc<Worker>, flag: Flag) -> Step {
         let was_flushing = matches!(self.state, State::Flushing(_));
         self.record.client_left(flag, was_flushing);
-        self.leave_upstream(worker, key, true);
+        self.leave_upstream(worker, true);
         Step::Done
     }
 
-    pub(super) fn leave_upstream(&mut self, worker: &Worker, key: Key, unjudged: bool) {
+    pub(super) fn leave_upstream(&mut self, worker: &Worker, unjudged: bool) {
         match std::mem::replace(&mut self.state, State::Flushing(None)) {
-            State::Waiting(endpoint) => worker.pool.forget(endpoint.id, key),
+            State::Waiting(endpoint, place) => worker.pool.forget(endpoint.id, place),
             State::Open(attempt) | State::Relaying(attempt) => {
                 attempt
                     .upstream
@@ -214,7 +208,6 @@ impl Rpc {
     pub(super) fn check(
         &mut self,
         worker: &Rc<Worker>,
-        key: Key,
         now: Instant,
         timeouts: &Timeouts,
         next: &mut Option<Instant>,
@@ -233,7 +226,7 @@ impl Rpc {
             if due(since + limit) {
                 self.record.window_stalled(worker);
                 self.client.reset(Reason::CANCEL);
-                self.leave_upstream(worker, key, true);
+                self.leave_upstream(worker, true);
                 return Step::Done;
             }
         }
@@ -242,7 +235,7 @@ impl Rpc {
                 self.client.reset(Reason::CANCEL);
                 return Step::Done;
             }
-            return self.fail(worker, key, Failure::StreamIdle, now);
+            return self.fail(worker, Failure::StreamIdle, now);
         }
         Step::On
     }
@@ -254,25 +247,19 @@ impl Rpc {
             State::Open(attempt) | State::Relaying(attempt) => {
                 attempt.link().blocked(attempt.stream)
             }
-            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
+            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => None,
         };
         [down, up].into_iter().flatten().min()
     }
 
     /// What it holds is needed elsewhere, says `limit`.
-    pub(super) fn shed(
-        &mut self,
-        worker: &Rc<Worker>,
-        key: Key,
-        limit: Limit,
-        now: Instant,
-    ) -> Step {
+    pub(super) fn shed(&mut self, worker: &Rc<Worker>, limit: Limit, now: Instant) -> Step {
         worker.shard.limits(limit).inc();
         let upstream = match &self.state {
             State::Open(attempt) | State::Relaying(attempt) => Some(attempt.upstream.clone()),
-            State::Answering(..) | State::Waiting(_) | State::Flushing(_) => None,
+            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => None,
         };
-        let step = self.end_overloaded(worker, key, now);
+        let step = self.end_overloaded(worker, now);
         // At once: the next look at the account may come before the connections' turns.
         self.client.account(worker);
         if let Some(upstream) = upstream {
@@ -281,19 +268,19 @@ impl Rpc {
         step
     }
 
-    fn end_overloaded(&mut self, worker: &Rc<Worker>, key: Key, now: Instant) -> Step {
+    fn end_overloaded(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
         if let State::Relaying(_) | State::Flushing(_) = self.state {
             self.record.failed_with(Failure::Overloaded);
             // gRPC reads RESOURCE_EXHAUSTED from this code.
             self.client.reset(Reason::ENHANCE_YOUR_CALM);
-            self.leave_upstream(worker, key, true);
+            self.leave_upstream(worker, true);
             return Step::Done;
         }
-        self.fail(worker, key, Failure::Overloaded, now)
+        self.fail(worker, Failure::Overloaded, now)
     }
 
     /// The last step: both legs are settled, the line is written.
-    pub(super) fn end(mut self, worker: &Rc<Worker>, key: Key) {
+    pub(super) fn end(mut self, worker: &Rc<Worker>) {
         if self.deadline.is_some() {
             worker.timers.leave_behind();
         }
@@ -301,7 +288,7 @@ impl Rpc {
             // RFC 9113 §8.1: the answer is complete, the rest of the request isn't wanted.
             self.client.reset(Reason::NO_ERROR);
         }
-        self.leave_upstream(worker, key, true);
+        self.leave_upstream(worker, true);
         let now = worker.now();
         self.client.ended(now);
         self.record

@@ -51,7 +51,7 @@ use super::{
     downstream::Downstream,
     message::Messages,
     upstream::{
-        Upstream,
+        Place, Upstream,
         retry::{MAX_ATTEMPTS, Outcome},
     },
     wire::{Link, Side as _},
@@ -103,8 +103,8 @@ enum State {
     /// For the request's end; then the route's own answer goes out. A client that hasn't ended its request may still
     /// break it, and is told so only while the stream is open.
     Answering(u16, Arc<str>),
-    /// For a connection to this endpoint.
-    Waiting(Arc<EndpointShared>),
+    /// For a connection to this endpoint, at that place of its queue.
+    Waiting(Arc<EndpointShared>, Place),
     /// The request goes to this stream; no head of a response yet.
     Open(Attempt),
     /// The response's head went to the client.
@@ -160,9 +160,7 @@ pub(crate) fn refuse(
 ) {
     let mut rpc = Rpc::new(client, headers, false, now);
     rpc.form = rpc.client.form(rpc.head.block());
-    admit(worker, rpc, now, |rpc, key| {
-        rpc.fail(worker, key, failure, now)
-    });
+    admit(worker, rpc, now, |rpc, _| rpc.fail(worker, failure, now));
 }
 
 /// A client's request was answered with a reset, above a limit of its connection or ours, or malformed: all that comes of
@@ -181,7 +179,7 @@ pub(crate) fn refused_stream(
 pub(crate) fn connected(worker: &Rc<Worker>, key: Key, upstream: Rc<Upstream>) {
     let now = worker.now();
     step(worker, key, |rpc| match rpc.state {
-        State::Waiting(_) => rpc.open(worker, key, upstream, now),
+        State::Waiting(..) => rpc.open(worker, key, upstream, now),
         _ => Step::On,
     });
 }
@@ -194,7 +192,7 @@ pub(crate) fn connect_failed(worker: &Rc<Worker>, key: Key, failure: Failure) {
         _ => Outcome::ConnectFailed,
     };
     step(worker, key, |rpc| match rpc.state {
-        State::Waiting(_) => rpc.again_or_fail(worker, key, outcome, failure, now),
+        State::Waiting(..) => rpc.again_or_fail(worker, key, outcome, failure, now),
         _ => Step::On,
     });
 }
@@ -289,7 +287,7 @@ pub(crate) fn client_reset(worker: &Rc<Worker>, key: Key, reason: Reason) {
     } else {
         Flag::DownstreamReset
     };
-    step(worker, key, |rpc| rpc.client_left(worker, key, flag));
+    step(worker, key, |rpc| rpc.client_left(worker, flag));
 }
 
 /// The client's connection ended.
@@ -297,7 +295,7 @@ pub(crate) fn client_gone(worker: &Rc<Worker>, key: Key) {
     let cause = labels::ResetCause::ConnectionClosed;
     worker.shard.resets(cause).inc();
     step(worker, key, |rpc| {
-        rpc.client_left(worker, key, Flag::DownstreamTermination)
+        rpc.client_left(worker, Flag::DownstreamTermination)
     });
 }
 
@@ -311,7 +309,7 @@ pub(crate) fn deadline(worker: &Rc<Worker>, key: Key, now: Instant) {
     step(worker, key, |rpc| match rpc.state {
         State::Flushing(_) => Step::On,
         _ if rpc.deadline.is_none_or(|deadline| now < deadline) => Step::On,
-        _ => rpc.fail(worker, key, Failure::DeadlineExceeded, now),
+        _ => rpc.fail(worker, Failure::DeadlineExceeded, now),
     });
 }
 
@@ -324,7 +322,7 @@ pub(crate) fn check(
 ) -> Option<Instant> {
     let mut next = None;
     step(worker, key, |rpc| {
-        rpc.check(worker, key, now, timeouts, &mut next)
+        rpc.check(worker, now, timeouts, &mut next)
     });
     next
 }
@@ -333,7 +331,7 @@ pub(crate) fn check(
 pub(crate) fn cut(worker: &Rc<Worker>, key: Key, now: Instant) {
     step(worker, key, |rpc| match rpc.state {
         State::Flushing(_) => Step::On,
-        _ => rpc.fail(worker, key, Failure::Draining, now),
+        _ => rpc.fail(worker, Failure::Draining, now),
     });
 }
 
@@ -389,7 +387,7 @@ pub(crate) fn of_upstream(worker: &Worker, connection: &Rc<Upstream>) -> Vec<Key
         State::Open(attempt) | State::Relaying(attempt) => {
             Rc::ptr_eq(&attempt.upstream, connection)
         }
-        State::Answering(..) | State::Waiting(_) | State::Flushing(_) => false,
+        State::Answering(..) | State::Waiting(..) | State::Flushing(_) => false,
     })
 }
 
@@ -456,7 +454,7 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
 
 /// What this RPC holds is needed elsewhere, says `limit`.
 pub(crate) fn shed_one(worker: &Rc<Worker>, key: Key, limit: Limit, now: Instant) {
-    step(worker, key, |rpc| rpc.shed(worker, key, limit, now));
+    step(worker, key, |rpc| rpc.shed(worker, limit, now));
 }
 
 /// What stands still.
@@ -486,7 +484,7 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
                 let answer = || {
                     // It may not have come so far as to know.
                     rpc.form = rpc.client.form(rpc.head.block());
-                    rpc.fail(worker, key, Failure::Internal, worker.now())
+                    rpc.fail(worker, Failure::Internal, worker.now())
                 };
                 let answered = catch_unwind(AssertUnwindSafe(answer));
                 if answered.is_err() {
@@ -502,7 +500,7 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     if done {
         let rpc = worker.rpcs.borrow_mut().remove(key);
         if let Some(rpc) = rpc
-            && catch_unwind(AssertUnwindSafe(|| rpc.end(worker, key))).is_err()
+            && catch_unwind(AssertUnwindSafe(|| rpc.end(worker))).is_err()
         {
             tracing::error!("a panic at the end of an RPC");
         }

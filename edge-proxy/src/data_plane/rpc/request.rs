@@ -14,7 +14,7 @@ use crate::{
         answer::{self, Form},
         balance,
         filters::{self, Flow as Filtered, Respond, timeout},
-        upstream::{Upstream, retry::Outcome},
+        upstream::{Acquired, Upstream, retry::Outcome},
         wire::Side as _,
         worker::{ServedCluster, Timer, Worker},
     },
@@ -43,16 +43,16 @@ impl Rpc {
                 });
             }
             Filtered::Respond(Respond::Failure(failure)) => {
-                return self.fail(worker, key, failure, now);
+                return self.fail(worker, failure, now);
             }
         }
         if worker.pressure.get().level >= Level::Refusing {
             worker.shard.limits(Limit::Overload).inc();
-            return self.fail(worker, key, Failure::Overloaded, now);
+            return self.fail(worker, Failure::Overloaded, now);
         }
         let path = self.head.value(Known::Path).unwrap_or_default();
         let Some(route) = snapshot.routes.find(path) else {
-            return self.fail(worker, key, Failure::NoRoute, now);
+            return self.fail(worker, Failure::NoRoute, now);
         };
         match &route.action {
             RouteAction::DirectResponse { status, body } => {
@@ -63,7 +63,7 @@ impl Rpc {
             }
             RouteAction::Cluster { cluster, .. } => {
                 let Some(cluster) = ServedCluster::of(&snapshot, *cluster) else {
-                    return self.fail(worker, key, Failure::Internal, now);
+                    return self.fail(worker, Failure::Internal, now);
                 };
                 self.record.routed(worker, route, Some(&cluster), path);
                 self.replay.set_limit(cluster.policy.max_replay_bytes);
@@ -127,13 +127,13 @@ impl Rpc {
         now: Instant,
     ) -> Step {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
-            return self.fail(worker, key, Failure::DeadlineExceeded, now);
+            return self.fail(worker, Failure::DeadlineExceeded, now);
         }
         let Some(cluster) = self.cluster.clone() else {
-            return self.fail(worker, key, Failure::Internal, now);
+            return self.fail(worker, Failure::Internal, now);
         };
         let Some(endpoint) = balance::pick(&cluster, &self.tried) else {
-            return self.fail(worker, key, balance::absence(&cluster), now);
+            return self.fail(worker, balance::absence(&cluster), now);
         };
         let endpoint = &endpoint.shared;
         self.tried.push(endpoint.id);
@@ -142,9 +142,9 @@ impl Rpc {
             .pool
             .acquire(worker, endpoint, &cluster, key, refused_by, now)
         {
-            Ok(Some(upstream)) => self.open(worker, key, upstream, now),
-            Ok(None) => {
-                self.state = State::Waiting(endpoint.clone());
+            Ok(Acquired::Connection(upstream)) => self.open(worker, key, upstream, now),
+            Ok(Acquired::Place(place)) => {
+                self.state = State::Waiting(endpoint.clone(), place);
                 Step::On
             }
             Err(circuit) => {
@@ -154,7 +154,7 @@ impl Rpc {
                     // Another endpoint may have a connection already.
                     self.again_or_fail(worker, key, Outcome::ConnectFailed, failure, now)
                 } else {
-                    self.fail(worker, key, failure, now)
+                    self.fail(worker, failure, now)
                 }
             }
         }
@@ -172,7 +172,7 @@ impl Rpc {
         if let Some(cluster) = &self.cluster
             && let Err(circuit) = permits.enter(&cluster.circuits, Circuit::Requests)
         {
-            return self.fail(worker, key, Failure::CircuitLimit(circuit), now);
+            return self.fail(worker, Failure::CircuitLimit(circuit), now);
         }
         let mut head = self.head.send();
         if let Some(deadline) = self.deadline.filter(|_| self.has_grpc_timeout) {
@@ -227,7 +227,7 @@ impl Rpc {
             self.request_ended = Some(now);
         }
         match &self.state {
-            State::Waiting(_) => self.replay.hold(bytes),
+            State::Waiting(..) => self.replay.hold(bytes),
             State::Open(attempt) => {
                 if self.replay.is_whole() && worker.memory.is_short() {
                     self.replay.release();

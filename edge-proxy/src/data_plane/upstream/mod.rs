@@ -6,16 +6,18 @@
 //! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do,
 //! while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
-//! An RPC that has to wait is a key in the endpoint's queue. Whoever makes room (a connection that became ready, a
+//! An RPC that has to wait has a place in the endpoint's queue. Whoever makes room (a connection that became ready, a
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
 
 mod connection;
+// Who waits for one.
+mod queue;
 // May an attempt follow, and at whose cost.
 pub mod retry;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -23,6 +25,8 @@ use std::{
 
 use connection::Congestion;
 pub(crate) use connection::Upstream;
+pub(crate) use queue::Place;
+use queue::{Queue, Waiting};
 
 use super::{
     rpc::{self, Key},
@@ -52,25 +56,22 @@ pub(crate) struct EndpointPool {
     connections: RefCell<Vec<Rc<Upstream>>>,
     /// Connections between the decision to open them and the peer's SETTINGS.
     opening: Cell<usize>,
-    waiting: RefCell<VecDeque<Waiting>>,
+    waiting: RefCell<Queue>,
     /// No snapshot names this endpoint any more: what runs may finish, nothing new is opened.
     retired: Cell<bool>,
 }
 
-/// An RPC without a stream.
-struct Waiting {
-    rpc: Key,
-    until: Instant,
-    /// The connection that refused it: another one may not.
-    avoid: Option<Rc<Upstream>>,
-    /// Given back when it waits no more.
-    _permits: Permits,
+/// What an RPC that needs a connection gets.
+pub(crate) enum Acquired {
+    /// One with room for a stream, now.
+    Connection(Rc<Upstream>),
+    /// It waits for [`rpc::connected`] or [`rpc::connect_failed`].
+    Place(Place),
 }
 
 impl Pool {
-    /// A connection with room for a stream to `endpoint`, now; or `None`, and `rpc` waits for
-    /// [`rpc::connected`] or [`rpc::connect_failed`]. `avoid` has refused the RPC: it gets another one as long as there
-    /// may be one.
+    /// A connection to `endpoint` for `rpc`, or a place in the queue for one. `avoid` has refused the RPC: it gets another
+    /// one as long as there may be one.
     ///
     /// # Errors
     /// A circuit limit of the cluster: it doesn't wait.
@@ -82,7 +83,7 @@ impl Pool {
         rpc: Key,
         avoid: Option<Rc<Upstream>>,
         now: Instant,
-    ) -> Result<Option<Rc<Upstream>>, Circuit> {
+    ) -> Result<Acquired, Circuit> {
         let pool = {
             let mut endpoints = self.endpoints.borrow_mut();
             let pool = endpoints
@@ -96,12 +97,12 @@ impl Pool {
             .waiting
             .borrow()
             .iter()
-            .any(|waiting| waiting.avoid.is_none());
+            .any(|(_, waiting)| waiting.avoid.is_none());
         let free = |most| pool.free_connection(avoid.as_ref(), most);
         if !overtakes
             && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable()))
         {
-            return Ok(Some(connection));
+            return Ok(Acquired::Connection(connection));
         }
         pool.wait(worker, rpc, avoid, now)
     }
@@ -141,11 +142,9 @@ impl Pool {
     }
 
     /// The RPC doesn't wait any more.
-    pub(crate) fn forget(&self, endpoint: u64, rpc: Key) {
+    pub(crate) fn forget(&self, endpoint: u64, place: Place) {
         if let Some(pool) = self.endpoints.borrow().get(&endpoint) {
-            pool.waiting
-                .borrow_mut()
-                .retain(|waiting| waiting.rpc != rpc);
+            pool.waiting.borrow_mut().take(place);
         }
     }
 
@@ -166,21 +165,15 @@ impl Pool {
     pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) {
         let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
         let Some(pool) = pool else { return };
+        let due = |waiting: &Waiting| waiting.until <= now;
         loop {
-            let expired = {
-                let mut waiting = pool.waiting.borrow_mut();
-                match waiting.front() {
-                    None => return,
-                    Some(front) if front.until > now => {
-                        worker.timers.add(front.until, Timer::Waiting(endpoint));
-                        return;
-                    }
-                    Some(_) => waiting.pop_front(),
-                }
-            };
-            if let Some(expired) = expired {
-                rpc::connect_failed(worker, expired.rpc, Failure::ConnectTimeout);
-            }
+            // Not borrowed while it is told: it may come to wait here again.
+            let expired = pool.waiting.borrow_mut().take_first_if(due);
+            let Some(expired) = expired else { break };
+            rpc::connect_failed(worker, expired.rpc, Failure::ConnectTimeout);
+        }
+        if let Some(until) = pool.waiting.borrow().first_until() {
+            worker.timers.add(until, Timer::Waiting(endpoint));
         }
     }
 
@@ -277,18 +270,20 @@ impl EndpointPool {
 
     /// The RPC that has waited longest and can be served, and by which connection; it waits no more.
     fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
-        let mut waiting = self.waiting.borrow_mut();
-        for at in 0..waiting.len() {
-            let avoid = waiting[at].avoid.as_ref();
-            let free = |most| self.free_connection(avoid, most);
-            if let Some(connection) = free(Congestion::None).or_else(|| free(most)) {
-                return Some((waiting.remove(at)?.rpc, connection));
-            }
-            if avoid.is_none() {
-                break;
-            }
-        }
-        None
+        let mut queue = self.waiting.borrow_mut();
+        let served = queue
+            .iter()
+            .map(|(place, waiting)| {
+                let avoid = waiting.avoid.as_ref();
+                let free = |most| self.free_connection(avoid, most);
+                let connection = free(Congestion::None).or_else(|| free(most));
+                (place, connection, avoid.is_none())
+            })
+            // Who insists on nothing and gets nothing is followed by nobody who does.
+            .find(|(_, connection, takes_any)| connection.is_some() || *takes_any);
+        let (place, connection, _) = served?;
+        let connection = connection?;
+        Some((queue.take(place)?.rpc, connection))
     }
 
     /// Whether there is, or may be, another connection than this one.
@@ -310,11 +305,11 @@ impl EndpointPool {
         rpc: Key,
         avoid: Option<Rc<Upstream>>,
         now: Instant,
-    ) -> Result<Option<Rc<Upstream>>, Circuit> {
+    ) -> Result<Acquired, Circuit> {
         let mut permits = Permits::default();
         permits.enter(&self.circuits, Circuit::PendingRequests)?;
         let until = now + self.policy.borrow().connect_timeout;
-        self.waiting.borrow_mut().push_back(Waiting {
+        let place = self.waiting.borrow_mut().push(Waiting {
             rpc,
             until,
             avoid: avoid.clone(),
@@ -322,15 +317,15 @@ impl EndpointPool {
         });
         let first = self.waiting.borrow().len() == 1;
         if let Err(circuit) = self.open_more(worker) {
-            self.waiting.borrow_mut().pop_back();
+            self.waiting.borrow_mut().take(place);
             return Err(circuit);
         }
         if self.opening.get() == 0 {
             if first
                 && let Some(connection) = self.free_connection(avoid.as_ref(), Congestion::Stream)
             {
-                self.waiting.borrow_mut().pop_back();
-                return Ok(Some(connection));
+                self.waiting.borrow_mut().take(place);
+                return Ok(Acquired::Connection(connection));
             }
             // Every connection that there may be is there, and full.
             worker.shard.limits(Limit::UpstreamConnections).inc();
@@ -338,7 +333,7 @@ impl EndpointPool {
         if first {
             worker.timers.add(until, Timer::Waiting(self.shared.id));
         }
-        Ok(None)
+        Ok(Acquired::Place(place))
     }
 
     /// Opens as many connections as those that wait would fill, within `max_connections`.
@@ -392,9 +387,7 @@ impl EndpointPool {
             self.send_elsewhere(worker, failure);
         } else if self.opening.get() == 0 {
             // There won't be another one: the one that refused is better than none.
-            for waiting in self.waiting.borrow_mut().iter_mut() {
-                waiting.avoid = None;
-            }
+            self.waiting.borrow_mut().accept_any();
             self.serve(worker, Congestion::Stream);
         }
         self.remove_if_unused(worker);
@@ -403,7 +396,7 @@ impl EndpointPool {
     /// Those that wait learn that it is in vain.
     fn send_elsewhere(&self, worker: &Rc<Worker>, failure: Failure) {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for waiting in waiting {
+        for waiting in waiting.into_waiting() {
             rpc::connect_failed(worker, waiting.rpc, failure);
         }
     }
