@@ -12,6 +12,7 @@ stories! {
     unread_uploads "unread-uploads"
     unread_uploads_in_turn "unread-uploads-in-turn"
     batched_cancels "batched-cancels"
+    queued_resets "queued-resets"
     early_ends "early-ends"
     strict_headers "strict-headers"
     rapid_reset "rapid-reset"

@@ -485,7 +485,8 @@ async fn all_ended(arena: &Arena) -> Finding {
     Finding::within("all of them ended at the backend", none, most)
 }
 
-fn gated() -> Vec<(&'static str, &'static str)> {
+/// A request that the backend answers when it is told to.
+pub(super) fn gated() -> Vec<(&'static str, &'static str)> {
     let mut headers = frames::grpc_request(CHAT);
     headers.push(("x-test-gate", "never"));
     headers

@@ -1,6 +1,6 @@
 //! Attacks on a proxy's process beside a victim, and the bar that they are judged by.
 //!
-//! Each attack is one function of `isolation.rs`, `strict_headers.rs`, `floods.rs` or `slow.rs`, and one line of `ATTACKS`
+//! Each attack is one function of `isolation.rs`, `queued.rs`, `strict_headers.rs`, `floods.rs` or `slow.rs`, and one line of `ATTACKS`
 //! (`external.rs` and `EXTERNAL`: with programs that aren't this workspace's): its name, what is promised,
 //! how the proxy is configured for it. `run` performs one in an `Arena` of its own: a process of the real program
 //! with one worker, one backend behind it, and a victim that sends 200 RPCs a second on a connection of its own, to the
@@ -20,6 +20,9 @@ mod arena;
 
 /// What one client does to others through a connection that they share.
 mod isolation;
+
+/// What waits for a connection to a backend.
+mod queued;
 
 /// Headers that stacks disagree about.
 mod strict_headers;
@@ -397,6 +400,10 @@ attacks! {
     "batched-cancels"
     "10 000 RPCs reset in batches before their answer, 2000 a second: no connection ends for it"
     isolation::batched_cancels;
+
+    "queued-resets"
+    "20 000 RPCs that wait for a connection to the backend are reset, 100 each 5 ms, again and again: others don't notice"
+    queued::resets, queued::behind_one_connection;
 
     "early-ends"
     "10 000 uploads that the backend ends early: their clients' connections live"

@@ -96,6 +96,10 @@ const APART: &[(&str, &str)] = &[
         "lowers the process's limit of open files, and no other attack could connect",
     ),
     // Other programs, each with a backend of its own or an order of its own; what they send is in the others, too.
+    (
+        "queued-resets",
+        "counts on a cluster's connection that it fills itself",
+    ),
     ("h2spec", "fails where it is told to wait"),
     (
         "strict-headers-grpcio",

@@ -99,6 +99,16 @@ impl Builder {
         self
     }
 
+    /// Another cluster, which is the last one but for its name.
+    #[must_use]
+    pub fn like_the_last(mut self, name: &str) -> Self {
+        let clusters = list(&mut self.config, "clusters");
+        let mut cluster = clusters.last().expect("a cluster was added before").clone();
+        set(&mut cluster, "name", name.into());
+        clusters.push(cluster);
+        self
+    }
+
     /// Another key of the cluster that was added last.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
