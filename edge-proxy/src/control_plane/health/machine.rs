@@ -12,6 +12,11 @@
 //! A backend that *says* that it doesn't serve is believed at once; one that can't be heard may have a hiccup of the
 //! network between, so it takes several failures in a row, a short interval apart. RPCs of an endpoint that spoke
 //! are left to finish; those of one that fell silent can't be trusted to end, so its connections are closed.
+//!
+//! One time-out among the failures that eject is silence, whatever the others are: of a host that is gone the checks
+//! time out first, and are then refused or unreachable, by a router or by who got its address. Refusals alone come of a
+//! backend that has closed its listener and finishes what it has. One that is ejected already may do so for long, and
+//! then it takes as many time-outs in a row as would eject it, so that a lost packet now and then ends nothing.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -30,6 +35,8 @@ pub(crate) struct Machine {
     passes: u32,
     /// Failures that aren't answers since the last answer.
     failures: u32,
+    /// Of these, there was a time-out.
+    timed_out: bool,
     /// Of these, time-outs since the last other outcome.
     timeouts: u32,
     /// A check has ended with a verdict.
@@ -69,6 +76,7 @@ impl Machine {
             ever_passed: false,
             passes: 0,
             failures: 0,
+            timed_out: false,
             timeouts: 0,
             decided: false,
         }
@@ -108,8 +116,7 @@ impl Machine {
         match outcome {
             Outcome::Serving => self.pass(spec),
             Outcome::NotServing(_) | Outcome::Status { .. } => {
-                self.failures = 0;
-                self.timeouts = 0;
+                self.answered();
                 self.eject(outcome, false);
                 spec.interval
             }
@@ -122,8 +129,7 @@ impl Machine {
 
     fn pass(&mut self, spec: &HealthCheckSpec) -> Duration {
         self.decided = true;
-        self.failures = 0;
-        self.timeouts = 0;
+        self.answered();
         self.close_connections = false;
         self.passes = self.passes.saturating_add(1);
         if !self.ever_passed || self.is_healthy() || self.passes >= spec.healthy_threshold {
@@ -133,20 +139,30 @@ impl Machine {
         spec.interval
     }
 
+    /// It spoke: failures are counted anew.
+    fn answered(&mut self) {
+        self.failures = 0;
+        self.timed_out = false;
+        self.timeouts = 0;
+    }
+
     fn fail(&mut self, outcome: &Outcome, spec: &HealthCheckSpec) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let timed_out = matches!(outcome, Outcome::TimedOut(_));
-        self.timeouts = if timed_out {
-            self.timeouts.saturating_add(1)
+        if matches!(outcome, Outcome::TimedOut(_)) {
+            self.timed_out = true;
+            self.timeouts = self.timeouts.saturating_add(1);
         } else {
-            0
-        };
+            self.timeouts = 0;
+        }
         let ejects = self.failures >= spec.unhealthy_threshold;
         if self.is_healthy() && !ejects {
             return spec.unhealthy_edge_interval;
         }
-        // One that was ejected by its own word, and then fell silent, is closed too.
-        let silent = timed_out && (self.is_healthy() || self.timeouts >= spec.unhealthy_threshold);
+        let silent = if self.is_healthy() {
+            self.timed_out
+        } else {
+            self.timeouts >= spec.unhealthy_threshold
+        };
         self.eject(outcome, silent);
         if ejects {
             spec.interval
@@ -310,9 +326,34 @@ mod tests {
     #[test]
     fn ejected_by_time_outs_closes_connections() {
         assert!(after(&[Serving, timed_out(), timed_out(), timed_out()]).close_connections());
-        assert!(after(&[Serving, refused(), refused(), timed_out()]).close_connections());
-        assert!(!after(&[Serving, timed_out(), timed_out(), refused()]).close_connections());
         assert!(!after(&[Serving, refused(), refused(), refused()]).close_connections());
+    }
+
+    #[test]
+    fn one_time_out_among_the_failures_that_eject_closes_connections() {
+        for at in 1..=3 {
+            let mut outcomes = vec![Serving, refused(), refused(), refused()];
+            outcomes[at] = timed_out();
+            assert!(after(&outcomes).close_connections(), "{outcomes:?}");
+            outcomes.push(refused());
+            assert!(after(&outcomes).close_connections(), "{outcomes:?}");
+        }
+        let between = [Serving, timed_out(), GoAway, refused(), Internal, refused()];
+        assert!(after(&between).close_connections());
+        for answer in [Serving, not_serving(), status(14)] {
+            let before = [
+                Serving,
+                timed_out(),
+                answer.clone(),
+                refused(),
+                refused(),
+                refused(),
+            ];
+            assert!(
+                !after(&before).close_connections(),
+                "{answer:?}: a time-out before an answer isn't among them"
+            );
+        }
     }
 
     #[test]
@@ -327,6 +368,9 @@ mod tests {
             timed_out(),
         ];
         assert!(after(&silent).close_connections());
+        let (word, out) = (not_serving(), timed_out());
+        let now_and_then = [word, out.clone(), refused(), out.clone(), refused(), out];
+        assert!(!after(&[&[Serving], &now_and_then[..]].concat()).close_connections());
     }
 
     #[test]
