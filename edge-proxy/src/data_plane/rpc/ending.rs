@@ -186,8 +186,7 @@ impl Rpc {
 
     /// The client is gone: nothing is owed to it, and the backend learns at once.
     pub(super) fn client_left(&mut self, worker: &Rc<Worker>, flag: Flag) -> Step {
-        let was_flushing = matches!(self.state, State::Flushing(_));
-        self.record.client_left(flag, was_flushing);
+        self.record.client_left(flag);
         self.leave_upstream(worker, true);
         Step::Done
     }
@@ -232,6 +231,8 @@ impl Rpc {
         }
         if due(self.active + timeouts.stream_idle) {
             if let State::Flushing(_) = self.state {
+                worker.shard.resets(labels::ResetCause::IdleTimeout).inc();
+                self.record.cut_off(Failure::StreamIdle);
                 self.client.reset(Reason::CANCEL);
                 return Step::Done;
             }
@@ -270,7 +271,7 @@ impl Rpc {
 
     fn end_overloaded(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
         if let State::Relaying(_) | State::Flushing(_) = self.state {
-            self.record.failed_with(Failure::Overloaded);
+            self.record.cut_off(Failure::Overloaded);
             // gRPC reads RESOURCE_EXHAUSTED from this code.
             self.client.reset(Reason::ENHANCE_YOUR_CALM);
             self.leave_upstream(worker, true);

@@ -33,9 +33,12 @@ pub(super) struct Record {
     /// From the first attempt's start to the response's head.
     upstream_time: Option<Duration>,
     status: u16,
+    /// As the response has it; what the client got of it is another matter, see `told`.
     grpc_status: Option<u32>,
     /// The response's head came from a backend.
     answered: bool,
+    /// So did its end: what happens then says nothing of the attempt.
+    completed: bool,
     failure: Option<Failure>,
     /// How the last attempt ended, if it did so without a response and none follows.
     given_up: Option<Outcome>,
@@ -45,6 +48,8 @@ pub(super) struct Record {
     cluster: Option<Rc<ClusterState>>,
     endpoint: Option<Arc<EndpointShared>>,
     client_left: bool,
+    /// The stream was reset before the response's end had left.
+    cut_off: bool,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
 }
@@ -58,6 +63,7 @@ impl Record {
             status: 0,
             grpc_status: None,
             answered: false,
+            completed: false,
             failure: None,
             given_up: None,
             flags: Flags::NONE,
@@ -66,6 +72,7 @@ impl Record {
             cluster: None,
             endpoint: None,
             client_left: false,
+            cut_off: false,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -151,9 +158,14 @@ impl Record {
         }
     }
 
-    /// The response's trailers went to the client.
+    /// The response's trailers are the client's as soon as all before them is.
     pub(super) fn trailers(&mut self, headers: &Headers) {
         self.grpc_status = grpc_status(headers).or(self.grpc_status);
+    }
+
+    /// The backend has ended its response.
+    pub(super) fn completed(&mut self) {
+        self.completed = true;
     }
 
     /// The proxy answered, or cut the answer short.
@@ -162,20 +174,26 @@ impl Record {
         self.flags.insert(failure.flag());
     }
 
-    /// The client didn't wait for the end.
-    pub(super) fn client_left(&mut self, flag: Flag, answered: bool) {
-        self.flags.insert(flag);
-        self.client_left = true;
-        if !answered {
-            self.grpc_status = Some(CANCELLED);
-        }
+    /// The stream is reset for this, with the end of the response still here. What the response was cut short for, if it
+    /// was, stays the reason.
+    pub(super) fn cut_off(&mut self, failure: Failure) {
+        self.failure.get_or_insert(failure);
+        self.flags.insert(failure.flag());
+        self.cut_off = true;
     }
 
-    /// The client's window stayed shut.
+    /// The client didn't wait for the end.
+    pub(super) fn client_left(&mut self, flag: Flag) {
+        self.flags.insert(flag);
+        self.client_left = true;
+    }
+
+    /// The client's window stayed shut, and the stream is reset.
     pub(super) fn window_stalled(&mut self, worker: &Worker) {
         worker.shard.limits(Limit::WindowStall).inc();
         worker.shard.resets(labels::ResetCause::WindowStall).inc();
         self.flags.insert(Flag::LocalReset);
+        self.cut_off = true;
     }
 
     /// The backend's answer is one of failure: a server error, or gRPC without a status.
@@ -197,12 +215,12 @@ impl Record {
     ) {
         let duration = now.saturating_duration_since(self.started);
         let path = head.value(Known::Path);
-        let counted = if grpc { self.grpc_status } else { None };
+        let told = self.told(grpc);
         match &self.series {
             Some(series) => {
-                series.ended(counted).inc();
+                series.ended(told).inc();
                 if self.answered
-                    && let Some(status) = self.grpc_status
+                    && let Some(status) = self.grpc_status.or(told)
                 {
                     series.learn(path.unwrap_or_default(), status);
                 }
@@ -210,7 +228,7 @@ impl Record {
             None => {
                 let unrouted = worker.shard.unrouted();
                 unrouted.started.inc();
-                unrouted.ended(counted).inc();
+                unrouted.ended(told).inc();
             }
         }
         if let Some(state) = &self.cluster {
@@ -239,7 +257,7 @@ impl Record {
                 .or_else(|| head.value(Known::Host)),
             protocol: client.protocol(),
             status: self.status,
-            grpc_status: counted,
+            grpc_status: told,
             flags: self.flags,
             detail: self.detail(),
             bytes_in: self.bytes_in,
@@ -251,6 +269,22 @@ impl Record {
             endpoint: self.endpoint.as_ref().map(|endpoint| &*endpoint.label),
             user_agent: head.value(Known::UserAgent),
         });
+    }
+
+    /// The `grpc-status` that the client got, or made up itself; `None`: neither, or this isn't gRPC.
+    fn told(&self, grpc: bool) -> Option<u32> {
+        if !grpc || self.cut_off {
+            None
+        } else if self.client_left {
+            Some(CANCELLED)
+        } else {
+            self.grpc_status
+        }
+    }
+
+    /// The client got no more, before the backend had ended its response.
+    fn left_early(&self) -> bool {
+        (self.client_left || self.cut_off) && !self.completed
     }
 
     /// What the proxy ended the RPC for, in the words of its own answers.
@@ -267,20 +301,20 @@ impl Record {
             return Some(AttemptResult::Refused);
         }
         Some(match self.failure {
-            Some(failure) => return failed_attempt(failure),
-            None if self.client_left => AttemptResult::Cancelled,
-            None if grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
-            None if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
-            None => AttemptResult::ErrorStatus,
+            Some(failure) if !self.completed => return failed_attempt(failure),
+            _ if self.left_early() => AttemptResult::Cancelled,
+            _ if grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
+            _ if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
+            _ => AttemptResult::ErrorStatus,
         })
     }
 
     /// What the last attempt's end says about its endpoint.
     fn ending(&self, grpc: bool) -> Option<Ending> {
-        if let Some(failure) = self.failure {
+        if let Some(failure) = self.failure.filter(|_| !self.completed) {
             return unanswered(self.given_up.unwrap_or(Outcome::Other), failure);
         }
-        if self.client_left || !self.answered {
+        if self.left_early() || !self.answered {
             return None;
         }
         Some(match (self.grpc_status, self.status) {

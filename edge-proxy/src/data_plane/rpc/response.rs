@@ -106,6 +106,7 @@ impl Rpc {
             // An upload that is still under way is stopped; a stream that has ended on both sides ignores this.
             attempt.upstream.reset(attempt.stream, Reason::CANCEL);
             attempt.leave(!self.record.failed(self.is_grpc()));
+            self.record.completed();
         }
         if self.client.has_all() {
             Step::Done

@@ -12,7 +12,7 @@ use crate::{
         self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy,
         running, serve, stopped, until,
     },
-    snapshot::Cluster,
+    snapshot::{Cluster, streak::Thresholds},
     telemetry::captured::Log,
 };
 
@@ -217,6 +217,146 @@ fn bytes_of_either_side_keep_a_stream_from_being_idle() {
         );
     });
 }
+
+/// What ends an RPC whose response is larger than the window of a client that reads nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    /// The deadline, and 5 s later nobody has read its trailers either.
+    Deadline,
+    /// `stream_idle`.
+    Idle,
+    /// `stream_window_stall`.
+    Stall,
+    /// The client.
+    Cancel,
+}
+
+#[test]
+fn a_status_that_never_left_is_not_the_clients() {
+    use labels::AttemptResult::{Cancelled, Ok, TimedOut};
+    // The response goes on, or has ended but for what waits.
+    for (path, ends, attempt, line) in [
+        (
+            "going-on",
+            Ends::Deadline,
+            TimedOut,
+            "grpc_status=- flags=UT,LR detail=\"upstream request timeout\"",
+        ),
+        (
+            "going-on",
+            Ends::Stall,
+            Cancelled,
+            "grpc_status=- flags=LR detail=-",
+        ),
+        (
+            "going-on",
+            Ends::Cancel,
+            Cancelled,
+            "grpc_status=1 flags=DR detail=-",
+        ),
+        (
+            "ended",
+            Ends::Idle,
+            Ok,
+            "grpc_status=- flags=SI detail=\"stream timeout\"",
+        ),
+        ("ended", Ends::Stall, Ok, "grpc_status=- flags=LR detail=-"),
+        ("ended", Ends::Cancel, Ok, "grpc_status=1 flags=DR detail=-"),
+    ] {
+        stopped(|| async move {
+            let bench = Bench::new(&[backend(large).await]);
+            let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+                .shared
+                .clone();
+            endpoint.streaks.watch(&Thresholds {
+                gateway_failure: 1,
+                server_error: 1,
+                ..Thresholds::default()
+            });
+            let mut rules = policy();
+            rules.timeouts.stream_window_stall = Duration::from_secs(20);
+            if ends == Ends::Idle {
+                rules.timeouts.stream_idle = Duration::from_secs(10);
+            }
+            let mut client = Browser::connect_with(&bench, rules).await;
+            let path = format!("/api.Echo/{path}");
+            let mut fields = GRPC.to_vec();
+            fields[2].1 = &path;
+            if ends == Ends::Deadline {
+                fields.push(("grpc-timeout", "10S"));
+            }
+            let stream = client.request(&fields, b"", true);
+            client.flush().await;
+            let has_come = |flushing| {
+                let mut so = false;
+                let rpcs = bench.worker.rpcs.borrow();
+                rpcs.for_each(|_, rpc| {
+                    so = rpc.record.bytes_out == LARGE as u64
+                        && matches!(rpc.state, State::Flushing(_)) == flushing;
+                });
+                so
+            };
+            at_once(|| has_come(path.ends_with("ended"))).await;
+            match ends {
+                Ends::Deadline => {
+                    advance(Duration::from_secs(10)).await;
+                    at_once(|| has_come(true)).await;
+                    // Since the window is shut.
+                    advance(Duration::from_secs(5)).await;
+                }
+                Ends::Idle => advance(Duration::from_secs(10)).await,
+                Ends::Stall => advance(Duration::from_secs(20)).await,
+                Ends::Cancel => {
+                    client.engine.reset(stream, Reason::CANCEL);
+                    client.flush().await;
+                }
+            }
+            at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
+            if ends != Ends::Cancel {
+                let reason = loop {
+                    match client.next().await {
+                        Got::Reset(at, reason) if at == stream => break reason,
+                        Got::Headers(..) | Got::Data(..) => {}
+                        got => panic!("{got:?}"),
+                    }
+                };
+                assert_eq!(reason, Reason::CANCEL);
+            }
+            let resets = |cause| bench.shard.resets(cause).get();
+            let stalls = u64::from(matches!(ends, Ends::Deadline | Ends::Stall));
+            assert_eq!(resets(labels::ResetCause::WindowStall), stalls);
+            assert_eq!(
+                resets(labels::ResetCause::IdleTimeout),
+                u64::from(ends == Ends::Idle)
+            );
+            let series = bench.shard.cluster(&"backends".into());
+            assert_eq!(series.attempts(attempt).get(), 1, "{path} {ends:?}");
+            let blamed: Vec<_> = endpoint.streaks.take().collect();
+            assert!(blamed.is_empty(), "{path} {ends:?}: {blamed:?}");
+            let lines = bench.logged();
+            assert!(lines[0].contains(line), "{path} {ends:?}: {lines:?}");
+        });
+    }
+}
+
+/// Answers with one message, so that there is no boundary to cut it at; to a path that ends in `ended` with trailers too.
+fn large(engine: &mut Connection, event: Event<'_>) {
+    if let Event::Headers {
+        stream, headers, ..
+    } = event
+    {
+        let mut message = vec![0; LARGE];
+        message[1..5].copy_from_slice(&(LARGE as u32 - 5).to_be_bytes());
+        engine.send_headers(stream, &testing::headers(&[(":status", "200")]), false);
+        engine.send_data(stream, &message, false, testing::now());
+        if headers.path().unwrap().ends_with(b"ended") {
+            engine.send_trailers(stream, &testing::headers(&[("grpc-status", "0")]));
+        }
+    }
+}
+
+/// More than a client's window, less than a backend's.
+const LARGE: usize = 100 * 1024;
 
 #[test]
 fn no_eligible_endpoint_is_answered_at_once() {
