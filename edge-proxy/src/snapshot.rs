@@ -261,13 +261,6 @@ pub struct Heartbeats {
     beats: Vec<AtomicU64>,
 }
 
-impl Snapshot {
-    /// The cluster that a route leads to; `None` never happens for a snapshot that validation built.
-    pub fn cluster(&self, index: usize) -> Option<&Arc<Cluster>> {
-        self.clusters.get(index)
-    }
-}
-
 impl Publisher {
     /// Starts with `first`, and gives the first reader.
     pub fn new(first: Snapshot) -> (Self, Reader) {

@@ -49,7 +49,7 @@ use crate::{
 /// Everything that a worker's connections and RPCs reach.
 pub(crate) struct Worker {
     /// What is served, since the last publication.
-    snapshot: RefCell<Local<Snapshot>>,
+    served: RefCell<Rc<Served>>,
     /// Every RPC that runs here; connections know them by their key.
     pub(crate) rpcs: RefCell<Table>,
     /// Connections to backends.
@@ -105,12 +105,12 @@ pub(crate) struct ClusterState {
     pub(crate) budget: RefCell<Budget>,
 }
 
-/// A cluster as one snapshot has it, for as long as an RPC asks it.
-#[derive(Clone)]
-pub(crate) struct ServedCluster {
-    snapshot: Local<Snapshot>,
-    /// Its place there.
-    index: usize,
+/// A snapshot as this worker serves it. Its clusters are counted one by one, so that an RPC keeps the one that it asks:
+/// a stream may run for days, and would hold all routes and clusters of a configuration that is long gone.
+pub(crate) struct Served {
+    snapshot: Arc<Snapshot>,
+    /// [`Snapshot::clusters`].
+    counted: Vec<Local<Cluster>>,
 }
 
 /// What a worker is made of.
@@ -299,7 +299,7 @@ impl Worker {
     ) -> Rc<Self> {
         let now = tokio::time::Instant::now().into_std();
         Rc::new(Self {
-            snapshot: RefCell::new(snapshot.into()),
+            served: RefCell::new(Rc::new(snapshot.into())),
             rpcs: RefCell::default(),
             pool: Pool::default(),
             timers: Timers::default(),
@@ -356,13 +356,13 @@ impl Worker {
     }
 
     /// What is served now.
-    pub(crate) fn snapshot(&self) -> Local<Snapshot> {
-        self.snapshot.borrow().clone()
+    pub(crate) fn snapshot(&self) -> Rc<Served> {
+        self.served.borrow().clone()
     }
 
     /// Calls `read` with what is served now, without counting a reference.
     pub(crate) fn with_snapshot<R>(&self, read: impl FnOnce(&Snapshot) -> R) -> R {
-        read(&self.snapshot.borrow())
+        read(&self.served.borrow())
     }
 
     /// Drops the deadlines of RPCs that have ended, if there are many.
@@ -415,7 +415,7 @@ impl Worker {
 
     /// Serves by a new snapshot from now on.
     pub(crate) fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
-        *self.snapshot.borrow_mut() = snapshot.clone().into();
+        *self.served.borrow_mut() = Rc::new(snapshot.clone().into());
         Pool::apply(self, &snapshot);
     }
 
@@ -454,29 +454,33 @@ impl Worker {
     }
 }
 
-impl ServedCluster {
-    /// The one at this place, if there is one.
-    pub(crate) fn of(snapshot: &Local<Snapshot>, index: usize) -> Option<Self> {
-        snapshot.cluster(index)?;
-        Some(Self {
-            snapshot: snapshot.clone(),
-            index,
-        })
+impl Served {
+    /// The cluster that a route leads to; `None` never happens for a snapshot that validation built.
+    pub(crate) fn cluster(&self, index: usize) -> Option<Local<Cluster>> {
+        self.counted.get(index).cloned()
     }
 
-    /// The one of this name.
-    pub(crate) fn named(snapshot: &Local<Snapshot>, name: &str) -> Option<Self> {
-        let mut clusters = snapshot.clusters.iter();
-        let index = clusters.position(|cluster| *cluster.name == *name)?;
-        Self::of(snapshot, index)
+    /// The cluster of this name.
+    pub(crate) fn named(&self, name: &str) -> Option<Local<Cluster>> {
+        let mut clusters = self.counted.iter();
+        clusters.find(|cluster| *cluster.name == *name).cloned()
     }
 }
 
-impl Deref for ServedCluster {
-    type Target = Cluster;
-    fn deref(&self) -> &Cluster {
-        // `of` has seen that it is there, and a snapshot doesn't change.
-        &self.snapshot.clusters[self.index]
+impl From<Arc<Snapshot>> for Served {
+    fn from(snapshot: Arc<Snapshot>) -> Self {
+        let counted = snapshot.clusters.iter().cloned().map(Local::from);
+        Self {
+            counted: counted.collect(),
+            snapshot,
+        }
+    }
+}
+
+impl Deref for Served {
+    type Target = Snapshot;
+    fn deref(&self) -> &Snapshot {
+        &self.snapshot
     }
 }
 

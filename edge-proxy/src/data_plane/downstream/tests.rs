@@ -18,6 +18,7 @@ use super::*;
 use crate::{
     data_plane::{
         listener, pipe,
+        route::RouteTable,
         testing::{self, Bench, Client, Got, at_once, backend, echo, running, stopped, until},
         upstream::retry,
     },
@@ -272,6 +273,32 @@ fn refuse(engine: &mut Connection, event: Event<'_>) {
     if let Event::Headers { stream, .. } = event {
         engine.reset(stream, Reason::REFUSED_STREAM);
     }
+}
+
+#[test]
+fn an_rpc_keeps_its_cluster_and_nothing_else_of_the_snapshot_that_it_began_under() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        let first = bench.worker.snapshot();
+        let endpoint = first.clusters[0].endpoints[0].shared.clone();
+        until(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+        let routes = Arc::downgrade(&first.routes);
+        let cluster = Arc::downgrade(&first.clusters[0]);
+        let mut next = Snapshot::clone(&first);
+        drop(first);
+        next.routes = Arc::new(RouteTable::new(Vec::new()));
+        next.clusters.clear();
+        bench.worker.follow(Arc::new(next));
+        assert_eq!(routes.strong_count(), 0);
+        assert_eq!(cluster.strong_count(), 1);
+        client.engine.send_data(stream, b"", true, testing::now());
+        assert_eq!(client.status(stream).await, "0");
+        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+        assert_eq!(cluster.strong_count(), 0);
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::{
         answer::{self, Answer, AnswerContext},
         upstream::retry::{self, Outcome, Retry},
         wire::Side as _,
-        worker::{Phase, ServedCluster, Worker},
+        worker::{Phase, Worker},
     },
     error::{Failure, Flag, ResetCause},
     snapshot::{
@@ -101,7 +101,7 @@ impl Rpc {
             return self.fail(worker, Failure::CircuitLimit(circuit), now);
         }
         // Discovery and health may have learnt something since the first attempt.
-        if let Some(newest) = ServedCluster::named(&worker.snapshot(), &name) {
+        if let Some(newest) = worker.snapshot().named(&name) {
             self.cluster = Some(newest);
         }
         self.record.retried();

@@ -49,18 +49,19 @@ pub(crate) use self::{
 use super::{
     answer::Form,
     downstream::Downstream,
+    local::Local,
     message::Messages,
     upstream::{
         Place, Upstream,
         retry::{MAX_ATTEMPTS, Outcome},
     },
     wire::{Link, Side as _},
-    worker::{ServedCluster, Worker},
+    worker::Worker,
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
     snapshot::{
-        EndpointShared, Timeouts,
+        Cluster, EndpointShared, Timeouts,
         circuit::Permits,
         pressure::{Level, Pressure},
     },
@@ -82,7 +83,7 @@ pub(crate) struct Rpc {
     request_ended: Option<Instant>,
     state: State,
     /// Where the route leads; `None` while (or because) no cluster is asked.
-    cluster: Option<ServedCluster>,
+    cluster: Option<Local<Cluster>>,
     /// Endpoints that were tried, in order.
     tried: Tried,
     /// What the next attempt holds of the cluster's circuits before it has a stream.

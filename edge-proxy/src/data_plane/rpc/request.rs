@@ -16,7 +16,7 @@ use crate::{
         filters::{self, Flow as Filtered, Respond, timeout},
         upstream::{Acquired, Upstream, retry::Outcome},
         wire::Side as _,
-        worker::{ServedCluster, Timer, Worker},
+        worker::{Timer, Worker},
     },
     error::{Failure, ResetCause},
     snapshot::{Endpoint, Route, RouteAction, circuit::Circuit, pressure::Level},
@@ -62,7 +62,7 @@ impl Rpc {
                 self.answer_if_ended(worker, now)
             }
             RouteAction::Cluster { cluster, .. } => {
-                let Some(cluster) = ServedCluster::of(&snapshot, *cluster) else {
+                let Some(cluster) = snapshot.cluster(*cluster) else {
                     return self.fail(worker, Failure::Internal, now);
                 };
                 self.record.routed(worker, route, Some(&cluster), path);
