@@ -72,14 +72,23 @@ pub(super) fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAd
 
 /// `10.0.0.10`, `10.0.0.10:53`, `fd00::a`, `[fd00::a]:53`.
 pub(super) fn nameserver(text: &str) -> Result<SocketAddr, String> {
+    let shown = Shown(text);
     if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, DNS_PORT));
+        return match unbracketed(text) {
+            None => Ok(SocketAddr::new(ip, DNS_PORT)),
+            Some((host, port)) => Err(format!(
+                "`{shown}` can be read in two ways: write \"[{host}]:{port}\" for port {port} of {host}, or \
+                 \"[{text}]:{DNS_PORT}\" for the address {text}"
+            )),
+        };
+    }
+    if let Some(advice) = bare_ipv6(text, DNS_PORT) {
+        return Err(advice);
     }
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(address),
         _ => Err(format!(
-            "`{}` isn't a name server's address: write its IP address, as 10.0.0.10 or 10.0.0.10:53",
-            Shown(text)
+            "`{shown}` isn't a name server's address: write its IP address, as 10.0.0.10 or 10.0.0.10:53"
         )),
     }
 }
@@ -138,14 +147,10 @@ pub(super) fn endpoint(text: &str) -> Result<Target, String> {
     }
 }
 
-/// What to write instead of an IPv6 address without its brackets: its last group is the port, if the rest is an address
-/// and that can be one.
+/// What to write instead of an IPv6 address that lacks its brackets or its port.
 fn bare_ipv6(text: &str, default_port: u16) -> Option<String> {
     let shown = Shown(text);
-    let with_port = text
-        .rsplit_once(':')
-        .filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && is_port(port));
-    if let Some((host, port)) = with_port {
+    if let Some((host, port)) = unbracketed(text) {
         return Some(format!(
             "`{shown}` is an IPv6 address without brackets: write \"[{host}]:{port}\""
         ));
@@ -155,6 +160,13 @@ fn bare_ipv6(text: &str, default_port: u16) -> Option<String> {
     Some(format!(
         "`{shown}` has no port: write \"[{ip}]:{default_port}\""
     ))
+}
+
+/// An IPv6 address and a port, written without brackets: the last group is the port, if the rest is an address and that
+/// can be one.
+fn unbracketed(text: &str) -> Option<(&str, &str)> {
+    text.rsplit_once(':')
+        .filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && is_port(port))
 }
 
 fn is_port(text: &str) -> bool {
@@ -298,8 +310,40 @@ mod tests {
         assert_eq!(nameserver("10.0.0.10:5353"), address("10.0.0.10:5353"));
         assert_eq!(nameserver("fd00::a"), address("[fd00::a]:53"));
         assert_eq!(nameserver("[fd00::a]:54"), address("[fd00::a]:54"));
+        assert_eq!(nameserver("::1"), address("[::1]:53"));
+        assert_eq!(
+            nameserver("2001:4860:4860::8888"),
+            address("[2001:4860:4860::8888]:53")
+        );
+        assert_eq!(
+            nameserver("fd00:1:2:3:4:5:6:53"),
+            address("[fd00:1:2:3:4:5:6:53]:53")
+        );
         assert!(nameserver("10.0.0.10:0").is_err());
         assert!(nameserver("dns.example").is_err());
+    }
+
+    #[test]
+    fn a_name_server_that_can_be_read_in_two_ways_is_refused() {
+        let message = |text| nameserver(text).unwrap_err();
+        assert_eq!(
+            message("::1:53"),
+            "`::1:53` can be read in two ways: write \"[::1]:53\" for port 53 of ::1, or \"[::1:53]:53\" for the \
+             address ::1:53"
+        );
+        assert!(message("fd00::a:5353").contains("[fd00::a]:5353"));
+        assert!(nameserver("[::1:53]:53").is_ok() && nameserver("[::1]:53").is_ok());
+        // These can't.
+        assert_eq!(
+            message("fd00:1:2:3:4:5:6:7:53"),
+            "`fd00:1:2:3:4:5:6:7:53` is an IPv6 address without brackets: write \"[fd00:1:2:3:4:5:6:7]:53\""
+        );
+        assert_eq!(message("[::1]"), "`[::1]` has no port: write \"[::1]:53\"");
+        assert_eq!(
+            message("fd00::a:65535"),
+            "`fd00::a:65535` is an IPv6 address without brackets: write \"[fd00::a]:65535\""
+        );
+        assert!(nameserver("::1:ff").is_ok() && nameserver("::1:0").is_ok());
     }
 
     #[test]
