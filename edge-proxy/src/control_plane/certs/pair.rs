@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs, io, iter,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -128,13 +128,12 @@ impl Identities {
         let chain_pem = read(chain).map_err(blame_chain)?;
         let key_pem = read(key).map_err(blame_key)?;
 
-        let certificates = parse_chain(&chain_pem).map_err(|error| {
-            let fault = malformed(&error, PairPart::Chain, &chain_pem);
+        let certificates = parse_chain(&chain_pem).map_err(|broken| {
             // One file may hold both.
-            if chain == key && ends_in_a_key(&error) {
-                blame_key(fault)
+            if chain == key && broken.is_a_keys() {
+                blame_key(key_fault(&broken, &key_pem))
             } else {
-                blame_chain(fault)
+                blame_chain(broken.fault(PairPart::Chain))
             }
         })?;
         let info = describe(&certificates, now).map_err(blame_chain)?;
@@ -192,6 +191,65 @@ impl PairError {
     }
 }
 
+/// Why there is nothing to be had of a file, or of a section of it.
+struct Broken<'p> {
+    error: pem::Error,
+    /// The section, or all of the file if there is none of the wanted kind.
+    within: &'p [u8],
+}
+
+impl<'p> Broken<'p> {
+    /// It holds none of what is wanted.
+    fn lacking(pem: &'p [u8]) -> Self {
+        Self {
+            error: pem::Error::NoItemsFound,
+            within: pem,
+        }
+    }
+
+    /// Whether it is a private key's section, as far as its first line tells.
+    fn is_a_keys(&self) -> bool {
+        let ends = memchr::memchr2(b'\n', b'\r', self.within);
+        let first = &self.within[..ends.unwrap_or(self.within.len())];
+        !matches!(self.error, pem::Error::NoItemsFound)
+            && memchr::memmem::find(first, b"PRIVATE KEY").is_some()
+    }
+
+    fn fault(&self, wanted: PairPart) -> PairFault {
+        PairFault::Malformed(match &self.error {
+            pem::Error::NoItemsFound => {
+                let wanted = match wanted {
+                    PairPart::Chain => "certificate",
+                    PairPart::Key => "private key",
+                };
+                let found: BTreeSet<_> = labels(self.within).take(LABELS_SHOWN).collect();
+                if found.is_empty() {
+                    format!("no {wanted} in it (PEM is wanted: -----BEGIN …)")
+                } else {
+                    let found = Vec::from_iter(found).join(" and ");
+                    format!("no {wanted} in it, which holds {found} only")
+                }
+            }
+            pem::Error::MissingSectionEnd { end_marker } => {
+                let label = std::str::from_utf8(end_marker).ok();
+                let label = label.filter(|label| is_label(label)).unwrap_or("…");
+                format!("it is cut off: the line -----END {label}----- is missing")
+            }
+            // The library's text has the line.
+            pem::Error::IllegalSectionStart { .. } => {
+                "it isn't proper PEM: a line that begins with -----BEGIN doesn't end in -----"
+                    .to_owned()
+            }
+            // The library's text has a byte.
+            pem::Error::Base64Decode(_) => {
+                let label = labels(self.within).next().unwrap_or("…");
+                format!("it isn't proper PEM: the section {label} isn't base64")
+            }
+            other => format!("it isn't proper PEM: {other}"),
+        })
+    }
+}
+
 /// The cryptography, with our order of cipher suites.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
@@ -206,24 +264,50 @@ fn read(path: &Path) -> Result<Vec<u8>, PairFault> {
     })
 }
 
-fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
-    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Broken<'_>> {
+    let chain = items(pem).collect::<Result<Vec<_>, _>>()?;
     if chain.is_empty() {
-        return Err(pem::Error::NoItemsFound);
+        return Err(Broken::lacking(pem));
     }
     Ok(chain)
 }
 
 fn parse_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PairFault> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
-        // RFC 7468 §11, and RFC 1421 §4.6.1.1 in OpenSSL's older files.
-        let encrypted = labels(pem).any(|label| label == "ENCRYPTED PRIVATE KEY")
-            || memchr::memmem::find(pem, b"\nProc-Type: 4,ENCRYPTED").is_some();
-        if encrypted {
-            PairFault::Encrypted
-        } else {
-            malformed(&error, PairPart::Key, pem)
-        }
+    let first = items(pem).next();
+    first
+        .unwrap_or_else(|| Err(Broken::lacking(pem)))
+        .map_err(|broken| key_fault(&broken, pem))
+}
+
+fn key_fault(broken: &Broken<'_>, pem: &[u8]) -> PairFault {
+    // RFC 7468 §11, and RFC 1421 §4.6.1.1 in OpenSSL's older files.
+    let encrypted = labels(pem).any(|label| label == "ENCRYPTED PRIVATE KEY")
+        || memchr::memmem::find(pem, b"\nProc-Type: 4,ENCRYPTED").is_some();
+    if encrypted {
+        PairFault::Encrypted
+    } else {
+        broken.fault(PairPart::Key)
+    }
+}
+
+/// What a file holds of one kind, section by section: so it is known whose an error is, and a section that is cut off
+/// doesn't take the next one with it.
+fn items<T: PemObject>(pem: &[u8]) -> impl Iterator<Item = Result<T, Broken<'_>>> {
+    sections(pem).flat_map(|within| {
+        T::pem_slice_iter(within).map(move |item| item.map_err(|error| Broken { error, within }))
+    })
+}
+
+/// The file, cut before each line that begins a section.
+fn sections(pem: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let begins_line = |at: &usize| *at == 0 || matches!(pem[at - 1], b'\n' | b'\r');
+    let mut cuts = memchr::memmem::find_iter(pem, BEGIN)
+        .filter(begins_line)
+        .chain([pem.len()]);
+    let mut begin = cuts.next();
+    iter::from_fn(move || {
+        let end = cuts.next()?;
+        Some(&pem[begin.replace(end)?..end])
     })
 }
 
@@ -248,7 +332,7 @@ fn describe(chain: &[CertificateDer<'_>], now: i64) -> Result<CertificateInfo, P
         leaf.get_or_insert(parsed);
     }
     let Some(leaf) = leaf else {
-        return Err(malformed(&pem::Error::NoItemsFound, PairPart::Chain, &[]));
+        return Err(Broken::lacking(&[]).fault(PairPart::Chain));
     };
     let validity = leaf.validity();
     let (not_before, not_after) = (
@@ -305,35 +389,6 @@ fn key_kind(key: &SubjectPublicKeyInfo<'_>) -> String {
     }
 }
 
-fn malformed(error: &pem::Error, wanted: PairPart, pem: &[u8]) -> PairFault {
-    PairFault::Malformed(match error {
-        pem::Error::NoItemsFound => {
-            let wanted = match wanted {
-                PairPart::Chain => "certificate",
-                PairPart::Key => "private key",
-            };
-            let found: BTreeSet<_> = labels(pem).take(LABELS_SHOWN).collect();
-            if found.is_empty() {
-                format!("no {wanted} in it (PEM is wanted: -----BEGIN …)")
-            } else {
-                let found = Vec::from_iter(found).join(" and ");
-                format!("no {wanted} in it, which holds {found} only")
-            }
-        }
-        pem::Error::MissingSectionEnd { end_marker } => {
-            let label = std::str::from_utf8(end_marker).ok();
-            let label = label.filter(|label| is_label(label)).unwrap_or("…");
-            format!("it is cut off: the line -----END {label}----- is missing")
-        }
-        // The library's text has the line.
-        pem::Error::IllegalSectionStart { .. } => {
-            "it isn't proper PEM: a line that begins with -----BEGIN doesn't end in -----"
-                .to_owned()
-        }
-        other => format!("it isn't proper PEM: {other}"),
-    })
-}
-
 /// What PEM sections call themselves (RFC 7468 §3). Nothing else of a file that may hold a key is ever shown.
 fn labels(pem: &[u8]) -> impl Iterator<Item = &str> {
     pem.split(|byte| *byte == b'\n')
@@ -351,10 +406,6 @@ fn is_label(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ')
-}
-
-fn ends_in_a_key(error: &pem::Error) -> bool {
-    matches!(error, pem::Error::MissingSectionEnd { end_marker } if end_marker.ends_with(b"PRIVATE KEY"))
 }
 
 fn day(seconds: i64) -> String {
@@ -377,6 +428,9 @@ const SUITES: [SupportedCipherSuite; 9] = [
     cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
     cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
+
+/// RFC 7468 §2.
+const BEGIN: &[u8] = b"-----BEGIN ";
 
 /// As `ENCRYPTED PRIVATE KEY`; a private key's line is longer.
 const LONGEST_LABEL: usize = 40;

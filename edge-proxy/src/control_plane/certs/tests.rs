@@ -243,6 +243,7 @@ fn one_file_may_hold_both_and_the_part_that_is_missing_is_named() {
     read(&format!("{chain}{key}")).unwrap();
     read(&format!("{key}{chain}")).unwrap();
     let cut = &key[..key.len() / 2];
+    let garbled = |pem: &str| pem.replacen("-----\nM", "-----\n*", 1);
     let other = pair("a.example").1;
     for (text, part, told) in [
         (
@@ -266,6 +267,31 @@ fn one_file_may_hold_both_and_the_part_that_is_missing_is_named() {
             "it is cut off: the line -----END CERTIFICATE----- is missing",
         ),
         (
+            format!("{}\n{key}", &chain[..chain.len() / 2]),
+            PairPart::Chain,
+            "it is cut off: the line -----END CERTIFICATE----- is missing",
+        ),
+        (
+            format!("{chain}{}", garbled(&key)),
+            PairPart::Key,
+            "it isn't proper PEM: the section PRIVATE KEY isn't base64",
+        ),
+        (
+            format!("{key}{}", garbled(&chain)),
+            PairPart::Chain,
+            "it isn't proper PEM: the section CERTIFICATE isn't base64",
+        ),
+        (
+            format!("{chain}-----BEGIN PRIVATE KEY\n"),
+            PairPart::Key,
+            "it isn't proper PEM: a line that begins with -----BEGIN doesn't end in -----",
+        ),
+        (
+            format!("{chain}{}", with_a_password(&key)),
+            PairPart::Key,
+            "the private key in it is encrypted",
+        ),
+        (
             format!("{chain}{other}"),
             PairPart::Key,
             "this private key isn't the key of the certificate in ",
@@ -277,16 +303,20 @@ fn one_file_may_hold_both_and_the_part_that_is_missing_is_named() {
     }
 }
 
+/// As OpenSSL wrote them before PKCS #8.
+fn with_a_password(key: &str) -> String {
+    key.replace("PRIVATE KEY", "EC PRIVATE KEY").replacen(
+        "-----\n",
+        "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n",
+        1,
+    )
+}
+
 #[test]
 fn a_key_with_a_password_is_told_as_such() {
     let (chain, key) = pair("a.example");
     let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
-    let older = key.replace("PRIVATE KEY", "EC PRIVATE KEY").replacen(
-        "-----\n",
-        "-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n",
-        1,
-    );
-    for key in [encrypted, older] {
+    for key in [encrypted, with_a_password(&key)] {
         let error = Secret::fault(&chain, &key);
         assert!(matches!(error.fault, PairFault::Encrypted), "{error}");
     }
@@ -302,7 +332,11 @@ fn messages_show_nothing_of_a_keys_file() {
         format!("-----BEGIN {}-----\n{secret}\n", &secret[..20]),
         format!("-----BEGIN {secret}\n"),
         format!("-----BEGIN PUBLIC KEY-----\n{secret}\n"),
+        format!("-----BEGIN PRIVATE KEY-----\n{secret}*\n-----END PRIVATE KEY-----\n"),
     ] {
+        let both = format!("{chain}{key}");
+        let error = Secret::fault(&both, &both);
+        assert!(!error.to_string().contains(&secret[..10]), "{error}");
         let error = Secret::fault(&chain, &key);
         let bytes = format!("{:?}", &secret.as_bytes()[..10]);
         let shown = error.to_string();
