@@ -8,6 +8,12 @@
 //! hyper has no clock here. The limits of a connection (first head, later heads, idleness, age, a socket that takes
 //! nothing) are the listener's, kept in `deadlines.rs`. Requests that hyper refuses itself are answered, counted and logged
 //! as ours, in `refused.rs`.
+//!
+//! A client that ends its half (FIN, TLS's close_notify) while it waits for an answer has gone away, as to Envoy; hyper's
+//! `half_close` stays off. `close` and `shutdown(SHUT_WR)` send the same, and which of them it was only an answer's
+//! first bytes would tell, by the reset that they bring: until then a backend would work for nobody, for as long as
+//! `stream_idle`. RFC 9112 §9.5 wants a closure to be noticed, and in TLS 1.2 close_notify ends both halves (RFC 5246
+//! §7.2.1). With `half_close`, hyper doesn't read at all while it waits, so that not even a reset would be seen.
 
 mod convert;
 mod deadlines;

@@ -39,6 +39,23 @@ fn a_client_that_goes_away_is_told_to_the_backend() {
 }
 
 #[test]
+fn a_client_that_ends_its_half_before_the_answer_has_gone_away() {
+    running(|| async {
+        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend(silent(resets.clone(), requests.clone())).await;
+        let bench = Bench::new(&[address]);
+        let mut client = connect(&bench);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until(|| requests.get() == 1).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await, "");
+        until(|| resets.get() == 1).await;
+        let lines = bench.logged();
+        assert!(lines[0].contains(" flags=DC "), "{lines:?}");
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
     running(|| async {
         // Accepts, and never says anything: no SETTINGS, no stream.
