@@ -103,7 +103,7 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
     let mut scene = Scene::start(options, namespace, Backend::on(listener)?, patience).await?;
     let load = scene.load().await?;
     let victim = scene.victim().await?;
-    let mut gated = scene.gated().await?;
+    let gated = scene.gated().await?;
     sleep(scale.of(Duration::from_secs(10), Duration::from_secs(1))).await;
 
     let (before, usage) = (scene.lost.journal.count(), scene.now());
@@ -126,13 +126,7 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
         scene.lost.journal.count() > at_return
     });
     let serves = serves.await;
-    for backend in scene.all() {
-        backend.open("end");
-    }
-    let mut gates = Vec::new();
-    while let Some(ended) = gated.join_next().await {
-        gates.push(ended?);
-    }
+    let gates = scene.released(gated).await?;
     let back = scene.is_back(&usage).await;
     let tally = load.end().await?;
 
@@ -199,7 +193,7 @@ pub(super) async fn destroyed(options: Options) -> anyhow::Result<Vec<Finding>> 
     let mut scene = Scene::start(options, namespace, lost, patience(scale)).await?;
     let load = scene.load().await?;
     let victim = scene.victim().await?;
-    let mut gated = scene.gated().await?;
+    let gated = scene.gated().await?;
     sleep(scale.of(Duration::from_secs(10), Duration::from_millis(500))).await;
     let usage = scene.now();
     let mut findings = Vec::new();
@@ -232,13 +226,7 @@ pub(super) async fn destroyed(options: Options) -> anyhow::Result<Vec<Finding>> 
         findings.push(Finding::within("it is eligible", eligible, most));
         sleep(scale.of(Duration::from_secs(5), Duration::from_millis(500))).await;
     }
-    for backend in scene.all() {
-        backend.open("end");
-    }
-    let mut gates = Vec::new();
-    while let Some(ended) = gated.join_next().await {
-        gates.push(ended?);
-    }
+    let gates = scene.released(gated).await?;
     findings.push(scene.is_back(&usage).await);
     let tally = load.end().await?;
     let moment = moment(&scene.options);
@@ -266,15 +254,12 @@ pub(super) async fn destroyed(options: Options) -> anyhow::Result<Vec<Finding>> 
 /// The link to it is narrow, both ways, and RPCs with large messages fill it.
 pub(super) async fn narrow(options: Options) -> anyhow::Result<Vec<Finding>> {
     let scale = options.scale;
-    let namespace = match Namespace::new() {
+    // Bytes a second.
+    let rate: u32 = scale.of(250_000, 1_000_000);
+    let namespace = match able(|namespace| namespace.narrow(rate)) {
         Ok(namespace) => namespace,
         Err(why) => return Ok(vec![left_out(&why)]),
     };
-    // Bytes a second.
-    let rate: u32 = scale.of(250_000, 1_000_000);
-    if let Err(why) = namespace.narrow(rate) {
-        return Ok(vec![left_out(&why)]);
-    }
     let lost = Backend::on(namespace.listener()?)?;
     let mut scene = Scene::start(options, namespace, lost, patience(scale)).await?;
     let victim = scene.victim().await?;
@@ -439,6 +424,18 @@ impl Scene {
         Ok(gated)
     }
 
+    /// What became of them when the gate has opened.
+    async fn released(&self, mut gated: JoinSet<Gated>) -> anyhow::Result<Vec<Gated>> {
+        for backend in self.all() {
+            backend.open("end");
+        }
+        let mut ends = Vec::new();
+        while let Some(ended) = gated.join_next().await {
+            ends.push(ended?);
+        }
+        Ok(ends)
+    }
+
     /// What the proxy has, and its connections to the three.
     fn now(&self) -> (Usage, usize) {
         let open = |backend: &Backend| {
@@ -570,6 +567,13 @@ fn counted(table: &str) -> u64 {
     counts
         .filter_map(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         .sum()
+}
+
+/// A namespace with which `fault` has no difficulty: it makes the fault, or tries whether it can be made.
+fn able(fault: impl FnOnce(&Namespace) -> anyhow::Result<()>) -> anyhow::Result<Namespace> {
+    let namespace = Namespace::new()?;
+    fault(&namespace)?;
+    Ok(namespace)
 }
 
 fn left_out(why: &anyhow::Error) -> Finding {
