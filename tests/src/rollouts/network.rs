@@ -164,11 +164,7 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
         Finding::within(
             "the end of the last RPC that was running there",
             Some(last.map(since).unwrap_or_default()),
-            match fault {
-                // When the kernel gives its connections up: TCP_USER_TIMEOUT, 10 s.
-                Fault::Unreachable => Duration::from_secs(16),
-                Fault::Swallowed | Fault::Reset => most,
-            },
+            most,
         ),
         back,
         Finding::within("back among the eligible after the fault", returned, again),
