@@ -362,14 +362,13 @@ fn failed_attempt(failure: Failure) -> Option<AttemptResult> {
             ResetCause::ProtocolError => AttemptResult::ProtocolError,
         },
         Failure::DeadlineExceeded | Failure::StreamIdle => AttemptResult::TimedOut,
-        Failure::Draining | Failure::Internal => AttemptResult::Cancelled,
+        Failure::Draining | Failure::Internal | Failure::Overloaded => AttemptResult::Cancelled,
         Failure::NoRoute
         | Failure::NoEndpoint
         | Failure::NoHealthyUpstream
         | Failure::InvalidAuthority
         | Failure::MalformedRequest
         | Failure::HeadersTooLarge
-        | Failure::Overloaded
         | Failure::CircuitLimit(_)
         | Failure::GrpcOverHttp1
         | Failure::ConnectMethod => return None,

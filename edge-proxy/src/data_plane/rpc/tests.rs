@@ -423,6 +423,8 @@ fn short_of_memory_a_stalled_request_is_answered_overloaded() {
                 None => assert_eq!(body, b"overloaded"),
             }
             until(|| noted.resets() == 1).await;
+            let series = bench.shard.cluster(&"backends".into());
+            assert_eq!(series.attempts(labels::AttemptResult::Cancelled).get(), 1);
             let lines = bench.logged();
             assert!(lines[0].contains("flags=OM"), "{lines:?}");
         }
