@@ -325,7 +325,7 @@ fn pause(shared: &Shared) {
 }
 
 /// Empties every buffer into the output; `false`: there was nothing. `lines` is empty before and
-/// after: it is there to keep its memory.
+/// after: it is there to keep its memory, of which what only a burst has needed goes, half by half.
 fn write_out(shared: &Shared, output: &mut Output, lines: &mut Vec<u8>) -> bool {
     let mut wrote = false;
     let buffers = lock(&shared.buffers).clone();
@@ -334,8 +334,12 @@ fn write_out(shared: &Shared, output: &mut Output, lines: &mut Vec<u8>) -> bool 
         if !lines.is_empty() {
             wrote = true;
             shared.dropped.add(output.write(lines));
-            lines.clear();
         }
+        // Buffers are exchanged all the time: each is looked at here before long.
+        if lines.len() < lines.capacity() / 8 {
+            lines.shrink_to(lines.capacity() / 2);
+        }
+        lines.clear();
     }
     // A buffer without its writer gets no more lines (two: the list here, and none else).
     lock(&shared.buffers)
@@ -417,6 +421,33 @@ mod tests {
         for _ in 0..3 {
             writer.write(&format::tests::record());
             assert!(lines.next().unwrap().unwrap().ends_with('}'));
+        }
+    }
+
+    #[test]
+    fn what_a_burst_has_needed_is_given_back() {
+        let (log, reader) = piped();
+        let writer = log.writer();
+        let capacity = || lock(&writer.0.as_ref().unwrap().1.0).bytes.capacity();
+        let mut lines = BufReader::new(reader).lines();
+        let mut written = 0;
+        while capacity() < FILLING {
+            writer.write(&format::tests::record());
+            written += 1;
+        }
+        for _ in 0..written {
+            lines.next().unwrap().unwrap();
+        }
+        let mut small = 0;
+        // One after the other, so that it is each buffer's turn.
+        while small < 2 {
+            writer.write(&format::tests::record());
+            lines.next().unwrap().unwrap();
+            small = if capacity() < FILLING / 4 {
+                small + 1
+            } else {
+                0
+            };
         }
     }
 
