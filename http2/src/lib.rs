@@ -72,6 +72,9 @@ mod flow;
 mod limits;
 mod stream;
 
+// From a hash to an entry: of streams, and of HPACK's tables.
+mod index;
+
 // Bytes: frames on the wire, bytes held back, bytes to write.
 mod frame;
 mod output;

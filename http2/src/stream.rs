@@ -4,11 +4,7 @@
 //! Of the ones that ended lately the cause is remembered in a small ring, since what a late frame
 //! means depends on who ended the stream (RFC 9113 §5.1, "closed").
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
-    time::Instant,
-};
+use std::{collections::VecDeque, time::Instant};
 
 use slab::Slab;
 
@@ -16,6 +12,7 @@ use crate::{
     error::Reason,
     flow::{RecvWindow, SendWindow},
     headers::Headers,
+    index::Index,
     queue::Queue,
 };
 
@@ -150,7 +147,9 @@ impl Stream {
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     slab: Slab<Stream>,
-    slots: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    /// Where each is, by its id: consecutive ids are hashes that never collide. A peer whose ids do has the others'
+    /// places looked at, as many as it may have streams.
+    slots: Index,
     ended: VecDeque<(u32, Closed)>,
     /// The highest id that fell out of `ended`.
     forgotten: u32,
@@ -171,7 +170,8 @@ impl Streams {
 
     #[inline]
     pub(crate) fn find(&self, id: u32) -> Option<Handle> {
-        self.slots.get(&id).map(|&slot| Handle { slot, id })
+        let slot = self.slots.find(id, |_| true)?;
+        Some(Handle { slot, id })
     }
 
     #[inline]
@@ -207,7 +207,7 @@ impl Streams {
     /// Takes a stream out; `cause` is remembered unless it left no trace on the wire.
     pub(crate) fn remove(&mut self, at: Handle, cause: Option<Closed>) -> Option<Stream> {
         self.get(at)?;
-        self.slots.remove(&at.id);
+        self.slots.remove(at.id, at.slot);
         if let Some(cause) = cause {
             self.remember(at.id, cause);
         }
@@ -243,40 +243,15 @@ impl Streams {
 
     /// Takes all streams out.
     pub(crate) fn take_all(&mut self) -> Slab<Stream> {
-        self.slots.clear();
+        self.slots = Index::default();
         std::mem::take(&mut self.slab)
     }
 
     /// Gives memory back that only busy times need.
     pub(crate) fn shrink(&mut self) {
         self.slab.shrink_to_fit();
-        self.slots.shrink_to_fit();
+        self.slots.shrink();
         self.ended.shrink_to_fit();
-    }
-}
-
-/// Stream ids are small integers that the peer can't choose freely (they must ascend), so one
-/// multiplication spreads them well enough.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.write_u32(u32::from(b));
-        }
-    }
-
-    #[inline]
-    fn write_u32(&mut self, id: u32) {
-        // 2⁶⁴ ÷ φ: neighbours land far apart in the high bits as well as the low ones.
-        self.0 = (self.0 ^ u64::from(id))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(20);
     }
 }
 

@@ -13,13 +13,14 @@
 //! Huffman coding would cost both ends more time than the copy of the bytes that it saves.
 
 use super::{
-    INITIAL_TABLE_SIZE, content_hash, huffman,
-    index::Index,
-    integer,
+    INITIAL_TABLE_SIZE, content_hash, huffman, integer,
     prefix::{self, Prefix},
     table::{DynamicTable, STATIC_LEN, STATIC_TABLE},
 };
-use crate::headers::{FIELD_OVERHEAD, Headers, Indexing, Known, Meta, NameId};
+use crate::{
+    headers::{FIELD_OVERHEAD, Headers, Indexing, Known, Meta, NameId},
+    index::Index,
+};
 
 /// Encodes the blocks that we send: one per connection.
 #[derive(Debug)]

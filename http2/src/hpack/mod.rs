@@ -4,7 +4,7 @@
 //! characters are allowed, the number of its name, a hash of its content) stands in the decoder's table, goes with the
 //! field through [`Headers`], and saves the encoder of the other side its look-up. The parts: `huffman` and `integer` for the
 //! primitives, `table` for the static and the dynamic table, `memo` and `prefix` for blocks that repeat the one before, as
-//! they come and as they go, `index` for the encoder's way from a content to its entry.
+//! they come and as they go.
 //!
 //! [`Headers`]: crate::Headers
 
@@ -13,7 +13,6 @@ use std::hash::{BuildHasher as _, Hasher as _};
 mod decoder;
 mod encoder;
 mod huffman;
-mod index;
 mod integer;
 mod memo;
 mod prefix;

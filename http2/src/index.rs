@@ -1,11 +1,13 @@
-//! From a hash to the numbers of table entries: the encoder's way to find a field in its dynamic table.
+//! From a hash to the number of an entry: the encoder's way to a field in its dynamic table, and a stream id's to its
+//! place in the slab.
 //!
 //! Open addressing with linear probing; an entry's removal moves later ones back, so nothing but entries takes room.
-//! It grows with the table that it indexes and is at most half full; at rest it allocates nothing.
+//! It grows with the table that it indexes and is at most half full; at rest it allocates nothing. A hash is used as it
+//! is, its low bits first.
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Index {
+pub(crate) struct Index {
     /// A power of two of slots, or none at all.
     slots: Vec<Slot>,
     len: usize,
@@ -21,36 +23,31 @@ struct Slot {
 impl Index {
     /// The entry with this hash that is the one wanted.
     #[inline]
-    pub(super) fn find(&self, hash: u32, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+    pub(crate) fn find(&self, hash: u32, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash as usize & mask;
         loop {
             let slot = self.slots[at];
-            if slot.hash == hash && is(slot.number) {
-                return Some(slot.number);
-            }
             if slot.hash == 0 {
                 return None;
+            }
+            if slot.hash == hash && is(slot.number) {
+                return Some(slot.number);
             }
             at = (at + 1) & mask;
         }
     }
 
-    pub(super) fn insert(&mut self, hash: u32, number: u32) {
+    pub(crate) fn insert(&mut self, hash: u32, number: u32) {
         if (self.len + 1) * 2 > self.slots.len() {
-            let slots = vec![Slot::default(); (self.slots.len() * 2).max(SMALLEST)];
-            for slot in std::mem::replace(&mut self.slots, slots) {
-                if slot.hash != 0 {
-                    self.put(slot);
-                }
-            }
+            self.resize((self.slots.len() * 2).max(SMALLEST));
         }
         self.put(Slot { hash, number });
         self.len += 1;
     }
 
     /// Removes an entry, if it is there.
-    pub(super) fn remove(&mut self, hash: u32, number: u32) {
+    pub(crate) fn remove(&mut self, hash: u32, number: u32) {
         let Some(mask) = self.slots.len().checked_sub(1) else {
             return;
         };
@@ -77,6 +74,27 @@ impl Index {
             }
         }
         self.slots[hole] = Slot::default();
+    }
+
+    /// Gives back the room that the entries don't need.
+    pub(crate) fn shrink(&mut self) {
+        let slots = match self.len {
+            0 => 0,
+            len => (2 * len).next_power_of_two().max(SMALLEST),
+        };
+        if slots < self.slots.len() {
+            self.resize(slots);
+        }
+    }
+
+    /// To a power of two of slots, or to none if there is no entry.
+    fn resize(&mut self, slots: usize) {
+        let slots = vec![Slot::default(); slots];
+        for slot in std::mem::replace(&mut self.slots, slots) {
+            if slot.hash != 0 {
+                self.put(slot);
+            }
+        }
     }
 
     fn put(&mut self, slot: Slot) {
@@ -119,5 +137,16 @@ mod tests {
         }
         assert_eq!(index.slots.len(), 256);
         assert_eq!(index.len, 100);
+        for (hash, number) in list.drain(3..) {
+            index.remove(hash, number);
+        }
+        index.shrink();
+        assert_eq!(index.slots.len(), SMALLEST);
+        for (hash, number) in list {
+            assert_eq!(index.find(hash, |n| n == number), Some(number));
+            index.remove(hash, number);
+        }
+        index.shrink();
+        assert_eq!(index.slots.capacity(), 0);
     }
 }
