@@ -44,14 +44,12 @@ impl Head {
         block
     }
 
-    /// The value of the first field of this name, which is one of [`LOGGED`].
-    pub(super) fn value(&self, known: Known) -> Option<&[u8]> {
+    /// The value of the first field of this name.
+    #[inline]
+    pub(super) fn value(&self, of: Logged) -> Option<&[u8]> {
         match &self.block {
-            Some(block) => block.known(known),
-            None => {
-                let at = LOGGED.iter().position(|logged| *logged == known)?;
-                Some(self.packed.value(self.places[at]?))
-            }
+            Some(block) => block.known(LOGGED[of as usize]),
+            None => Some(self.packed.value(self.places[of as usize]?)),
         }
     }
 
@@ -64,7 +62,18 @@ impl Head {
     }
 }
 
-/// What the log line says of a request.
+/// What the log line says of a request: which of [`LOGGED`].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Logged {
+    Method,
+    Path,
+    Authority,
+    Host,
+    UserAgent,
+    RequestId,
+}
+
+/// In the order of [`Logged`].
 const LOGGED: [Known; 6] = [
     Known::Method,
     Known::Path,

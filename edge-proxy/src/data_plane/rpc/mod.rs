@@ -39,9 +39,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Headers, Known, Reason};
+use http2::{Headers, Reason};
 
-use self::{body::Replay, head::Head, record::Record};
+use self::{
+    body::Replay,
+    head::{Head, Logged},
+    record::Record,
+};
 pub(crate) use self::{
     client::Client,
     table::{Key, Table},
@@ -547,7 +551,7 @@ impl Rpc {
     }
 
     fn request_id(&self) -> String {
-        String::from_utf8_lossy(self.head.value(Known::XRequestId).unwrap_or_default()).into_owned()
+        String::from_utf8_lossy(self.head.value(Logged::RequestId).unwrap_or_default()).into_owned()
     }
 }
 

@@ -8,7 +8,10 @@ use std::{
 
 use http2::{Headers, Known};
 
-use super::{Client, Head, Worker};
+use super::{
+    Client, Worker,
+    head::{Head, Logged},
+};
 use crate::{
     data_plane::{
         access_log,
@@ -214,7 +217,7 @@ impl Record {
         now: Instant,
     ) {
         let duration = now.saturating_duration_since(self.started);
-        let path = head.value(Known::Path);
+        let path = head.value(Logged::Path);
         let told = self.told(grpc);
         match &self.series {
             Some(series) => {
@@ -247,14 +250,14 @@ impl Record {
         }
         worker.log.write(&access_log::Record {
             time: worker.wall(self.started),
-            request_id: head.value(Known::XRequestId),
+            request_id: head.value(Logged::RequestId),
             client: client.peer(),
-            method: head.value(Known::Method),
+            method: head.value(Logged::Method),
             path,
             authority: head
-                .value(Known::Authority)
+                .value(Logged::Authority)
                 // HTTP/1.1's, of a request that was answered before the filters put it in its place.
-                .or_else(|| head.value(Known::Host)),
+                .or_else(|| head.value(Logged::Host)),
             protocol: client.protocol(),
             status: self.status,
             grpc_status: told,
@@ -267,7 +270,7 @@ impl Record {
             attempts: self.attempts,
             cluster: self.cluster.as_ref().map(|state| &*state.name),
             endpoint: self.endpoint.as_ref().map(|endpoint| &*endpoint.label),
-            user_agent: head.value(Known::UserAgent),
+            user_agent: head.value(Logged::UserAgent),
         });
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use http2::{Headers, Known, stock};
 
-use super::{Attempt, Key, Rpc, State, Step};
+use super::{Attempt, Key, Logged, Rpc, State, Step};
 use crate::{
     data_plane::{
         answer::{self, Form},
@@ -50,7 +50,7 @@ impl Rpc {
             worker.shard.limits(Limit::Overload).inc();
             return self.fail(worker, Failure::Overloaded, now);
         }
-        let path = self.head.value(Known::Path).unwrap_or_default();
+        let path = self.head.value(Logged::Path).unwrap_or_default();
         let Some(route) = snapshot.routes.find(path) else {
             return self.fail(worker, Failure::NoRoute, now);
         };

@@ -3,7 +3,7 @@
 
 use std::{cell::RefCell, time::Duration};
 
-use http2::{Connection, Event};
+use http2::{Connection, Event, Known};
 use tokio::{net::TcpListener, time::advance};
 
 use super::*;
