@@ -30,7 +30,8 @@ pub fn head(headers: &mut Headers, context: &ResponseContext<'_>) {
     }
     if let Some(time) = context.upstream_time {
         let mut digits = itoa::Buffer::new();
-        let time = digits.format(time.as_millis());
+        let millis = time.as_secs().saturating_mul(1000);
+        let time = digits.format(millis.saturating_add(time.subsec_millis().into()));
         headers.push_known(Known::XEnvoyUpstreamServiceTime, time.as_bytes());
     }
 }

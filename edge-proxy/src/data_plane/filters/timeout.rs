@@ -43,10 +43,22 @@ pub fn parse(value: &[u8]) -> Option<Duration> {
 
 /// Writes what is left: the finest unit that fits eight digits, rounded down, at least `1n`, at most `99999999H`.
 pub fn format(left: Duration) -> Text {
-    let nanos = left.as_nanos().max(1);
-    let (count, unit) = UNITS
-        .iter()
-        .map(|&(size, unit)| (nanos / size, unit))
+    let seconds = left.as_secs();
+    // What is more than a u64 has more than eight digits too.
+    let all = |per_second: u64, rest: u32| {
+        let whole = seconds.saturating_mul(per_second);
+        whole.saturating_add(rest.into())
+    };
+    let counts = [
+        (all(1_000_000_000, left.subsec_nanos()).max(1), b'n'),
+        (all(1_000_000, left.subsec_micros()), b'u'),
+        (all(1_000, left.subsec_millis()), b'm'),
+        (seconds, b'S'),
+        (seconds / 60, b'M'),
+        (seconds / 3600, b'H'),
+    ];
+    let (count, unit) = counts
+        .into_iter()
         .find(|&(count, _)| count <= MAX_COUNT)
         .unwrap_or((MAX_COUNT, b'H'));
     let mut digits = itoa::Buffer::new();
@@ -62,16 +74,7 @@ pub fn format(left: Duration) -> Text {
 
 /// As the grammar says: eight, so that a count always fits 32 bits.
 const MAX_DIGITS: usize = 8;
-const MAX_COUNT: u128 = 99_999_999;
-/// Nanoseconds of each unit, finest first.
-const UNITS: [(u128, u8); 6] = [
-    (1, b'n'),
-    (1_000, b'u'),
-    (1_000_000, b'm'),
-    (1_000_000_000, b'S'),
-    (60_000_000_000, b'M'),
-    (3_600_000_000_000, b'H'),
-];
+const MAX_COUNT: u64 = 99_999_999;
 
 #[cfg(test)]
 mod tests {
