@@ -281,7 +281,7 @@ impl Rpc {
     }
 
     /// The last step: both legs are settled, the line is written.
-    pub(super) fn end(mut self, worker: &Rc<Worker>) {
+    pub(super) fn end(mut self: Box<Self>, worker: &Rc<Worker>) {
         if self.deadline.is_some() {
             worker.timers.leave_behind();
         }

@@ -350,8 +350,13 @@ pub(crate) fn cut_all(worker: &Rc<Worker>) {
 }
 
 /// An RPC's first step.
-fn admit(worker: &Rc<Worker>, rpc: Rpc, now: Instant, first: impl FnOnce(&mut Rpc, Key) -> Step) {
-    let admitted = worker.rpcs.borrow_mut().insert(Box::new(rpc));
+fn admit(
+    worker: &Rc<Worker>,
+    rpc: Box<Rpc>,
+    now: Instant,
+    first: impl FnOnce(&mut Rpc, Key) -> Step,
+) {
+    let admitted = worker.rpcs.borrow_mut().insert(rpc);
     match admitted {
         Ok(key) => step(worker, key, |rpc| first(rpc, key)),
         Err(rpc) => {
@@ -526,8 +531,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 impl Rpc {
-    fn new(client: Client, head: Headers, end_stream: bool, now: Instant) -> Self {
-        Self {
+    /// Boxed here, and never moved again: it is nearly a KiB.
+    fn new(client: Client, head: Headers, end_stream: bool, now: Instant) -> Box<Self> {
+        Box::new(Self {
             client,
             form: Form::Plain,
             head: Head::new(head),
@@ -543,7 +549,7 @@ impl Rpc {
             has_grpc_timeout: false,
             active: now,
             record: Record::new(now),
-        }
+        })
     }
 
     fn is_grpc(&self) -> bool {
