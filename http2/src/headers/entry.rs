@@ -174,8 +174,14 @@ impl Headers {
     /// Each field as name and value in one piece, the name's length, and what is known of it.
     #[inline]
     pub(crate) fn lines(&self) -> impl Iterator<Item = (&[u8], usize, &Meta)> {
-        self.0
-            .entries
+        self.lines_from(0)
+    }
+
+    /// [`lines`](Self::lines), without the first `fields`.
+    #[inline]
+    pub(crate) fn lines_from(&self, fields: usize) -> impl Iterator<Item = (&[u8], usize, &Meta)> {
+        let entries = self.0.entries.get(fields..).unwrap_or_default();
+        entries
             .iter()
             .map(|e| (&self.0.bytes[e.range()], e.name_len as usize, &e.meta))
     }

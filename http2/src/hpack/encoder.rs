@@ -100,7 +100,7 @@ impl Encoder {
             prefix.complete(headers, &out[start..], same.then_some(version));
         } else {
             let known = prefix.recall(headers, version, out);
-            for (line, name_len, meta) in headers.lines().skip(known) {
+            for (line, name_len, meta) in headers.lines_from(known) {
                 self.one(line, name_len, meta, out);
             }
         }
