@@ -120,15 +120,21 @@ impl Headers {
     /// The first `fields` fields of `other`, whose fields lie one behind the other in their order, as the decoder puts
     /// them. This block is empty.
     pub(crate) fn clone_first(&mut self, other: &Self, fields: usize) {
-        let entries = &other.0.entries[..fields];
+        let (entries, others) = other.0.entries.split_at(fields);
         let Some(last) = entries.last() else { return };
         self.0.live = last.range().end;
         self.0
             .bytes
             .extend_from_slice(&other.0.bytes[..self.0.live]);
         self.0.entries.extend_from_slice(entries);
-        for (at, entry) in entries.iter().enumerate() {
-            self.note(entry.meta.name.known(), at);
+        (self.0.seen, self.0.repeated, self.0.first) =
+            (other.0.seen, other.0.repeated, other.0.first);
+        // Fewer, mostly, than those that are taken: names that only these have aren't here.
+        for entry in others {
+            let known = entry.meta.name.known();
+            if other.position(known).is_some_and(|first| first >= fields) {
+                self.0.seen &= !known.bit();
+            }
         }
     }
 
