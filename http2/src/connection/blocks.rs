@@ -170,15 +170,19 @@ impl Connection {
         }
     }
 
-    /// RFC 9113 §8: looked at once for all blocks that are the same.
+    /// RFC 9113 §8: what blocks have in common is looked at once for all of them.
     fn validate(
         &mut self,
         headers: &Headers,
         kind: Kind,
         decoded: Decoded,
     ) -> Result<(), &'static str> {
-        if decoded.valid != Some(kind) {
-            headers.validate(kind)?;
+        let known = match decoded.valid {
+            Some((as_kind, fields)) if as_kind == kind => fields,
+            _ => 0,
+        };
+        if known == 0 || known < headers.len() {
+            headers.validate_beyond(known, kind)?;
             self.decoder.valid(kind, headers);
         }
         Ok(())

@@ -163,13 +163,7 @@ impl Headers {
         })
     }
 
-    /// What is known of each field.
-    #[inline]
-    pub(crate) fn metas(&self) -> impl Iterator<Item = &Meta> {
-        self.0.entries.iter().map(|e| &e.meta)
-    }
-
-    /// The field at a place of [`metas`](Self::metas), looked at for its faults.
+    /// The field at this place, looked at for its faults.
     pub(crate) fn check_at(&self, at: usize) -> Check {
         self.0.entries.get(at).map_or(Check::UNKNOWN, |e| {
             let (name, value) = self.0.bytes[e.range()].split_at(e.name_len as usize);

@@ -277,7 +277,13 @@ impl Headers {
     /// Whether RFC 9113 §8 and the strictest of the servers behind us allow this block as one of `kind`; else the rule
     /// that it breaks, one of a fixed set of texts.
     pub fn validate(&self, kind: Kind) -> Result<(), &'static str> {
-        rules::validate(self, kind)
+        rules::validate(self, 0, kind)
+    }
+
+    /// [`validate`](Self::validate), where a valid block of this kind began with the same `known` fields: they aren't
+    /// looked at again.
+    pub(crate) fn validate_beyond(&self, known: usize, kind: Kind) -> Result<(), &'static str> {
+        rules::validate(self, known, kind)
     }
 
     #[inline]

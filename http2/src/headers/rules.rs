@@ -8,7 +8,7 @@
 //! Where the RFC leaves a choice we refuse what h2 (tonic's servers), grpc-core, nghttp2 or Node refuse: many clients
 //! share one connection to a backend, and some servers end the connection for what we let through.
 
-use super::{Headers, Known, KnownSet, Meta, NameId};
+use super::{Entry, Headers, Known, KnownSet, Meta, NameId};
 
 /// Which rules a block stands under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +53,17 @@ impl Check {
     }
 }
 
-/// See [`Headers::validate`].
-pub(super) fn validate(headers: &Headers, kind: Kind) -> Result<(), &'static str> {
+/// See [`Headers::validate_beyond`].
+pub(super) fn validate(headers: &Headers, known: usize, kind: Kind) -> Result<(), &'static str> {
+    let is_pseudo = |entry: &Entry| PSEUDO.contains(entry.meta.name.known());
+    let entries = &headers.0.entries;
+    // Once a regular field has come, all that are rules of the whole block have been met.
+    let last = known.checked_sub(1).and_then(|last| entries.get(last));
+    let known = last.filter(|last| !is_pseudo(last)).map_or(0, |_| known);
     let mut pseudo = 0u32;
-    let mut regular = false;
-    for (at, meta) in headers.metas().enumerate() {
+    let mut regular = known > 0;
+    for (at, entry) in entries.iter().enumerate().skip(known) {
+        let meta = &entry.meta;
         if meta.check != Check::FINE {
             let mut check = meta.check;
             if check == Check::UNKNOWN {
@@ -68,7 +74,7 @@ pub(super) fn validate(headers: &Headers, kind: Kind) -> Result<(), &'static str
             }
         }
         // A pseudo-header field of an unknown name is at fault alone, so it doesn't come here.
-        if !PSEUDO.contains(meta.name.known()) {
+        if !is_pseudo(entry) {
             regular = true;
             continue;
         }
@@ -82,6 +88,7 @@ pub(super) fn validate(headers: &Headers, kind: Kind) -> Result<(), &'static str
         pseudo |= bit;
     }
     match kind {
+        _ if known > 0 => {}
         Kind::Request => request_line(headers, pseudo)?,
         Kind::Response if pseudo & Known::Status.bit() == 0 => return Err(NO_STATUS),
         Kind::Response | Kind::Trailers => {}

@@ -26,8 +26,8 @@ pub struct Decoder {
 pub struct Decoded {
     /// RFC 9113 §6.5.2 size of the whole list, whether or not all of it was kept.
     pub list_size: usize,
-    /// As what all of it is known to be valid: [`Decoder::valid`] was told so of an equal one.
-    pub valid: Option<Kind>,
+    /// As what a block is known to be valid that began with so many of its fields: [`Decoder::valid`] was told so.
+    pub valid: Option<(Kind, usize)>,
 }
 
 impl Decoder {

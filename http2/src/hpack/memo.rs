@@ -32,8 +32,8 @@ pub(super) struct Memo {
 pub(super) struct Recalled {
     /// Bytes of the block that needn't be decoded.
     pub(super) bytes: usize,
-    /// As what the block is valid, if that is all of it.
-    pub(super) valid: Option<Kind>,
+    /// As what the remembered block is valid, and how many fields of it these are.
+    pub(super) valid: Option<(Kind, usize)>,
 }
 
 impl Memo {
@@ -75,7 +75,7 @@ impl Memo {
         let bytes = usize::from(end);
         Recalled {
             bytes,
-            valid: self.valid.filter(|_| whole && bytes == block.len()),
+            valid: self.valid.map(|kind| (kind, fields)),
         }
     }
 
@@ -183,7 +183,7 @@ mod tests {
             [None; 4],
             "three misses, and the one that is remembered"
         );
-        assert_eq!(valid[4..], [Some(Kind::Request); 2]);
+        assert_eq!(valid[4..], [Some((Kind::Request, 4)); 2]);
     }
 
     #[test]
@@ -198,7 +198,58 @@ mod tests {
         }
         let mut headers = Headers::new();
         let decoded = decoder.decode(&[0x88, 0x82, 0x86, 0x84], 8192, &mut headers);
-        assert_eq!(decoded.expect("a block").valid, Some(Kind::Response));
+        assert_eq!(decoded.expect("a block").valid, Some((Kind::Response, 4)));
+    }
+
+    #[test]
+    fn what_follows_a_valid_beginning_is_looked_at_as_ever() {
+        let head = |more: &[(&str, &str)]| {
+            let mut head = Headers::from_iter([
+                (":method", "POST"),
+                (":scheme", "https"),
+                (":path", "/"),
+                ("content-length", "1"),
+            ]);
+            head.extend(more.iter().copied());
+            head
+        };
+        let (mut encoder, mut decoder) = (Encoder::new(0), Decoder::new(4096));
+        let mut recalled = |headers: &Headers| {
+            let (mut block, mut got) = (Vec::new(), Headers::new());
+            encoder.encode(headers, &mut block);
+            let decoded = decoder.decode(&block, 8192, &mut got).expect("a block");
+            let (valid, known) = (got.validate(Kind::Request), decoded.valid);
+            if let Some((kind, known)) = known {
+                assert_eq!(got.validate_beyond(known, kind), valid);
+            }
+            if valid.is_ok() {
+                decoder.valid(Kind::Request, &got);
+            }
+            (known, valid.is_ok())
+        };
+        let whole = head(&[("te", "trailers"), ("x-id", "1")]);
+        for _ in 0..6 {
+            recalled(&whole);
+        }
+        let known = |fields| Some((Kind::Request, fields));
+        assert_eq!(recalled(&whole), (known(6), true));
+        for (more, fields, valid) in [
+            (&[][..], 4, true),
+            (&[("x-id", "2")], 4, true),
+            (&[("te", "trailers"), ("x-id", "2")], 5, true),
+            (&[("te", "trailers"), ("x-ID", "2")], 5, false),
+            (&[("te", "gzip")], 4, false),
+            (&[(":authority", "a")], 4, false),
+            (&[("content-length", "2")], 4, false),
+        ] {
+            assert_eq!(recalled(&head(more)), (known(fields), valid), "{more:?}");
+        }
+        // As far as the pseudo-header fields go, and not all of them: all are looked at again.
+        let mut short = head(&[]);
+        for gone in [":path", "content-length"] {
+            short.remove(gone.as_bytes());
+        }
+        assert_eq!(recalled(&short), (known(2), false));
     }
 
     #[test]
@@ -260,9 +311,11 @@ mod tests {
                 for known in [crate::Known::Method, crate::Known::Te, crate::Known::GrpcTimeout, crate::Known::XRequestId] {
                     prop_assert_eq!(got.known(known), sent.known(known));
                 }
-                let valid = got.validate(Kind::Trailers).is_ok();
-                prop_assert!(decoded.valid != Some(Kind::Trailers) || valid);
-                if valid {
+                let valid = got.validate(Kind::Trailers);
+                if let Some((kind, known)) = decoded.valid {
+                    prop_assert_eq!((kind, got.validate_beyond(known, kind)), (Kind::Trailers, valid));
+                }
+                if valid.is_ok() {
                     decoder.valid(Kind::Trailers, &got);
                 }
             }
