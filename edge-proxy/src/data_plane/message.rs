@@ -70,7 +70,8 @@ impl Messages {
         last
     }
 
-    /// Takes one byte of a prefix, or all that there is of a payload; says how many. `bytes` isn't empty.
+    /// Takes a prefix, or one byte of it if it comes in parts, or all that there is of a payload; says how many. `bytes`
+    /// isn't empty.
     fn step(&mut self, bytes: &[u8]) -> usize {
         let taken = self.take(bytes);
         self.begun = if self.at_boundary() {
@@ -88,11 +89,17 @@ impl Messages {
             self.payload -= taken;
             return taken as usize;
         }
+        if self.prefix_len == 0
+            && let Some([_, length @ ..]) = bytes.first_chunk::<PREFIX>()
+        {
+            self.payload = u32::from_be_bytes(*length);
+            return PREFIX;
+        }
         if self.prefix_len > 0 {
             self.length = self.length << 8 | u32::from(bytes[0]);
         }
         self.prefix_len += 1;
-        if self.prefix_len == PREFIX {
+        if usize::from(self.prefix_len) == PREFIX {
             self.payload = self.length;
             self.prefix_len = 0;
             self.length = 0;
@@ -102,7 +109,7 @@ impl Messages {
 }
 
 /// One byte of flags and four of length.
-const PREFIX: u8 = 5;
+const PREFIX: usize = 5;
 
 #[cfg(test)]
 mod tests {
