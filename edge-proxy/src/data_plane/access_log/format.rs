@@ -18,6 +18,7 @@ use crate::telemetry::labels::{Flags, Label};
 pub(super) struct Formatter {
     json: bool,
     clock: Clock,
+    outcome: Outcome,
 }
 
 /// The formatted second that the last line was in: most lines are in the same one.
@@ -25,6 +26,15 @@ pub(super) struct Formatter {
 struct Clock {
     second: u64,
     /// `2026-11-22T23:39:24.`
+    text: Vec<u8>,
+}
+
+/// How the last line says that its RPC ended: nearly all end alike.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// The record's status, grpc-status, flags and detail.
+    of: Option<(u16, Option<u32>, Flags, Option<&'static str>)>,
+    /// Them with their keys.
     text: Vec<u8>,
 }
 
@@ -42,6 +52,7 @@ impl Formatter {
         Self {
             json: format == AccessLogFormat::Json,
             clock,
+            outcome: Outcome::default(),
         }
     }
 
@@ -49,15 +60,15 @@ impl Formatter {
     pub(super) fn line(&mut self, out: &mut Vec<u8>, record: &Record<'_>) {
         out.reserve(TYPICAL);
         if self.json {
-            Line::<true> { out }.write(&mut self.clock, record);
+            Line::<true> { out }.write(&mut self.clock, &mut self.outcome, record);
         } else {
-            Line::<false> { out }.write(&mut self.clock, record);
+            Line::<false> { out }.write(&mut self.clock, &mut self.outcome, record);
         }
     }
 }
 
 impl<const JSON: bool> Line<'_, JSON> {
-    fn write(&mut self, clock: &mut Clock, record: &Record<'_>) {
+    fn write(&mut self, clock: &mut Clock, outcome: &mut Outcome, record: &Record<'_>) {
         self.key(b"{\"time\":\"", b"time=");
         self.time(clock, record.time);
         self.key(b"Z\",\"request_id\":", b"Z request_id=");
@@ -72,14 +83,7 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.option(record.authority, Self::text);
         self.key(b",\"path\":", b" path=");
         self.option(record.path, Self::text);
-        self.key(b",\"status\":", b" status=");
-        self.option((record.status != 0).then_some(record.status), Self::number);
-        self.key(b",\"grpc_status\":", b" grpc_status=");
-        self.option(record.grpc_status, Self::number);
-        self.key(b",\"flags\":\"", b" flags=");
-        self.flags(record.flags);
-        self.key(b"\",\"detail\":", b" detail=");
-        self.option(record.detail.map(str::as_bytes), Self::text);
+        self.outcome(outcome, record);
         self.key(b",\"bytes_in\":", b" bytes_in=");
         self.number(record.bytes_in);
         self.key(b",\"bytes_out\":", b" bytes_out=");
@@ -97,6 +101,31 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.key(b",\"user_agent\":", b" user_agent=");
         self.option(record.user_agent, Self::text);
         self.key(b"}\n", b"\n");
+    }
+
+    fn outcome(&mut self, last: &mut Outcome, record: &Record<'_>) {
+        let of = (
+            record.status,
+            record.grpc_status,
+            record.flags,
+            record.detail,
+        );
+        if last.of == Some(of) {
+            self.out.extend_from_slice(&last.text);
+            return;
+        }
+        let start = self.out.len();
+        self.key(b",\"status\":", b" status=");
+        self.option((record.status != 0).then_some(record.status), Self::number);
+        self.key(b",\"grpc_status\":", b" grpc_status=");
+        self.option(record.grpc_status, Self::number);
+        self.key(b",\"flags\":\"", b" flags=");
+        self.flags(record.flags);
+        self.key(b"\",\"detail\":", b" detail=");
+        self.option(record.detail.map(str::as_bytes), Self::text);
+        last.of = Some(of);
+        last.text.clear();
+        last.text.extend_from_slice(&self.out[start..]);
     }
 
     #[inline(always)]
@@ -429,6 +458,42 @@ pub(super) mod tests {
         };
         insta::assert_snapshot!(line(AccessLogFormat::Json, &refused), @r#"{"time":"2026-11-22T23:39:24.042Z","request_id":null,"client":"2001:db8::1","protocol":"HTTP/2","method":"POST","authority":"","path":"/api.Echo/Echo","status":null,"grpc_status":null,"flags":"UF,URX","detail":"connection timeout","bytes_in":11,"bytes_out":1024,"duration_ms":1.234,"upstream_ms":null,"attempts":1,"cluster":null,"endpoint":null,"user_agent":null}"#);
         insta::assert_snapshot!(line(AccessLogFormat::Text, &refused), @r#"time=2026-11-22T23:39:24.042Z request_id=- client=2001:db8::1 protocol=HTTP/2 method=POST authority="" path=/api.Echo/Echo status=- grpc_status=- flags=UF,URX detail="connection timeout" bytes_in=11 bytes_out=1024 duration_ms=1.234 upstream_ms=- attempts=1 cluster=- endpoint=- user_agent=-"#);
+    }
+
+    #[test]
+    fn a_line_says_nothing_of_the_last_one() {
+        let records = [
+            record(),
+            Record {
+                status: 503,
+                ..record()
+            },
+            Record {
+                grpc_status: None,
+                ..record()
+            },
+            Record {
+                flags: Flag::NoRoute.into(),
+                ..record()
+            },
+            Record {
+                detail: Some("timeout"),
+                ..record()
+            },
+        ];
+        for format in [AccessLogFormat::Json, AccessLogFormat::Text] {
+            let mut formatter = Formatter::new(format);
+            for (one, other) in records
+                .iter()
+                .flat_map(|one| records.iter().map(move |r| (one, r)))
+            {
+                for record in [one, other] {
+                    let mut out = Vec::new();
+                    formatter.line(&mut out, record);
+                    assert_eq!(String::from_utf8(out).unwrap(), line(format, record));
+                }
+            }
+        }
     }
 
     #[test]
