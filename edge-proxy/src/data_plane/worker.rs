@@ -43,7 +43,7 @@ use crate::{
         Cluster, Heartbeats, Hints, Reader, Snapshot, Timeouts,
         pressure::{Level, Pressure},
     },
-    telemetry::metrics::{ClusterSeries, Series, Shard},
+    telemetry::metrics::{ClusterSeries, NONE, Series, Shard},
 };
 
 /// Everything that a worker's connections and RPCs reach.
@@ -72,8 +72,8 @@ pub(crate) struct Worker {
     pub(crate) filters: RefCell<Filters>,
     /// What this worker knows of the clusters met so far.
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>, foldhash::fast::FixedState>>,
-    /// The last RPC's series: the next one's, more often than not.
-    last_series: RefCell<Option<Local<Series>>>,
+    /// What the last RPC was counted in: the next one is too, more often than not.
+    last_counted: RefCell<Option<Counted>>,
     /// One TLS handshake computes at a time.
     pub(crate) gate: Gate,
     /// The `date` header.
@@ -103,6 +103,15 @@ pub(crate) struct ClusterState {
     pub(crate) series: Arc<ClusterSeries>,
     /// Tokens for attempts that are not free.
     pub(crate) budget: RefCell<Budget>,
+}
+
+/// What an RPC is counted in.
+#[derive(Clone)]
+pub(crate) struct Counted {
+    /// By its route, cluster and method.
+    pub(crate) series: Local<Series>,
+    /// `None`: its route asks no cluster.
+    pub(crate) cluster: Option<Rc<ClusterState>>,
 }
 
 /// A snapshot as this worker serves it. Its clusters are counted one by one, so that an RPC keeps the one that it asks:
@@ -311,7 +320,7 @@ impl Worker {
             hints,
             filters: RefCell::new(Filters::new()),
             clusters: RefCell::default(),
-            last_series: RefCell::default(),
+            last_counted: RefCell::default(),
             gate: Gate::default(),
             date: RefCell::new(DateCache::new(SystemTime::now())),
             clients: RefCell::default(),
@@ -392,20 +401,28 @@ impl Worker {
         state
     }
 
-    /// The counters that an RPC belongs to.
-    pub(crate) fn series(
+    /// What an RPC is counted in whose route leads to this cluster, if to any.
+    pub(crate) fn counted(
         &self,
         route: &Arc<str>,
-        cluster: &Arc<str>,
+        cluster: Option<&Arc<str>>,
         path: &[u8],
-    ) -> Local<Series> {
-        let mut last = self.last_series.borrow_mut();
-        match &*last {
-            Some(last) if last.is(route, cluster, path) => last.clone(),
-            _ => last
-                .insert(self.shard.series(route, cluster, path).into())
-                .clone(),
+    ) -> Counted {
+        let name = cluster.map_or(NONE, |cluster| cluster);
+        let mut last = self.last_counted.borrow_mut();
+        let is_same = |last: &&Counted| {
+            last.cluster.is_some() == cluster.is_some() && last.series.is(route, name, path)
+        };
+        if let Some(last) = last.as_ref().filter(is_same) {
+            return last.clone();
         }
+        let none = || NONE.into();
+        let name = cluster.cloned().unwrap_or_else(none);
+        let counted = Counted {
+            series: self.shard.series(route, &name, path).into(),
+            cluster: cluster.map(|cluster| self.cluster(cluster)),
+        };
+        last.insert(counted).clone()
     }
 
     /// A number for a new client's connection.

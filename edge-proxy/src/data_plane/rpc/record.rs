@@ -23,7 +23,7 @@ use crate::{
     snapshot::{Cluster, EndpointShared, Route, streak::Ending},
     telemetry::{
         labels::{self, AttemptResult, Flags, Limit},
-        metrics::{NONE, Series},
+        metrics::Series,
     },
 };
 
@@ -89,18 +89,15 @@ impl Record {
         cluster: Option<&Cluster>,
         path: &[u8],
     ) {
-        let series = match cluster {
-            Some(cluster) => worker.series(&route.prefix, &cluster.name, path),
-            None => worker.series(&route.prefix, &NONE.into(), path),
-        };
-        series.started.inc();
-        self.series = Some(series);
-        if let Some(cluster) = cluster {
-            let state = worker.cluster(&cluster.name);
+        let name = cluster.map(|cluster| &cluster.name);
+        let counted = worker.counted(&route.prefix, name, path);
+        counted.series.started.inc();
+        if let Some(state) = &counted.cluster {
             state.series.active.inc();
             state.budget.borrow_mut().deposit();
-            self.cluster = Some(state);
         }
+        self.series = Some(counted.series);
+        self.cluster = counted.cluster;
     }
 
     /// An attempt on `endpoint` begins, whether or not it can be connected to.
