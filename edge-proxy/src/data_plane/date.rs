@@ -1,6 +1,9 @@
 //! The `date` header's text (RFC 9110 §5.6.7), made once a second and not once a response.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ops::Range,
+    time::{Duration, Instant, SystemTime},
+};
 
 /// Remembers the text of one second. One per worker.
 #[derive(Clone, Debug)]
@@ -8,6 +11,8 @@ pub struct DateCache {
     /// Seconds since the epoch that `text` tells.
     second: u64,
     text: String,
+    /// When that is the second, by the monotonic clock, as far as is known.
+    during: Option<Range<Instant>>,
 }
 
 impl DateCache {
@@ -17,17 +22,24 @@ impl DateCache {
         Self {
             second,
             text: text(second),
+            during: None,
         }
     }
 
-    /// The date at `now`, as `Sun, 06 Nov 1994 08:49:37 GMT`.
-    pub fn at(&mut self, now: SystemTime) -> &[u8] {
-        let second = seconds(now);
-        if second != self.second {
-            *self = Self {
-                second,
-                text: text(second),
-            };
+    /// The date at `now`, as `Sun, 06 Nov 1994 08:49:37 GMT`. `wall`: that moment on the wall clock.
+    pub fn at(&mut self, now: Instant, wall: impl FnOnce(Instant) -> SystemTime) -> &[u8] {
+        if !self
+            .during
+            .as_ref()
+            .is_some_and(|during| during.contains(&now))
+        {
+            let wall = wall(now);
+            if seconds(wall) != self.second {
+                *self = Self::new(wall);
+            }
+            let since = wall.duration_since(SystemTime::UNIX_EPOCH);
+            let passed = u64::from(since.unwrap_or_default().subsec_nanos());
+            self.during = Some(now..now + Duration::from_nanos(1_000_000_000 - passed));
         }
         self.text.as_bytes()
     }
@@ -56,22 +68,48 @@ mod tests {
     fn tells_the_second_that_is_passed_in() {
         let then = SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_999);
         let mut cache = DateCache::new(then);
-        assert_eq!(cache.at(then), b"Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(
-            cache.at(then + Duration::from_millis(1)),
-            b"Sun, 06 Nov 1994 08:49:38 GMT"
-        );
-        assert_eq!(cache.at(then), b"Sun, 06 Nov 1994 08:49:37 GMT");
+        let start = Instant::now() + Duration::from_secs(1);
+        let mut second = |now: Instant| {
+            let date = cache.at(now, |now| then + now.duration_since(start));
+            String::from_utf8_lossy(&date[17..25]).into_owned()
+        };
+        for (millis, wanted) in [
+            (0, "08:49:37"),
+            (1, "08:49:38"),
+            (500, "08:49:38"),
+            (1000, "08:49:38"),
+            (1001, "08:49:39"),
+            (0, "08:49:37"),
+        ] {
+            let now = start + Duration::from_millis(millis);
+            assert_eq!(second(now), wanted, "after {millis} ms");
+        }
+        assert_eq!(cache.at(start, |_| then), b"Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn looks_at_the_wall_clock_once_a_second() {
+        let mut cache = DateCache::new(SystemTime::UNIX_EPOCH);
+        let (start, mut looks) = (Instant::now(), 0);
+        for millis in 0..2500 {
+            cache.at(start + Duration::from_millis(millis), |_| {
+                looks += 1;
+                SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
+            });
+        }
+        assert_eq!(looks, 3);
     }
 
     #[test]
     fn a_clock_out_of_range_is_no_panic() {
-        let mut cache = DateCache::new(SystemTime::UNIX_EPOCH - Duration::from_secs(1));
-        assert_eq!(
-            cache.at(SystemTime::UNIX_EPOCH),
-            b"Thu, 01 Jan 1970 00:00:00 GMT"
-        );
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
         let far = SystemTime::UNIX_EPOCH + Duration::from_secs(LAST_SECOND + 1);
-        assert_eq!(cache.at(far), b"Fri, 31 Dec 9999 23:59:59 GMT");
+        let now = Instant::now();
+        for (wall, wanted) in [
+            (before, &b"Thu, 01 Jan 1970 00:00:00 GMT"[..]),
+            (far, b"Fri, 31 Dec 9999 23:59:59 GMT"),
+        ] {
+            assert_eq!(DateCache::new(wall).at(now, |_| wall), wanted);
+        }
     }
 }

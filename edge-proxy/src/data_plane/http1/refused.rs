@@ -35,7 +35,7 @@ impl Connection {
             let mut date = worker.date.borrow_mut();
             let context = AnswerContext {
                 server_name: &snapshot.listener.server_name,
-                date: date.at(worker.wall(worker.now())),
+                date: date.at(worker.now(), |now| worker.wall(now)),
             };
             answer::failure(failure, Form::Plain, &context)
         })

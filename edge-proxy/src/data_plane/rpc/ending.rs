@@ -164,7 +164,7 @@ impl Rpc {
             let mut date = worker.date.borrow_mut();
             make(&AnswerContext {
                 server_name: &snapshot.listener.server_name,
-                date: date.at(worker.wall(now)),
+                date: date.at(now, |now| worker.wall(now)),
             })
         });
         self.state = State::Flushing(None);

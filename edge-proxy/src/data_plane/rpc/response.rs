@@ -36,7 +36,7 @@ impl Rpc {
             let mut date = worker.date.borrow_mut();
             let context = response::ResponseContext {
                 server_name: &snapshot.listener.server_name,
-                date: date.at(worker.wall(now)),
+                date: date.at(now, |now| worker.wall(now)),
                 upstream_time,
             };
             response::head(&mut headers, &context);
