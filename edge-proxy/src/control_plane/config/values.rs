@@ -74,7 +74,9 @@ pub(super) fn socket_address(text: &str, example: SocketAddr) -> Result<SocketAd
 pub(super) fn nameserver(text: &str) -> Result<SocketAddr, String> {
     let shown = Shown(text);
     if let Ok(ip) = text.parse::<IpAddr>() {
-        return match unbracketed(text) {
+        // Of name servers' ports, that is: `2620:fe::fe:9` is one that people do write.
+        let both = unbracketed(text).filter(|(_, port)| port.ends_with("53"));
+        return match both {
             None => Ok(SocketAddr::new(ip, DNS_PORT)),
             Some((host, port)) => Err(format!(
                 "`{shown}` can be read in two ways: write \"[{host}]:{port}\" for port {port} of {host}, or \
@@ -343,7 +345,9 @@ mod tests {
             message("fd00::a:65535"),
             "`fd00::a:65535` is an IPv6 address without brackets: write \"[fd00::a]:65535\""
         );
-        assert!(nameserver("::1:ff").is_ok() && nameserver("::1:0").is_ok());
+        for one in ["::1:ff", "::1:0", "2620:fe::fe:9", "fd00::a:54"] {
+            assert!(nameserver(one).is_ok(), "{one}");
+        }
     }
 
     #[test]
