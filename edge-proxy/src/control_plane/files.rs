@@ -73,10 +73,11 @@ fn watch(
     names: BTreeSet<OsString>,
     changed: Arc<Notify>,
 ) -> notify::Result<RecommendedWatcher> {
+    let watched = directories.clone();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         // An error may mean lost events: look.
         if event.map_or(true, |event| {
-            is_change(event.kind) && concerns(&event.paths, &names)
+            is_change(event.kind) && concerns(&event.paths, &names, &watched)
         }) {
             changed.notify_one();
         }
@@ -96,10 +97,15 @@ fn is_change(kind: EventKind) -> bool {
 }
 
 /// A log that is written beside the files must not have them read again for each line: only their own names count, and
-/// those with which Kubernetes swaps them (`..data`, `..2026_…`).
-fn concerns(paths: &[PathBuf], names: &BTreeSet<OsString>) -> bool {
+/// those with which Kubernetes swaps them (`..data`, `..2026_…`); and the directory itself, which may make room for another.
+fn concerns(
+    paths: &[PathBuf],
+    names: &BTreeSet<OsString>,
+    directories: &BTreeSet<PathBuf>,
+) -> bool {
     let ours = |name: &OsStr| names.contains(name) || name.as_encoded_bytes().starts_with(b"..");
-    paths.is_empty() || paths.iter().any(|path| path.file_name().is_none_or(ours))
+    let concerns = |path: &PathBuf| directories.contains(path) || path.file_name().is_none_or(ours);
+    paths.is_empty() || paths.iter().any(concerns)
 }
 
 fn directory(file: &Path) -> PathBuf {
@@ -148,12 +154,14 @@ mod tests {
     #[test]
     fn only_the_files_themselves_and_swaps_of_all_of_them_count() {
         let names = BTreeSet::from(["tls.crt".into()]);
-        let concerns = |path: &str| concerns(&[PathBuf::from(path)], &names);
+        let directories = BTreeSet::from(["/tls".into()]);
+        let concerns = |path: &str| concerns(&[PathBuf::from(path)], &names, &directories);
         assert!(concerns("/tls/tls.crt"));
         assert!(concerns("/tls/..data"));
         assert!(concerns("/tls/..2026_11_23_00_00_00.1"));
         assert!(!concerns("/tls/access.log"));
-        assert!(super::concerns(&[], &names));
+        assert!(concerns("/tls"));
+        assert!(super::concerns(&[], &names, &directories));
     }
 
     #[tokio::test]
@@ -163,6 +171,16 @@ mod tests {
         let watch = Directories::of([file.as_path()]);
         assert!(watch.watcher.is_some());
         fs::write(&file, "text").unwrap();
+        watch.changed(Duration::from_secs(3600)).await;
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_replaced_wakes() {
+        let parent = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "tls"].map(|name| parent.path().join(name));
+        fs::create_dir(&new).unwrap();
+        let watch = Directories::of([new.join("tls.crt").as_path()]);
+        fs::rename(&new, &old).unwrap();
         watch.changed(Duration::from_secs(3600)).await;
     }
 
