@@ -2,7 +2,7 @@
 //! what time it is, it says what is due and what changed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -79,7 +79,8 @@ pub(super) enum Due {
 }
 
 impl ClusterState {
-    /// Of a new cluster. `previous` is one of the same name that it will replace, if there is one.
+    /// Of a new cluster. `previous` is one of the same name that it will replace, if there is one: what DNS has said of the
+    /// names that both have is known from the start, so that a reload forgets nothing that is still to be asked.
     pub(super) fn new(spec: ClusterSpec, previous: Option<&Self>, now: Instant) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut state = Self {
@@ -90,18 +91,15 @@ impl ClusterState {
             members: Membership::new(spec.targets.len(), spec.health_check.is_some()),
             endpoints: BTreeMap::new(),
             inherited: previous.map(Self::identities).unwrap_or_default(),
-            lookups: previous
-                .map(|previous| previous.lookups.clone())
-                .unwrap_or_default(),
-            checks: previous
-                .map(|previous| previous.checks.clone())
-                .unwrap_or_default(),
-            detections: previous
-                .map(|previous| previous.detections.clone())
-                .unwrap_or_default(),
+            lookups: BTreeMap::new(),
+            checks: BTreeMap::new(),
+            detections: BTreeMap::new(),
             changed: true,
             spec,
         };
+        if let Some(previous) = previous {
+            state.remember(previous, now);
+        }
         if state.spec.discovery == Discovery::Static {
             for target in 0..state.spec.targets.len() {
                 let spec = &state.spec.targets[target];
@@ -119,23 +117,43 @@ impl ClusterState {
         self.id
     }
 
-    /// A reload doesn't touch what this cluster looks for and how it checks it: it may stay as it is.
+    /// A reload doesn't touch what this cluster looks for and what its checks ask: it may stay as it is.
     pub(super) fn continues_as(&self, spec: &ClusterSpec) -> bool {
+        fn asks(spec: &ClusterSpec) -> Option<&str> {
+            spec.health_check.as_ref().map(|check| &*check.service)
+        }
         let old = &self.spec;
         old.discovery == spec.discovery
             && old.targets == spec.targets
             && old.family == spec.family
-            && old.health_check == spec.health_check
+            && asks(old) == asks(spec)
     }
 
     /// Takes the parts of a configuration that don't make it another cluster.
     pub(super) fn adopt(&mut self, spec: ClusterSpec, now: Instant) {
         self.changed |= self.spec != spec;
         let judged_anew = self.spec.outlier_detection != spec.outlier_detection;
+        let looked_up_anew = self.spec.refresh != spec.refresh;
+        let checked_anew = self.spec.health_check != spec.health_check;
         self.spec = spec;
+        // By the old times the next one may be hours away.
+        if looked_up_anew {
+            self.targets.iter_mut().for_each(|t| t.pace.hurry(now));
+        }
+        if checked_anew {
+            self.endpoints.values_mut().for_each(|e| e.pace.hurry(now));
+        }
         if judged_anew {
             self.bring_back(|endpoint| endpoint.passive.forgive(now));
         }
+    }
+
+    /// Goes on with what `previous` has counted: it comes into force in its place. Not earlier, since that one counts
+    /// until then.
+    pub(super) fn succeed(&mut self, previous: &Self) {
+        add(&mut self.lookups, &previous.lookups);
+        add(&mut self.checks, &previous.checks);
+        add(&mut self.detections, &previous.detections);
     }
 
     /// Has the workers count by this cluster's thresholds and limits: it comes into force.
@@ -382,6 +400,32 @@ impl ClusterState {
                 .all(|endpoint| endpoint.machine.decided())
     }
 
+    /// Begins with what `previous` knows of the names that both ask for.
+    fn remember(&mut self, previous: &Self, now: Instant) {
+        let (spec, old) = (&self.spec, &previous.spec);
+        let dns = |spec: &ClusterSpec| spec.discovery == Discovery::StrictDns;
+        if !dns(spec) || !dns(old) || spec.family != old.family {
+            return;
+        }
+        for (i, target) in spec.targets.iter().enumerate() {
+            let Some(at) = old.targets.iter().position(|old| old == target) else {
+                continue;
+            };
+            let known: BTreeSet<_> = previous.members.named(at).collect();
+            if known.is_empty() {
+                continue;
+            }
+            self.members.answer(i, Answer::Addresses(known));
+            let (state, old) = (&mut self.targets[i], &previous.targets[at]);
+            state.answered_at_ms = old.answered_at_ms;
+            state.last_result = old.last_result;
+            state.last_error = old.last_error.clone();
+            // The checks come first: of what an empty answer withdraws only those stay that have passed one.
+            state.pace = Pace::new(now + AFTER_THE_CHECKS);
+        }
+        self.settle(now);
+    }
+
     fn settle(&mut self, now: Instant) {
         let endpoints = &self.endpoints;
         let change = self.members.settle(|address| {
@@ -475,6 +519,12 @@ impl TargetState {
     }
 }
 
+fn add<K: Copy + Ord>(counts: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
+    for (key, count) in more {
+        *counts.entry(*key).or_default() += count;
+    }
+}
+
 fn tell_health(cluster: &str, endpoint: &EndpointShared, health: &Health) {
     let endpoint = &*endpoint.label;
     match health {
@@ -487,3 +537,6 @@ fn tell_health(cluster: &str, endpoint: &EndpointShared, health: &Health) {
 
 /// Between look-ups until a name's first answer, if its refresh is longer.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
+
+/// Before the first look-up of a name whose addresses are known.
+const AFTER_THE_CHECKS: Duration = Duration::from_secs(1);

@@ -159,14 +159,17 @@ impl Core {
         } = plan;
         let mut old = std::mem::take(&mut self.clusters);
         for (planned, spec) in clusters.into_iter().zip(&config.clusters) {
-            let state = match planned {
-                Planned::New(state) => Some(*state),
-                Planned::Kept => {
-                    let at = old
-                        .iter()
-                        .position(|cluster| cluster.state.spec.name == spec.name);
-                    at.map(|at| old.swap_remove(at).state)
+            let at = old
+                .iter()
+                .position(|cluster| cluster.state.spec.name == spec.name);
+            let previous = at.map(|at| old.swap_remove(at).state);
+            let state = match (planned, previous) {
+                (Planned::New(mut state), Some(previous)) => {
+                    state.succeed(&previous);
+                    Some(*state)
                 }
+                (Planned::New(state), None) => Some(*state),
+                (Planned::Kept, previous) => previous,
             };
             // `Kept` was planned from these very clusters, and they change only here.
             if let Some(mut state) = state {

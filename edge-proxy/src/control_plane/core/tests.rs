@@ -19,7 +19,7 @@ use crate::{
         status::{CheckResult, Detected, LookupResult, Standing},
     },
     snapshot::{
-        Health,
+        Health, Snapshot,
         streak::{Detector, Ending},
     },
     telemetry::captured::Log,

@@ -164,6 +164,12 @@ impl Membership {
             .into_iter()
             .flat_map(|named| named.listed.iter().copied())
     }
+
+    /// That, and what was withdrawn since and stays.
+    pub(crate) fn named(&self, target: usize) -> impl Iterator<Item = SocketAddr> {
+        let named = self.targets.get(target).into_iter();
+        named.flat_map(|named| named.listed.union(&named.withdrawn).copied())
+    }
 }
 
 impl Change {

@@ -161,7 +161,7 @@ async fn another_check_of_the_same_addresses_keeps_their_identity() {
     let file = File::new(&old);
     let mut running = Running::with(network, &old, Some(&file.path()));
     let before = running.until_eligible(&[1]).await;
-    file.write(&old.replace("interval: 10s", "interval: 20s"));
+    file.write(&old.replace("api.Echo, ", "api.Other, "));
     assert_eq!(running.handle.reload().await, Ok(()));
     let after = running.reader.load();
     assert_eq!(eligible(&after.clusters[0]), [1]);
@@ -175,4 +175,128 @@ async fn another_check_of_the_same_addresses_keeps_their_identity() {
 async fn without_a_file_there_is_nothing_to_reload() {
     let running = Running::start(Scripted::default());
     assert!(running.handle.reload().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_while_dns_fails_keeps_the_last_good_set() {
+    let old = yaml(&[("echo", CHECKED)]);
+    let broken = [
+        Lookup::failed(LookupResult::ServFail, "on purpose".into()),
+        Lookup::empty("on purpose"),
+    ];
+    let changes = [
+        // Asked for as before: it goes on as it is.
+        ("interval: 10s", "interval: 20s", vec![1, 2]),
+        // Each is asked for something else now, or there is one name more: checked anew, and only that.
+        ("api.Echo, ", "api.Other, ", vec![1]),
+        (
+            "\"echo.:8081\"",
+            "\"nobody.:8081\", \"echo.:8081\"",
+            vec![1],
+        ),
+    ];
+    for lookup in broken {
+        for (from, to, expected) in &changes {
+            let network = Scripted::default();
+            network.name("echo.", &[1, 2]);
+            let file = File::new(&old);
+            let mut running = Running::with(network.clone(), &old, Some(&file.path()));
+            let before = running.until_eligible(&[1, 2]).await;
+            network.look_up_says("echo.", lookup.clone());
+            // Each has been withdrawn, if the answer was an empty one.
+            sleep(10 * SECOND).await;
+            network.check(2, refused());
+            file.write(&old.replace(from, to));
+            assert_eq!(running.handle.reload().await, Ok(()));
+            let after = running.reader.load();
+            assert_eq!(eligible(&after.clusters[0]), *expected, "{to}, {lookup:?}");
+            let id = |snapshot: &Snapshot| snapshot.clusters[0].endpoints[0].shared.id;
+            assert_eq!(id(&before), id(&after));
+            let report = running.report();
+            let target = report.clusters[0].targets.last().unwrap();
+            assert_eq!(target.last_result, Some(lookup.result));
+            assert!(target.last_answer_at_ms.is_some(), "as old as it is");
+            sleep(60 * SECOND).await;
+            assert_eq!(eligible(&running.reader.load().clusters[0]), [1]);
+            // Believed as soon as it is back.
+            network.name("echo.", &[3]);
+            running.until_eligible(&[3]).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn counters_never_fall_when_another_cluster_takes_the_place_of_one() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let old = yaml(&[("echo", CHECKED)]).replace("dns_refresh_rate: 5s", "dns_refresh_rate: 1s");
+    let file = File::new(&old);
+    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
+    running.until_eligible(&[1]).await;
+    // The old one goes on for 5 s beside the new one, which isn't answered.
+    let two = old
+        .replace("[\"echo.:8081\"]", "[\"echo.:8081\", \"nobody.:8081\"]")
+        .replace("dns_refresh_rate: 1s", "dns_refresh_rate: 1h");
+    file.write(&two);
+    let handle = running.handle.clone();
+    let reload = tokio::spawn(async move { handle.reload().await });
+    let counts = |running: &Running| {
+        let cluster = running.report().clusters[0].clone();
+        let checks = cluster.checks.get(&CheckResult::Pass).copied();
+        (
+            cluster
+                .lookups
+                .get(&LookupResult::Answer)
+                .copied()
+                .unwrap_or(0),
+            checks.unwrap_or(0),
+        )
+    };
+    let mut last = counts(&running);
+    while !reload.is_finished() {
+        sleep(SECOND / 10).await;
+        let now = counts(&running);
+        assert!(now.0 >= last.0 && now.1 >= last.1, "{last:?}, then {now:?}");
+        last = now;
+    }
+    assert_eq!(reload.await.unwrap(), Ok(()));
+    assert!(last.0 >= 4, "the old one's and the new one's: {last:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_refresh_or_interval_counts_from_the_reload() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let old = yaml(&[("echo", CHECKED)])
+        .replace("dns_refresh_rate: 5s", "dns_refresh_rate: 10h")
+        .replace("interval: 10s", "interval: 10h");
+    let file = File::new(&old);
+    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
+    let before = running.until_eligible(&[1]).await;
+    sleep(60 * SECOND).await;
+    let seen = |network: &Scripted| (network.looked_up("echo.").len(), network.checked(1).len());
+    let (looked_up, checked) = seen(&network);
+    let refresh = old.replace("dns_refresh_rate: 10h", "dns_refresh_rate: 5s");
+    file.write(&refresh);
+    assert_eq!(running.handle.reload().await, Ok(()));
+    sleep(60 * SECOND).await;
+    let (then_looked_up, then_checked) = seen(&network);
+    assert!(
+        then_looked_up >= looked_up + 10,
+        "{looked_up}, {then_looked_up}"
+    );
+    assert_eq!(then_checked, checked, "that isn't another");
+    file.write(&refresh.replace("interval: 10h", "interval: 10s"));
+    assert_eq!(running.handle.reload().await, Ok(()));
+    sleep(60 * SECOND).await;
+    assert!(
+        seen(&network).1 >= checked + 5,
+        "{checked}, {:?}",
+        seen(&network)
+    );
+    let after = running.reader.load();
+    assert_eq!(
+        before.clusters[0].endpoints[0].shared.id,
+        after.clusters[0].endpoints[0].shared.id
+    );
 }
