@@ -71,7 +71,7 @@ pub struct ConfigurationReport {
     pub rejected: u64,
     /// A reload that is resolving and checking its new clusters before it comes into force.
     pub pending: bool,
-    /// Why the last reload was refused; `None` once one succeeds.
+    /// Why the file as it was last read isn't in force; `None` if it is, or is on its way.
     pub last_error: Option<Problem>,
     /// The configuration itself, for `/config_dump`.
     #[serde(skip)]

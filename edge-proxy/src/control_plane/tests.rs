@@ -22,7 +22,7 @@ fn config(directory: &Path) -> Config {
     Config::parse(&text, Path::new("test.yaml")).unwrap().config
 }
 
-fn write_pair(directory: &Path, matching: bool) {
+pub(super) fn write_pair(directory: &Path, matching: bool) {
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let params = CertificateParams::new(["grpc.example.com".to_owned()]).unwrap();
     fs::write(

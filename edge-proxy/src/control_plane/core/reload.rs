@@ -28,10 +28,11 @@ use crate::control_plane::{
 pub(super) struct Reloads {
     source: Option<PathBuf>,
     watch: Option<(mpsc::Receiver<()>, Owned)>,
-    /// The text of the last attempt: a change of the directory that doesn't change it is none.
+    /// The text of the last attempt: a change of the directory that doesn't change it is none. `None` if what was wrong
+    /// isn't in the text, but in the certificate that it names: that may come later.
     last_text: Option<String>,
-    /// The file is being read.
-    reading: bool,
+    /// The file is being read, and judged against this configuration, which was in force then.
+    reading: Option<Arc<Config>>,
     /// Somebody asked meanwhile: what is being read may be older.
     again: bool,
     /// Who asked for what is being read. An order counts even if the text is the same.
@@ -54,7 +55,7 @@ impl Reloads {
             source,
             watch: None,
             last_text: None,
-            reading: false,
+            reading: None,
             again: false,
             readers: Vec::new(),
             plan: None,
@@ -111,12 +112,12 @@ impl Core {
             return;
         };
         self.reloads.readers.extend(waiter);
-        if self.reloads.reading {
+        if self.reloads.reading.is_some() {
             self.reloads.again = true;
             return;
         }
-        self.reloads.reading = true;
         let config = self.config.clone();
+        self.reloads.reading = Some(config.clone());
         let identities = self.certificate.identities().clone();
         self.jobs
             .start_read(move || reload::read(&path, &config, &identities));
@@ -124,8 +125,10 @@ impl Core {
 
     /// The file was read.
     pub(super) fn read(&mut self, read: Option<Read>, now: Instant) {
-        self.reloads.reading = false;
-        if std::mem::take(&mut self.reloads.again) {
+        let judged_against = self.reloads.reading.take();
+        // A plan has come into force meanwhile: the certificate's files may be others than those in force now.
+        let outdated = judged_against.is_some_and(|config| !Arc::ptr_eq(&config, &self.config));
+        if std::mem::take(&mut self.reloads.again) || outdated {
             return self.reread(None);
         }
         let readers = std::mem::take(&mut self.reloads.readers);
@@ -135,7 +138,8 @@ impl Core {
         if readers.is_empty() && text.is_some() && text == self.reloads.last_text {
             return;
         }
-        self.reloads.last_text = text;
+        let elsewhere = matches!(outcome, Err(Refusal::Certificate(_)));
+        self.reloads.last_text = text.filter(|_| !elsewhere);
         match outcome {
             Err(refusal) => self.refuse(&refusal, readers),
             Ok(candidate) if self.reloads.plan.is_none() && candidate.config == *self.config => {
@@ -191,7 +195,6 @@ impl Core {
         let reloads = &mut self.reloads;
         reloads.reloads += 1;
         reloads.loaded_at_ms = now_ms();
-        reloads.last_error = None;
         tracing::info!(
             clusters = self.clusters.len(),
             routes = self.config.routes.len(),
@@ -210,10 +213,17 @@ impl Core {
         self.reloads.planners.extend(readers);
         let in_force = self.clusters.iter().map(|cluster| &cluster.state);
         self.reloads.plan = Some(Plan::new(candidate, in_force, now));
+        // Here, not when the plan comes into force: the file may have become another meanwhile, and been refused.
+        self.reloads.last_error = None;
     }
 
     fn refuse(&mut self, refusal: &Refusal, readers: Vec<Waiter>) {
         let message = refusal.to_string();
+        let last = self.reloads.last_error.as_ref();
+        if readers.is_empty() && last.is_some_and(|last| last.message == message) {
+            // Nobody asked, and nothing is new: the next look may find more.
+            return;
+        }
         tracing::error!("configuration not reloaded, the old one stays: {message}");
         self.reloads.rejected += 1;
         self.reloads.last_error = Some(Problem::now(message.clone()));

@@ -5,15 +5,23 @@ mod passive;
 mod reload;
 mod support;
 
-use std::{collections::BTreeMap, fs, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::support::{
-    Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, eligible, ip, refused, yaml,
+    Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, core, eligible, ip, refused,
+    yaml,
 };
+use super::jobs::Ended;
 use crate::{
     control_plane::{
+        config::Config,
         discovery::Lookup,
         health::Outcome,
         status::{CheckResult, Detected, LookupResult, Standing},

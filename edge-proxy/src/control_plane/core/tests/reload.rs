@@ -264,6 +264,30 @@ async fn counters_never_fall_when_another_cluster_takes_the_place_of_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_is_still_told_when_an_older_reload_comes_into_force() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let old = yaml(&[("echo", CHECKED)]);
+    let file = File::new(&old);
+    let mut running = Running::with(network, &old, Some(&file.path()));
+    running.until_eligible(&[1]).await;
+    file.write(&yaml(&[("echo", CHECKED), ("nobody", CHECKED)]));
+    let handle = running.handle.clone();
+    let reload = tokio::spawn(async move { handle.reload().await });
+    sleep(SECOND).await;
+    assert!(running.report().configuration.pending);
+    file.write("nonsense");
+    assert!(running.handle.reload().await.is_err());
+    assert_eq!(reload.await.unwrap(), Ok(()));
+    let report = running.report();
+    assert_eq!(report.clusters.len(), 2);
+    assert!(
+        report.configuration.last_error.is_some(),
+        "the file as it is now isn't in force"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shorter_refresh_or_interval_counts_from_the_reload() {
     let network = Scripted::default();
     network.name("echo.", &[1]);
@@ -299,4 +323,56 @@ async fn a_shorter_refresh_or_interval_counts_from_the_reload() {
         before.clusters[0].endpoints[0].shared.id,
         after.clusters[0].endpoints[0].shared.id
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_judged_against_an_older_configuration_is_read_again() {
+    let text = yaml(&[("echo", CHECKED)]);
+    let file = File::new(&text);
+    let (mut core, ..) = core(&Scripted::default(), &text, Some(&file.path()));
+    core.reread(None);
+    // A plan comes into force while the file is read.
+    core.config = Arc::new(Config::clone(&core.config));
+    for _ in 0..2 {
+        let ended = timeout(SECOND, core.jobs.next()).await.expect("a read");
+        assert!(matches!(ended, Ended::Read(Some(_))));
+        core.ended(ended, Instant::now());
+    }
+    assert!(core.jobs.try_next().is_none());
+    let (done, answer) = tokio::sync::oneshot::channel();
+    core.reread(Some(done));
+    let ended = core.jobs.next().await;
+    core.ended(ended, Instant::now());
+    assert_eq!(answer.await.unwrap(), Ok(()), "nothing came between");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_comes_after_its_configuration_is_found() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let old = yaml(&[("echo", CHECKED)]);
+    let file = File::new(&old);
+    let mut running = Running::with(network, &old, Some(&file.path()));
+    running.until_eligible(&[1]).await;
+    let pair = tempfile::tempdir().unwrap();
+    let new = old.replace("/no/such", &pair.path().display().to_string());
+    file.write(&new);
+    let error = running.handle.reload().await.unwrap_err();
+    assert!(error.0.contains("tls.crt: the file isn't there"), "{error}");
+    let rejected = |running: &Running| running.report().configuration.rejected;
+    let told = rejected(&running);
+    sleep(600 * SECOND).await;
+    assert!(
+        rejected(&running) <= told + 1,
+        "once for each who asks, and once for the watch"
+    );
+    crate::control_plane::tests::write_pair(pair.path(), true);
+    timeout(62 * SECOND, async {
+        while running.reader.load().tls.is_none() {
+            assert!(running.reader.changed().await);
+        }
+    })
+    .await
+    .expect("looked at again");
+    assert_eq!(running.report().configuration.last_error, None);
 }

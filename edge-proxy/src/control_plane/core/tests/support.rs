@@ -176,29 +176,12 @@ impl Running {
     }
 
     pub(super) fn with(network: Scripted, yaml: &str, source: Option<&Path>) -> Self {
-        let config = Config::parse(yaml, Path::new("test.yaml")).unwrap().config;
-        let (commands, orders) = mpsc::unbounded_channel();
-        let (first_answered, first_answers) = watch::channel(false);
-        let hints = Arc::new(Hints::default());
-        let wires = Wires {
-            hints: hints.clone(),
-            orders,
-            first_answered,
-            network: Box::new(network.clone()),
-        };
-        let certificate = Served::read(&config.certificate_chain, &config.private_key).unwrap();
-        let source = source.map(Path::to_owned);
-        let (core, reader, status) = Core::new(config, source, certificate, wires);
-        let handle = ControlHandle {
-            commands,
-            first_answers,
-            status,
-        };
+        let (core, handle, reader) = core(&network, yaml, source);
         Self {
             network,
             handle,
             reader,
-            hints,
+            hints: core.hints.clone(),
             task: tokio::spawn(core.run()),
         }
     }
@@ -235,6 +218,32 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// A control plane whose loop doesn't run yet.
+pub(super) fn core(
+    network: &Scripted,
+    yaml: &str,
+    source: Option<&Path>,
+) -> (Core, ControlHandle, Reader) {
+    let config = Config::parse(yaml, Path::new("test.yaml")).unwrap().config;
+    let (commands, orders) = mpsc::unbounded_channel();
+    let (first_answered, first_answers) = watch::channel(false);
+    let wires = Wires {
+        hints: Arc::default(),
+        orders,
+        first_answered,
+        network: Box::new(network.clone()),
+    };
+    let certificate = Served::read(&config.certificate_chain, &config.private_key).unwrap();
+    let source = source.map(Path::to_owned);
+    let (core, reader, status) = Core::new(config, source, certificate, wires);
+    let handle = ControlHandle {
+        commands,
+        first_answers,
+        status,
+    };
+    (core, handle, reader)
 }
 
 pub(super) fn eligible(cluster: &Cluster) -> Vec<u8> {
