@@ -87,6 +87,7 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
             .map(|(i, (target, target_state))| TargetReport {
                 target: display(target),
                 addresses: state.members.listed(i).collect(),
+                asked_since_ms: target_state.since_ms,
                 last_answer_at_ms: target_state.answered_at_ms,
                 last_result: target_state.last_result,
                 last_error: target_state.last_error.clone(),

@@ -50,6 +50,8 @@ pub(super) struct ClusterState {
 #[derive(Debug)]
 pub(super) struct TargetState {
     pub(super) pace: Pace,
+    /// When it was first to be looked up.
+    pub(super) since_ms: u64,
     /// The last answer, of either kind.
     pub(super) answered_at_ms: Option<u64>,
     pub(super) last_result: Option<LookupResult>,
@@ -154,6 +156,8 @@ impl ClusterState {
         add(&mut self.lookups, &previous.lookups);
         add(&mut self.checks, &previous.checks);
         add(&mut self.detections, &previous.detections);
+        // No snapshot names the others any more: workers close their connections, and no identity is used again.
+        self.inherited.clear();
     }
 
     /// Has the workers count by this cluster's thresholds and limits: it comes into force.
@@ -411,6 +415,7 @@ impl ClusterState {
             let Some(at) = old.targets.iter().position(|old| old == target) else {
                 continue;
             };
+            self.targets[i].since_ms = previous.targets[at].since_ms;
             let known: BTreeSet<_> = previous.members.named(at).collect();
             if known.is_empty() {
                 continue;
@@ -487,12 +492,22 @@ impl ClusterState {
         let cluster = &*self.spec.name;
         let name = &*self.spec.targets[target].host;
         match &lookup.error {
-            Some(error) => tracing::warn!(
-                cluster,
-                name,
-                error,
-                "DNS gave no addresses; keeping the endpoints that are known"
-            ),
+            Some(error) => {
+                let becomes = match (&lookup.answer, &self.spec.health_check) {
+                    (Answer::Empty, Some(_)) => {
+                        "endpoints that are known stay while their checks pass"
+                    }
+                    _ => "the endpoints that are known stay",
+                };
+                let endpoints = self.endpoints.len();
+                tracing::warn!(
+                    cluster,
+                    name,
+                    error,
+                    endpoints,
+                    "DNS gave no addresses; {becomes}"
+                );
+            }
             None if self.targets[target].last_error.is_some() => {
                 tracing::info!(cluster, name, "DNS answers again");
             }
@@ -512,6 +527,7 @@ impl TargetState {
     fn new(now: Instant) -> Self {
         Self {
             pace: Pace::new(now),
+            since_ms: now_ms(),
             answered_at_ms: None,
             last_result: None,
             last_error: None,

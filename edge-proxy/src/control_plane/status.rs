@@ -161,6 +161,8 @@ pub struct TargetReport {
     pub target: String,
     /// Addresses in force for it.
     pub addresses: Vec<SocketAddr>,
+    /// Since when it is asked for.
+    pub asked_since_ms: u64,
     /// When DNS last answered (with addresses or that there are none); `None`: never yet. Addresses as written are
     /// answered at the start.
     pub last_answer_at_ms: Option<u64>,

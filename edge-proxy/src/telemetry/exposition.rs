@@ -13,7 +13,9 @@ use super::{
     process,
 };
 use crate::{
-    control_plane::status::{CheckResult, Detected, EndpointReport, LookupResult, Report, now_ms},
+    control_plane::status::{
+        CheckResult, Detected, EndpointReport, LookupResult, Report, TargetReport, now_ms,
+    },
     snapshot::{Health, Heartbeats, circuit::CircuitUse, pressure::Pressure, streak::Detector},
 };
 
@@ -107,7 +109,7 @@ families! {
     LOOKUPS = "counter" "edge_dns_lookups_total" ["cluster", "result"]
         "DNS look-ups that ended.";
     ANSWER_AGE = "gauge" "edge_dns_last_answer_age_seconds" ["cluster"]
-        "Age of the last answer, of the cluster's name that has waited longest.";
+        "Age of the last answer, of the cluster's name that has waited longest; without one, since it is asked for.";
     CERTIFICATE_EXPIRY = "gauge" "edge_certificate_expiry_timestamp_seconds" []
         "When the certificate that is served expires, in Unix time.";
     CERTIFICATE_LOADS = "counter" "edge_certificate_loads_total" ["result"]
@@ -254,12 +256,11 @@ fn clusters(text: &mut Text, report: &Report) {
     }
     text.family(ANSWER_AGE);
     for cluster in resolved() {
-        let oldest = cluster
-            .targets
-            .iter()
-            .filter_map(|target| target.last_answer_at_ms)
-            .min();
-        if let Some(at) = oldest {
+        let waits_since = |target: &TargetReport| {
+            let answered = target.last_answer_at_ms;
+            answered.unwrap_or(target.asked_since_ms)
+        };
+        if let Some(at) = cluster.targets.iter().map(waits_since).min() {
             let age = Duration::from_millis(now_ms().saturating_sub(at));
             text.sample(ANSWER_AGE, &[&cluster.name], age.as_secs_f64());
         }

@@ -88,6 +88,28 @@ async fn metrics_are_the_listed_families_and_nothing_else() {
     assert!(!text.contains("Secret"), "a raw path is no label");
 }
 
+#[tokio::test]
+async fn a_name_that_was_never_answered_has_waited_longest() {
+    let mut report = support::report(2);
+    let targets = &mut report.clusters[0].targets;
+    let mut never = targets[0].clone();
+    never.last_answer_at_ms = None;
+    targets.push(never);
+    let (state, asked) = support::state(report);
+    let text = Server::start(state, asked, false)
+        .await
+        .get("/metrics")
+        .await
+        .body;
+    let ages: Vec<f64> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("edge_dns_last_answer_age_seconds{"))
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap())
+        .collect();
+    // Asked for an hour ago; the other cluster's name was answered 3 s ago.
+    assert!(ages[0] >= 3_600.0 && ages[1] < 3_600.0, "{ages:?}");
+}
+
 /// Prometheus' text format 0.0.4, and the conventions for names.
 fn check_format(text: &str) {
     let mut seen = HashSet::new();

@@ -158,6 +158,7 @@ fn cluster(name: &str, port: u16, endpoints: usize, now: u64) -> ClusterReport {
                 .iter()
                 .map(|endpoint| endpoint.shared.address)
                 .collect(),
+            asked_since_ms: now - 3_600_000,
             last_answer_at_ms: Some(now - 3_000),
             last_result: Some(LookupResult::Answer),
             last_error: None,

@@ -65,6 +65,32 @@ async fn dns_that_fails_changes_nothing_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_says_what_becomes_of_the_endpoints_when_dns_gives_none() {
+    let failed = || Lookup::failed(LookupResult::ServFail, "on purpose".into());
+    let empty = || Lookup::empty("on purpose");
+    for (check, lookup, told) in [
+        (CHECKED, failed(), "the endpoints that are known stay"),
+        (CHECKED, empty(), "while their checks pass"),
+        (UNCHECKED, empty(), "the endpoints that are known stay"),
+    ] {
+        let log = Log::default();
+        let _guard = log.capture();
+        let network = Scripted::default();
+        network.name("echo.", &[1, 2]);
+        let mut running = Running::with(network.clone(), &yaml(&[("echo", check)]), None);
+        running.until_eligible(&[1, 2]).await;
+        network.look_up_says("echo.", lookup);
+        sleep(60 * SECOND).await;
+        let lines = log.lines("on purpose");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].contains(told) && lines[0].contains("endpoints=2"),
+            "{lines:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_answer_removes_only_what_fails_its_checks() {
     let network = Scripted::default();
     network.name("echo.", &[1, 2]);

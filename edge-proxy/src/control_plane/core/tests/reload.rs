@@ -172,6 +172,28 @@ async fn another_check_of_the_same_addresses_keeps_their_identity() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_address_that_was_gone_has_another_identity() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let old = yaml(&[("echo", CHECKED)]);
+    let file = File::new(&old);
+    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
+    let before = running.until_eligible(&[1]).await;
+    // Another name for it, which is answered after the reload's patience is over.
+    let found = Lookup::found([ip(1).ip()], 8081);
+    network.look_up_does("late.", Answered::Later(8 * SECOND, found));
+    file.write(&old.replace("\"echo.:", "\"late.:"));
+    assert_eq!(running.handle.reload().await, Ok(()));
+    assert!(running.reader.load().clusters[0].endpoints.is_empty());
+    let after = running.until_eligible(&[1]).await;
+    // Workers were told that the first one will never come back, and close its connections.
+    assert_ne!(
+        before.clusters[0].endpoints[0].shared.id,
+        after.clusters[0].endpoints[0].shared.id
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_file_there_is_nothing_to_reload() {
     let running = Running::start(Scripted::default());
     assert!(running.handle.reload().await.is_err());
