@@ -95,6 +95,23 @@ fn told_twice_to_end_it_ends_at_once_with_exit_code_1() {
     assert_eq!(running.end().0, Some(1));
 }
 
+#[test]
+fn a_level_that_is_none_does_not_silence_the_log() {
+    for (wrong, told) in [("", false), ("loud", true), ("info,rpc=[", true)] {
+        // It waits for the line "listening".
+        let running = Running::start(echo().env("PORT", "0").env("RUST_LOG", wrong));
+        assert_eq!(
+            running.before.len(),
+            usize::from(told),
+            "{wrong}: {:?}",
+            running.before
+        );
+        if told {
+            assert_eq!(running.before[0]["RUST_LOG"], wrong);
+        }
+    }
+}
+
 fn echo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_echo-grpc"));
     command
@@ -108,6 +125,8 @@ fn echo() -> Command {
 struct Running {
     process: Child,
     log: BufReader<ChildStdout>,
+    /// What it logged before it listened.
+    before: Vec<serde_json::Value>,
     address: SocketAddr,
 }
 
@@ -122,10 +141,14 @@ impl Running {
         let mut running = Self {
             process,
             log,
+            before: Vec::new(),
             address: ([0, 0, 0, 0], 0).into(),
         };
-        let line = running.line();
-        assert_eq!(line["message"], "listening");
+        let mut line = running.line();
+        while line["message"] != "listening" {
+            running.before.push(line);
+            line = running.line();
+        }
         running.address = line["address"].as_str().unwrap().parse().unwrap();
         running
     }
@@ -133,7 +156,7 @@ impl Running {
     /// The next line of its log.
     fn line(&mut self) -> serde_json::Value {
         let mut line = String::new();
-        self.log.read_line(&mut line).unwrap();
+        assert_ne!(self.log.read_line(&mut line).unwrap(), 0, "it has ended");
         serde_json::from_str(&line).unwrap()
     }
 

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Makes the log the process's own and starts its thread. What it says is chosen by `RUST_LOG`
@@ -22,7 +23,10 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Keep the result until the process ends: dropping it writes what is still queued.
 pub(crate) fn start() -> io::Result<Flush> {
     let queue = Queue::start(io::stdout())?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let text = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    let filter = filter(&text);
+    let wrong = filter.is_none();
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(DEFAULT));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(queue.clone());
@@ -38,7 +42,27 @@ pub(crate) fn start() -> io::Result<Flush> {
                 .finish(),
         )
     };
+    if wrong {
+        tracing::warn!(
+            RUST_LOG = text,
+            "RUST_LOG can't be read: logging at level {DEFAULT}"
+        );
+    }
     Ok(Flush(queue))
+}
+
+/// What `RUST_LOG` asks for; `None` if that can't be read. (`EnvFilter` takes nothing for `error`, and any word for a target,
+/// which is all that is logged then; a lone word is a level here, as in the proxy.)
+fn filter(text: &str) -> Option<EnvFilter> {
+    let text = match text.trim() {
+        "" => DEFAULT,
+        text => text,
+    };
+    let lone = !text.contains(['=', ',', '[']);
+    if lone && text.parse::<LevelFilter>().is_err() {
+        return None;
+    }
+    EnvFilter::builder().parse(text).ok()
 }
 
 /// Writes what is queued when dropped, or gives up after a second.
@@ -133,6 +157,8 @@ fn write(queued: &Receiver<Message>, output: impl Write, dropped: &AtomicU64) {
     }
 }
 
+const DEFAULT: &str = "info";
+
 /// Lines that may wait: some seconds of a busy service.
 const QUEUE: usize = 4096;
 
@@ -159,6 +185,22 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn what_rust_log_says_is_a_level_or_directives() {
+        let read = |text| filter(text).map(|filter| filter.to_string());
+        assert_eq!(read("").as_deref(), Some("info"));
+        assert_eq!(read(" ").as_deref(), Some("info"));
+        assert_eq!(read("Debug").as_deref(), Some("debug"));
+        let both = read("info,rpc::health=off").unwrap();
+        assert!(
+            both.contains("rpc::health=off") && both.contains("info"),
+            "{both}"
+        );
+        for wrong in ["loud", "info,rpc=[", "rpc=loud"] {
+            assert_eq!(read(wrong), None, "{wrong}");
         }
     }
 
