@@ -290,6 +290,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, rpcs: Rpcs, go_away: Ca
         // The peer has gone already; reading will say so.
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
+    // hyper waits for the preface for ever, without a PING, and GOAWAY has to wait for it, too.
+    if timeout(FIRST_BYTE, stream.peek(&mut [0])).await.is_err() {
+        tracing::debug!(%peer, "a connection that said nothing");
+        return;
+    }
     let service = service_fn(|request: Request<Incoming>| rpcs.clone().handle(peer, request));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -351,6 +356,9 @@ const MAX_HEADER_LIST: u32 = 48 * 1024;
 /// A peer that vanished without a word (its node is gone) is found after these two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a new connection may say nothing; clients of HTTP/2 begin at once (RFC 9113 §3.4).
+const FIRST_BYTE: Duration = Duration::from_secs(10);
 
 /// How long the last trailers may take to be written.
 const FAREWELL: Duration = Duration::from_secs(1);

@@ -12,7 +12,9 @@ use std::{io::ErrorKind, time::Duration};
 
 use bytes::Bytes;
 use grpc_service::{Drain, LIVENESS, Server, StartError};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -97,6 +99,24 @@ async fn uploads_that_nobody_reads_stop_no_other() {
     upload.send_data(vec![0; 1024 * 1024].into(), true).unwrap();
     let response = within(response).await.unwrap();
     assert_eq!(Answer::read(response).await.status(), Code::Ok);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_says_nothing_is_closed_and_holds_up_no_end() {
+    let drain = Drain {
+        finish: HOUR,
+        ..Drain::default()
+    };
+    let server = Running::start(drain).await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let closed = timeout(HOUR, silent.read(&mut [0])).await;
+    assert_eq!(closed.expect("it is closed").unwrap(), 0);
+
+    let _silent = TcpStream::connect(server.address).await.unwrap();
+    let told = Instant::now();
+    server.shutdown.drain();
+    server.serving.await.unwrap();
+    assert!(told.elapsed() < HOUR, "{:?}", told.elapsed());
 }
 
 #[tokio::test]
