@@ -116,11 +116,12 @@ impl Core {
             self.reloads.again = true;
             return;
         }
-        let config = self.config.clone();
-        self.reloads.reading = Some(config.clone());
+        let (config, judged_against) = (self.config.clone(), self.config.clone());
         let identities = self.certificate.identities().clone();
         self.jobs
             .start_read(move || reload::read(&path, &config, &identities));
+        // Only now: where no thread can be had for it, that panics, and the next one may be read.
+        self.reloads.reading = Some(judged_against);
     }
 
     /// The file was read.

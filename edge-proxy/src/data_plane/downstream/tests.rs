@@ -302,6 +302,31 @@ fn an_rpc_keeps_its_cluster_and_nothing_else_of_the_snapshot_that_it_began_under
 }
 
 #[test]
+fn an_endpoint_that_comes_back_while_its_rpcs_run_keeps_its_new_connection() {
+    running(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect(&bench).await;
+        let long = client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        let first = bench.worker.snapshot();
+        let endpoint = first.clusters[0].endpoints[0].shared.clone();
+        until(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+        let mut without = Snapshot::clone(&first);
+        without.clusters.clear();
+        bench.worker.follow(Arc::new(without));
+        bench.worker.follow(Arc::new(Snapshot::clone(&first)));
+        for _ in 0..3 {
+            let stream = client.call("/api.Echo/Echo", b"", true);
+            assert_eq!(client.status(stream).await, "0");
+        }
+        let opened = &bench.shard.connections(metrics::Side::Upstream).opened;
+        assert_eq!(opened.get(), 2);
+        client.engine.send_data(long, b"", true, testing::now());
+        assert_eq!(client.status(long).await, "0");
+    });
+}
+
+#[test]
 fn a_refused_rpc_is_attempted_again_while_its_body_is_kept() {
     running(|| async {
         let backends = [backend(refuse).await, backend(echo()).await];

@@ -198,6 +198,8 @@ impl Pool {
                     pool.remove_if_unused(worker);
                 }
                 Some((cluster, endpoint)) => {
+                    // It may have been away while an RPC of it ran.
+                    pool.retired.set(false);
                     *pool.policy.borrow_mut() = cluster.policy.clone();
                     if endpoint.close_connections {
                         for connection in pool.connections.borrow().iter() {
