@@ -96,6 +96,30 @@ async fn a_second_signal_ends_it_at_once_with_1() {
 }
 
 #[tokio::test]
+async fn the_first_signal_after_quitquitquit_lets_it_drain() {
+    let backend = Backend::start().await;
+    let known = Known::write(Proxy::to([&backend]));
+    let program = Process::start(PROGRAM, run(&known.files));
+    known.probed("/readyz", 200).await;
+    let client = known.test_client().await;
+    let running = tokio::spawn({
+        let mut client = client.clone();
+        let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
+        async move { client.unary(asked).await }
+    });
+    backend.journal.begun("r").await;
+    let told = client::post(known.admin, "/quitquitquit").await.unwrap();
+    assert_eq!(told.status(), 200);
+    program.signal("TERM").await;
+    program.reports("SIGTERM").await;
+    backend.open("end");
+    within("the RPC", running).await.unwrap().unwrap();
+    drop(client);
+    let ended = program.ended().await;
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn too_few_open_files_are_told_at_the_start() {
     let backend = Backend::start().await;
     let known = Known::write(Proxy::to([&backend]));

@@ -298,12 +298,26 @@ async fn certificates_and_reloads() {
         n == 1.0
     })
     .await;
+    is(
+        &proxy,
+        "edge_configuration_last_reload_successful",
+        &[],
+        1.0,
+    )
+    .await;
     proxy
         .files
         .change(|config| config["routes"] = "nonsense".into());
     becomes(&proxy, "edge_configuration_reloads_total", &[], |n| {
         n == 2.0
     })
+    .await;
+    is(
+        &proxy,
+        "edge_configuration_last_reload_successful",
+        &[],
+        0.0,
+    )
     .await;
     is(&proxy, "edge_ready", &[], 1.0).await;
     becomes(&proxy, "edge_memory_resident_bytes", &[], |n| n > 1e6).await;

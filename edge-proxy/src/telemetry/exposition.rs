@@ -118,6 +118,8 @@ families! {
         "Reloads of the configuration that came into force (applied) or were refused (rejected).";
     LOADED = "gauge" "edge_configuration_loaded_timestamp_seconds" []
         "When the configuration came into force, in Unix time.";
+    CURRENT = "gauge" "edge_configuration_last_reload_successful" []
+        "1 unless the configuration's file, as it was last read, was refused.";
     READY = "gauge" "edge_ready" []
         "1 while /readyz answers 200.";
     HEARTBEAT = "gauge" "edge_worker_heartbeat_age_seconds" []
@@ -305,6 +307,8 @@ fn process(text: &mut Text, scrape: &Scrape<'_>) {
     text.sample(RELOADS, &["rejected"], report.configuration.rejected);
     let loaded = Duration::from_millis(report.configuration.loaded_at_ms).as_secs_f64();
     text.single(LOADED, Some(loaded));
+    let refused = report.configuration.last_error.is_some();
+    text.single(CURRENT, Some(u8::from(!refused)));
     text.single(READY, Some(u8::from(scrape.ready)));
     text.single(HEARTBEAT, Some(scrape.heartbeats.oldest().as_secs_f64()));
     text.single(PANICS, Some(report.panics));
