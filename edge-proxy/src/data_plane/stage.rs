@@ -80,7 +80,7 @@ impl Stage {
             let worker = worker.clone();
             async move {
                 loop {
-                    worker.memory.short().await;
+                    worker.short().await;
                     rpc::relieve(&worker);
                 }
             }

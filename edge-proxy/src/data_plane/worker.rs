@@ -89,6 +89,8 @@ pub(crate) struct Worker {
     pub(crate) network: RefCell<Option<Rc<dyn super::stage::Network>>>,
     /// How short of memory it is.
     pub(crate) pressure: Cell<Pressure>,
+    /// See [`search`](Self::search).
+    next_search: Cell<Option<Instant>>,
     now: Cell<Instant>,
     next_client: Cell<u64>,
     /// Pairs of a wall clock and a monotonic moment, so that log lines don't ask the kernel.
@@ -239,7 +241,7 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
                 let snapshot = parts.reader.load();
                 worker.follow(snapshot);
             }
-            () = worker.memory.short() => rpc::relieve(&worker),
+            () = worker.short() => rpc::relieve(&worker),
             // Without a limit there is no sender, and this never happens.
             Ok(()) = parts.pressure.changed() => {
                 let pressure = *parts.pressure.borrow_and_update();
@@ -281,15 +283,24 @@ pub(crate) async fn fire_timers(worker: Rc<Worker>) {
             biased;
             () = worker.timers.changed.notified() => {}
             () = sleep => {
-                let now = worker.tick();
+                let (mut now, mut fired) = (worker.tick(), 0);
                 while let Some(timer) = worker.timers.take_due(now) {
                     let fire = || match timer {
-                        Timer::Rpc(key) => rpc::deadline(&worker, key, now),
+                        Timer::Rpc(key) => {
+                            rpc::deadline(&worker, key, now);
+                            1
+                        }
                         Timer::Waiting(endpoint) => Pool::expire(&worker, endpoint, now),
                     };
                     // The others' deadlines are to be kept whatever becomes of this one.
-                    if catch_unwind(AssertUnwindSafe(fire)).is_err() {
+                    fired += catch_unwind(AssertUnwindSafe(fire)).unwrap_or_else(|_| {
                         tracing::error!(?timer, "a panic at a deadline");
+                        1
+                    });
+                    // Clients decide how many have the same deadline, and connections are to have their turns between.
+                    if fired >= AT_ONCE {
+                        tokio::task::yield_now().await;
+                        (now, fired) = (worker.tick(), 0);
                     }
                 }
             }
@@ -329,6 +340,7 @@ impl Worker {
             #[cfg(any(test, fuzzing))]
             network: RefCell::default(),
             pressure: Cell::default(),
+            next_search: Cell::default(),
             now: Cell::new(now),
             next_client: Cell::new(0),
             epoch: Cell::new((SystemTime::now(), now)),
@@ -454,9 +466,28 @@ impl Worker {
         let excess = usize::try_from(pressure.excess()).unwrap_or(usize::MAX);
         let is_short = pressure.level >= Level::Shedding;
         self.memory.press(is_short.then_some(excess));
-        if is_short {
+        let next = self.next_search.get();
+        if is_short && next.is_none_or(|next| next <= self.tick()) {
             rpc::shed_stalled(self, pressure);
         }
+    }
+
+    /// Waits until more is held than may be, and it may be looked for again.
+    pub(crate) async fn short(&self) {
+        let next = self.next_search.get();
+        if let Some(next) = next.filter(|next| *next > self.tick()) {
+            tokio::time::sleep_until(next.into()).await;
+        }
+        self.memory.short().await;
+    }
+
+    /// Does what looks at all RPCs for something to free. There is no other before nine times as long has passed: while
+    /// nothing can be freed, every byte that comes would be a reason, and clients decide how many RPCs there are.
+    pub(crate) fn search(&self, search: impl FnOnce()) {
+        let begun = self.tick();
+        search();
+        let took = self.tick().saturating_duration_since(begun);
+        self.next_search.set(Some(begun + took * SEARCH_SHARE));
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {
@@ -534,6 +565,12 @@ impl Timers {
         self.left_behind.set(0);
     }
 
+    /// How many there are, those left behind among them.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
     fn next(&self) -> Option<Instant> {
         self.entries.borrow().peek().map(|Reverse((at, _))| *at)
     }
@@ -546,6 +583,12 @@ impl Timers {
         entries.pop().map(|Reverse((_, timer))| timer)
     }
 }
+
+/// Deadlines that fire in one go.
+const AT_ONCE: usize = 100;
+
+/// Searches for something to free take a tenth of the time.
+const SEARCH_SHARE: u32 = 10;
 
 /// Fewer entries of RPCs that have ended are no trouble.
 const MANY_LEFT_BEHIND: usize = 256;

@@ -248,6 +248,8 @@ impl Rpc {
             State::Open(attempt) | State::Relaying(attempt) => {
                 attempt.link().blocked(attempt.stream)
             }
+            // What it has sent is kept, and nobody takes it.
+            State::Waiting(..) if !self.replay.is_empty() => Some(self.active),
             State::Answering(..) | State::Waiting(..) | State::Flushing(_) => None,
         };
         [down, up].into_iter().flatten().min()

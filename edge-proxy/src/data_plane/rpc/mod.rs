@@ -403,28 +403,29 @@ pub(crate) fn of_upstream(worker: &Worker, connection: &Rc<Upstream>) -> Vec<Key
 
 /// More is held back than may be: copies for further attempts go, then the streams that have been stalled for longest.
 pub(crate) fn relieve(worker: &Rc<Worker>) {
-    let has_copy = |rpc: &Rpc| matches!(rpc.state, State::Open(_)) && !rpc.replay.is_empty();
-    let copies = worker.rpcs.borrow().keys_where(has_copy);
-    for key in copies {
-        step(worker, key, |rpc| {
-            rpc.replay.release();
-            Step::On
-        });
-    }
-    shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED);
+    worker.search(|| {
+        let has_copy = |rpc: &Rpc| matches!(rpc.state, State::Open(_)) && !rpc.replay.is_empty();
+        let copies = worker.rpcs.borrow().keys_where(has_copy);
+        for key in copies {
+            step(worker, key, |rpc| {
+                rpc.replay.release();
+                Step::On
+            });
+        }
+        shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED);
+    });
 }
 
 /// The process is short of memory: this worker's share of what is too much is freed, as far as streams and connections
 /// hold it that stand still.
 pub(crate) fn shed_stalled(worker: &Rc<Worker>, pressure: Pressure) {
     let excess = usize::try_from(pressure.excess()).unwrap_or(usize::MAX);
-    worker.tick();
     // One that waits for a moment moves on by itself, if there is time for that.
     let least = match pressure.level {
         Level::Calm | Level::Shedding | Level::Parting => STALLED,
         Level::Refusing | Level::Closed => BLOCKED,
     };
-    shed(worker, worker.memory.share_of(excess), least, least);
+    worker.search(|| shed(worker, worker.memory.share_of(excess), least, least));
 }
 
 /// Frees so many bytes of what has been stalled for longest: streams, and connections as a whole, that have been for so

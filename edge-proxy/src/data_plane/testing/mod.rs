@@ -86,7 +86,7 @@ impl Bench {
             let worker = worker.clone();
             async move {
                 loop {
-                    worker.memory.short().await;
+                    worker.short().await;
                     rpc::relieve(&worker);
                 }
             }

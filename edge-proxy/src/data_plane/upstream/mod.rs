@@ -57,6 +57,10 @@ pub(crate) struct EndpointPool {
     /// Connections between the decision to open them and the peer's SETTINGS.
     opening: Cell<usize>,
     waiting: RefCell<Queue>,
+    /// These, up to that place, wait in vain.
+    in_vain: Cell<Option<(Failure, Place)>>,
+    /// When the queue's timer fires next; one that fires earlier than that is left over.
+    wakes_at: Cell<Option<Instant>>,
     /// No snapshot names this endpoint any more: what runs may finish, nothing new is opened.
     retired: Cell<bool>,
 }
@@ -161,20 +165,16 @@ impl Pool {
         }
     }
 
-    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere.
-    pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) {
+    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere. How many were told so.
+    pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) -> usize {
         let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
-        let Some(pool) = pool else { return };
-        let due = |waiting: &Waiting| waiting.until <= now;
-        loop {
-            // Not borrowed while it is told: it may come to wait here again.
-            let expired = pool.waiting.borrow_mut().take_first_if(due);
-            let Some(expired) = expired else { break };
-            rpc::connect_failed(worker, expired.rpc, Failure::ConnectTimeout);
-        }
-        if let Some(until) = pool.waiting.borrow().first_until() {
-            worker.timers.add(until, Timer::Waiting(endpoint));
-        }
+        let Some(pool) = pool.filter(|pool| pool.wakes_at.get().is_some_and(|at| at <= now)) else {
+            return 0;
+        };
+        pool.wakes_at.set(None);
+        let told = pool.turn_away(worker, now);
+        pool.remove_if_unused(worker);
+        told
     }
 
     /// Follows a new snapshot, which the worker has already: endpoints that are gone lose their connections when these
@@ -221,6 +221,8 @@ impl EndpointPool {
             connections: RefCell::default(),
             opening: Cell::new(0),
             waiting: RefCell::default(),
+            in_vain: Cell::default(),
+            wakes_at: Cell::default(),
             retired: Cell::new(false),
         }
     }
@@ -332,9 +334,7 @@ impl EndpointPool {
             // Every connection that there may be is there, and full.
             worker.shard.limits(Limit::UpstreamConnections).inc();
         }
-        if first {
-            worker.timers.add(until, Timer::Waiting(self.shared.id));
-        }
+        self.wake_by(worker, until);
         Ok(Acquired::Place(place))
     }
 
@@ -397,9 +397,46 @@ impl EndpointPool {
 
     /// Those that wait learn that it is in vain.
     fn send_elsewhere(&self, worker: &Rc<Worker>, failure: Failure) {
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for waiting in waiting.into_waiting() {
-            rpc::connect_failed(worker, waiting.rpc, failure);
+        self.in_vain
+            .set(Some((failure, self.waiting.borrow().last())));
+        self.turn_away(worker, worker.now());
+    }
+
+    /// Tells those that wait in vain, or for too long, to try elsewhere: not too many at a time, since clients decide how
+    /// many they are, and others' RPCs are to run between. How many were told; the timer is set for the others.
+    fn turn_away(&self, worker: &Rc<Worker>, now: Instant) -> usize {
+        let mut told = 0;
+        while told < AT_ONCE
+            // Not borrowed while it is told: it may come to wait here again.
+            && let Some((rpc, failure)) = self.next_turned_away(now)
+        {
+            rpc::connect_failed(worker, rpc, failure);
+            told += 1;
+        }
+        if let Some(until) = self.waiting.borrow().first_until() {
+            let in_vain = self.in_vain.get().is_some();
+            self.wake_by(worker, if in_vain { now } else { until });
+        }
+        told
+    }
+
+    fn next_turned_away(&self, now: Instant) -> Option<(Key, Failure)> {
+        let mut waiting = self.waiting.borrow_mut();
+        if let Some((failure, last)) = self.in_vain.get() {
+            if let Some(first) = waiting.take_first_up_to(last) {
+                return Some((first.rpc, failure));
+            }
+            self.in_vain.set(None);
+        }
+        let expired = waiting.take_first_if(|waiting| waiting.until <= now)?;
+        Some((expired.rpc, Failure::ConnectTimeout))
+    }
+
+    /// Has the queue looked at by then. One timer for all, whatever comes and goes.
+    fn wake_by(&self, worker: &Worker, at: Instant) {
+        if self.wakes_at.get().is_none_or(|set| at < set) {
+            self.wakes_at.set(Some(at));
+            worker.timers.add(at, Timer::Waiting(self.shared.id));
         }
     }
 
@@ -429,3 +466,9 @@ impl EndpointPool {
         }
     }
 }
+
+/// RPCs that are told something in one go.
+const AT_ONCE: usize = 100;
+
+#[cfg(test)]
+mod tests;

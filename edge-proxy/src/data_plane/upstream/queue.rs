@@ -43,6 +43,17 @@ impl Queue {
         self.waiting.remove(&place)
     }
 
+    /// The last place that was given.
+    pub(super) fn last(&self) -> Place {
+        self.last
+    }
+
+    /// Takes the first one out, if it stands there or before.
+    pub(super) fn take_first_up_to(&mut self, last: Place) -> Option<Waiting> {
+        let first = self.waiting.first_entry()?;
+        (*first.key() <= last).then(|| first.remove())
+    }
+
     /// Takes the first one out, if it is so.
     pub(super) fn take_first_if(
         &mut self,
@@ -69,11 +80,6 @@ impl Queue {
         for waiting in self.waiting.values_mut() {
             waiting.avoid = None;
         }
-    }
-
-    /// All of them, in order, as they leave.
-    pub(super) fn into_waiting(self) -> impl Iterator<Item = Waiting> {
-        self.waiting.into_values()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -112,6 +118,20 @@ mod tests {
         let order: Vec<_> = queue.iter().map(|(_, waiting)| waiting.rpc).collect();
         assert_eq!(order, [1, 2, 4, 5].map(Key::from_engine));
         assert_eq!(queue.len(), 4);
+    }
+
+    #[test]
+    fn who_comes_later_is_not_among_those_up_to_a_place() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.push(waiting(1, now));
+        let last = queue.last();
+        queue.push(waiting(2, now));
+        assert_eq!(
+            queue.take_first_up_to(last).unwrap().rpc,
+            Key::from_engine(1)
+        );
+        assert!(queue.take_first_up_to(last).is_none());
     }
 
     #[test]

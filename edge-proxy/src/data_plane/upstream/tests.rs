@@ -1,0 +1,127 @@
+//! Those that wait for a connection, as many as clients like.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http2::Reason;
+use tokio::{net::TcpListener, time::advance};
+
+use super::*;
+use crate::data_plane::testing::{
+    Bench, Client, Got, at_once, cluster_policy, policy, running, settle, stopped, until,
+};
+
+/// A backend that accepts and says nothing, as long as this value is kept.
+async fn silent() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// How many wait.
+fn waiting(bench: &Bench) -> usize {
+    bench.worker.pool.counts().2
+}
+
+/// Clients with so many RPCs in all that wait.
+async fn crowd(bench: &Bench, count: usize) -> Vec<(Client, usize)> {
+    let mut clients = Vec::new();
+    for left in (1..=count).rev().step_by(100) {
+        let mut client = Client::connect(bench).await;
+        let calls = left.min(100);
+        for _ in 0..calls {
+            client.call("/api.Echo/Echo", b"", true);
+        }
+        client.flush().await;
+        clients.push((client, calls));
+    }
+    at_once(|| waiting(bench) == count).await;
+    clients
+}
+
+/// The time passes in which three attempts of each are in vain.
+async fn give_up() {
+    for _ in 0..3 {
+        advance(cluster_policy().connect_timeout).await;
+        settle().await;
+    }
+}
+
+/// That all of them are answered with UNAVAILABLE.
+async fn all_unavailable(clients: Vec<(Client, usize)>) {
+    for (mut client, calls) in clients {
+        for _ in 0..calls {
+            let got = client.next().await;
+            let Got::Headers(_, head, true) = &got else {
+                panic!("{got:?}");
+            };
+            assert_eq!(head.get(b"grpc-status"), Some(&b"14"[..]));
+        }
+    }
+}
+
+#[test]
+fn a_queue_has_one_timer_however_often_it_is_left() {
+    stopped(|| async {
+        let (_silent, address) = silent().await;
+        let bench = Bench::new(&[address]);
+        let mut client = Client::connect(&bench).await;
+        // An engine keeps more than ten cancels back.
+        for _ in 0..8 {
+            let stream = client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            at_once(|| waiting(&bench) == 1).await;
+            client.engine.reset(stream, Reason::CANCEL);
+            client.flush().await;
+            at_once(|| waiting(&bench) == 0).await;
+        }
+        assert_eq!(bench.worker.timers.len(), 1);
+    });
+}
+
+#[test]
+fn those_that_waited_for_too_long_are_told_in_parts() {
+    stopped(|| async {
+        let (_silent, address) = silent().await;
+        let bench = Bench::new(&[address]);
+        let clients = crowd(&bench, 250).await;
+        give_up().await;
+        at_once(|| waiting(&bench) == 0).await;
+        all_unavailable(clients).await;
+    });
+}
+
+#[test]
+fn those_that_wait_in_vain_are_told_in_parts_and_nobody_is_left() {
+    stopped(|| async {
+        let (_silent, address) = silent().await;
+        let bench = Bench::new(&[address]);
+        let clients = crowd(&bench, 250).await;
+        let mut without = Snapshot::clone(&bench.worker.snapshot());
+        without.clusters.clear();
+        bench.worker.follow(Arc::new(without));
+        let in_vain = |pool: &Rc<EndpointPool>| pool.in_vain.get().is_some();
+        let has_more = || bench.worker.pool.endpoints.borrow().values().any(in_vain);
+        assert!(has_more(), "250 are more than are told in one go");
+        at_once(|| !has_more()).await;
+        give_up().await;
+        at_once(|| waiting(&bench) == 0).await;
+        all_unavailable(clients).await;
+    });
+}
+
+#[test]
+fn what_requests_that_wait_have_sent_is_given_up_when_memory_is_short() {
+    running(|| async {
+        let (_silent, address) = silent().await;
+        // A quarter of it may be held.
+        let bench = Bench::within(Some(256 * 1024), &[address], policy(), cluster_policy());
+        let mut client = Client::connect(&bench).await;
+        let first = client.call("/api.Echo/Echo", &[0; 30 * 1024], false);
+        for _ in 0..3 {
+            client.call("/api.Echo/Echo", &[0; 30 * 1024], false);
+        }
+        assert_eq!(client.status(first).await, "8");
+        until(|| !bench.worker.memory.is_short()).await;
+        assert!(waiting(&bench) > 0, "others wait on");
+    });
+}
