@@ -472,13 +472,21 @@ impl Worker {
         }
     }
 
-    /// Waits until more is held than may be, and it may be looked for again.
+    /// Waits until more is held than may be, and it may be looked for again. While it is so, that is now and then: what
+    /// can't be freed yet may have stood still for long enough then.
     pub(crate) async fn short(&self) {
         let next = self.next_search.get();
         if let Some(next) = next.filter(|next| *next > self.tick()) {
             tokio::time::sleep_until(next.into()).await;
         }
-        self.memory.short().await;
+        match next.filter(|_| self.memory.is_short()) {
+            Some(last) => {
+                let again = (last + SEARCH_AGAIN).into();
+                // Whichever comes first.
+                let _ = tokio::time::timeout_at(again, self.memory.short()).await;
+            }
+            None => self.memory.short().await,
+        }
     }
 
     /// Does what looks at all RPCs for something to free. There is no other before nine times as long has passed: while
@@ -586,6 +594,9 @@ impl Timers {
 
 /// Deadlines that fire in one go.
 const AT_ONCE: usize = 100;
+
+/// Between searches for something to free, if nothing new is held.
+const SEARCH_AGAIN: Duration = Duration::from_millis(100);
 
 /// Searches for something to free take a tenth of the time.
 const SEARCH_SHARE: u32 = 10;

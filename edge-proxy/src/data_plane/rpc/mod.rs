@@ -438,7 +438,12 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
     let mut stalled = Vec::new();
     let is = |since: &Instant, least| now.saturating_duration_since(*since) >= least;
     worker.rpcs.borrow().for_each(|key, rpc| {
-        let since = rpc.stalled().filter(|since| is(since, streams));
+        // A connection is there in a moment, mostly.
+        let least = match rpc.state {
+            State::Waiting(..) => connections,
+            _ => streams,
+        };
+        let since = rpc.stalled().filter(|since| is(since, least));
         stalled.extend(since.map(|since| (since, Stalled::Rpc(key))));
     });
     for (id, client) in &*worker.clients.borrow() {
