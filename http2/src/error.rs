@@ -56,7 +56,7 @@ pub struct ConnectionError {
 /// What ENHANCE_YOUR_CALM can end a connection for (RFC 9113 §10.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// `max_header_block` or `max_header_frames`.
+    /// `max_header_block` or `max_header_frames`, or a list of more than four times `max_header_list_hard`.
     HeaderBlock,
     /// Most of many new streams were reset before they were answered.
     RapidReset,

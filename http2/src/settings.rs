@@ -19,7 +19,8 @@ pub struct Config {
     /// A header list (RFC 9113 §6.5.2 size) above this is not delivered as [`Event::Headers`](crate::Event),
     /// but as `HeadersTooLarge`, so that the owner answers 431. Announced as SETTINGS_MAX_HEADER_LIST_SIZE.
     pub max_header_list: u32,
-    /// A decoded list above this ends the stream (ENHANCE_YOUR_CALM), undelivered.
+    /// A decoded list above this ends the stream (ENHANCE_YOUR_CALM), undelivered. One above four times this isn't
+    /// decoded to its end: it ends the connection, likewise (RFC 9113 §10.5.1, RFC 7541 §7.3).
     pub max_header_list_hard: u32,
     /// An encoded block above this many bytes ends the connection.
     pub max_header_block: u32,
@@ -72,6 +73,12 @@ impl Config {
     /// The size of our decoder's table.
     pub(crate) fn decoder_table(&self) -> u32 {
         self.header_table.max(DEFAULT_HEADER_TABLE)
+    }
+
+    /// The list at which our decoder stops. Room for an honest peer that reads no SETTINGS; a peer that passes it has
+    /// entries of its table named again and again.
+    pub(crate) fn header_list_ceiling(&self) -> usize {
+        self.max_header_list_hard.saturating_mul(4) as usize
     }
 
     /// The connection's receive window: it can't be below 65 535 bytes, since nothing takes

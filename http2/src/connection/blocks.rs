@@ -2,7 +2,7 @@
 //! §6.10, §8).
 //!
 //! Every block is decoded, whatever becomes of its stream, since the table has to stay in step
-//! with the peer's. A block in one frame is decoded where it lies in the input.
+//! with the peer's; a list that is beyond all measure ends the connection instead (RFC 7541 §7.3). A block in one frame is decoded where it lies in the input.
 
 use super::{
     Connection, Event, Refusal, Role,
@@ -13,7 +13,7 @@ use crate::{
     error::{ConnectionError, Limit, Reason},
     frame::{self, Head, MAX_ID, flag, kind, u32_at},
     headers::{Headers, Kind},
-    hpack::Decoded,
+    hpack::{DecodeError, Decoded},
     limits::calm,
     stock,
     stream::{Closed, Handle, State},
@@ -148,7 +148,13 @@ impl Connection {
         };
         let decoded = match self.decoder.decode(fragment, keep, &mut headers) {
             Ok(decoded) => decoded,
-            Err(e) => return error(Reason::COMPRESSION_ERROR, e.0),
+            Err(DecodeError::Broken(rule)) => return error(Reason::COMPRESSION_ERROR, rule),
+            Err(DecodeError::TooLarge) => {
+                return Err(calm(
+                    Limit::HeaderBlock,
+                    "a header list of too many bytes (RFC 9113 §10.5.1)",
+                ));
+            }
         };
         match target {
             Target::New => self.request(block, headers, decoded),

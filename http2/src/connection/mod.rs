@@ -146,7 +146,8 @@ impl Connection {
             partial: Vec::new(),
             open_block: None,
             header_since: None,
-            decoder: Decoder::new(config.decoder_table() as usize),
+            decoder: Decoder::new(config.decoder_table() as usize)
+                .with_ceiling(config.header_list_ceiling()),
             left_behind: VecDeque::new(),
             limits: Limits::new(now),
             streams: Streams::default(),

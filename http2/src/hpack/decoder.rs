@@ -15,6 +15,8 @@ pub struct Decoder {
     limit: u32,
     /// The SETTINGS_HEADER_TABLE_SIZE that we announced.
     announced: u32,
+    /// See [`with_ceiling`](Self::with_ceiling).
+    ceiling: usize,
     /// The table is above `limit`, so the next block has to begin with an update (RFC 7541 §4.2).
     update_due: bool,
     /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
@@ -42,9 +44,20 @@ impl Decoder {
             table: DynamicTable::new(INITIAL_TABLE_SIZE),
             limit: announced.max(INITIAL_TABLE_SIZE as u32),
             announced,
+            ceiling: usize::MAX,
             update_due: false,
             memo: None,
         }
+    }
+
+    /// A list above `bytes` (RFC 9113 §6.5.2 size) and above what is kept of it isn't decoded any further.
+    ///
+    /// The table bounds what is held, but not what a block costs (RFC 7541 §7.3): two octets are a literal whose name is
+    /// an entry of 4 KiB, to be copied into a new entry. A list that is merely too large is decoded, since the streams
+    /// beside it need the table (RFC 9113 §10.5.1); from here on the peer is one that wants our time.
+    pub fn with_ceiling(mut self, bytes: usize) -> Self {
+        self.ceiling = bytes;
+        self
     }
 
     /// The peer acknowledged our SETTINGS: from its next block on it keeps to a table below 4096 bytes too. Only needed
@@ -57,7 +70,8 @@ impl Decoder {
     /// Decodes one whole block and appends to `into`. The table is always brought up to date to the block's end; fields
     /// beyond `keep` bytes of list size are counted and not stored.
     ///
-    /// An error is the end of the connection (the table is out of step); `into` may then hold what came before it.
+    /// An error, be it for the block or for the list's size, is the end of the connection (the table is out of step);
+    /// `into` may then hold what came before it.
     ///
     /// What is kept is the list's beginning, and it is everything exactly if [`Decoded::list_size`] is at most `keep`. If
     /// it isn't, and `keep` isn't 0, the first `:method` and the first `content-type` are kept wherever they stand: they
@@ -91,6 +105,9 @@ impl Decoder {
                 let index = integer::decode(first, 7, &mut block)?;
                 let line = self.indexed(index)?;
                 list_size = list_size.saturating_add(line.size());
+                if list_size > keep && list_size > self.ceiling {
+                    return Err(DecodeError::TooLarge);
+                }
                 if list_size <= keep || outlasts(line.meta, line.bytes, keep, into) {
                     into.push_line(line.bytes, line.name_len, line.meta);
                 }
@@ -109,18 +126,23 @@ impl Decoder {
                 let (name_len, name) = self.name(index, &mut block, out)?;
                 string(&mut block, out)?;
                 let line = &out[start..];
-                let (name_bytes, value) = line.split_at(name_len);
+                list_size = list_size.saturating_add(line.len() + FIELD_OVERHEAD);
                 let mut meta = Meta {
-                    check: Check::of(name, name_bytes, value),
                     never_indexed,
                     ..Meta::of(name)
                 };
-                list_size = list_size.saturating_add(line.len() + FIELD_OVERHEAD);
+                if list_size <= keep {
+                    let (name_bytes, value) = line.split_at(name_len);
+                    meta.check = Check::of(name, name_bytes, value);
+                } else if list_size > self.ceiling {
+                    return Err(DecodeError::TooLarge);
+                }
+                // Of one that isn't kept it stays open: nobody may ever ask.
                 if table {
                     meta.hash = content_hash(line);
                     self.table.insert(line, name_len, meta, |_, _| {});
                 }
-                if kept && list_size <= keep {
+                if list_size <= keep {
                     into.commit(start, name_len, meta);
                 } else {
                     if kept {
@@ -169,7 +191,7 @@ impl Decoder {
             *block = rest;
             let size = integer::decode(first, 5, block)?;
             if size > self.limit as usize {
-                return Err(DecodeError(
+                return Err(DecodeError::Broken(
                     "a table size above what we announced (RFC 7541 §6.3)",
                 ));
             }
@@ -177,7 +199,7 @@ impl Decoder {
             self.update_due = false;
         }
         if self.update_due {
-            return Err(DecodeError(
+            return Err(DecodeError::Broken(
                 "no table size update after our settings lowered it (RFC 7541 §4.2)",
             ));
         }
@@ -188,7 +210,7 @@ impl Decoder {
     fn indexed(&self, index: usize) -> Result<Line<'_>, DecodeError> {
         match index.checked_sub(STATIC_LEN + 1) {
             Some(back) => self.table.get(back).ok_or(NO_ENTRY),
-            None => STATIC_LINES[index].ok_or(DecodeError("index 0 (RFC 7541 §6.1)")),
+            None => STATIC_LINES[index].ok_or(DecodeError::Broken("index 0 (RFC 7541 §6.1)")),
         }
     }
 
@@ -250,9 +272,9 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
     }
 }
 
-const NO_ENTRY: DecodeError = DecodeError("an index without an entry (RFC 7541 §2.3.3)");
+const NO_ENTRY: DecodeError = DecodeError::Broken("an index without an entry (RFC 7541 §2.3.3)");
 const LATE_UPDATE: DecodeError =
-    DecodeError("a table size update after the beginning of a block (RFC 7541 §4.2)");
+    DecodeError::Broken("a table size update after the beginning of a block (RFC 7541 §4.2)");
 /// Name and value of a field that is stored beyond `keep`; nothing longer is a method or a media type.
 const LONGEST_BEYOND: usize = 128;
 
@@ -267,10 +289,10 @@ mod tests {
         Ok(headers)
     }
 
-    fn refused(block: &[u8]) -> &'static str {
+    fn refused(block: &[u8]) -> String {
         decode(&mut Decoder::new(4096), block)
             .expect_err("an error")
-            .0
+            .to_string()
     }
 
     #[test]
@@ -282,7 +304,7 @@ mod tests {
             &[0x7f, 0x00, 1, b'x'],
             &[0x0f, 0x30, 1, b'x'],
         ] {
-            assert_eq!(refused(block), NO_ENTRY.0);
+            assert_eq!(refused(block), NO_ENTRY.to_string());
         }
     }
 
@@ -300,7 +322,7 @@ mod tests {
         let mut decoder = Decoder::new(4096);
         assert!(decode(&mut decoder, &[0x20, 0x3f, 0xe1, 0x1f, 0x82]).is_ok());
         assert!(refused(&[0x3f, 0xe2, 0x1f]).starts_with("a table size above"));
-        assert_eq!(refused(&[0x82, 0x20]), LATE_UPDATE.0);
+        assert_eq!(refused(&[0x82, 0x20]), LATE_UPDATE.to_string());
         assert!(decode(&mut Decoder::new(10_000), &[0x3f, 0xe2, 0x1f]).is_ok());
     }
 
@@ -382,6 +404,44 @@ mod tests {
         let decoded = decoder.decode(&block, 8192, &mut headers).expect("a block");
         assert_eq!(decoded.list_size, size * 28_001);
         assert!(headers.list_size() <= 8192 && headers.arena().capacity() < 16_384);
+    }
+
+    /// The same with literals that take their name from it, two octets each, and enter the table: that costs, so it ends.
+    #[test]
+    fn a_list_above_the_ceiling_is_not_decoded_to_its_end() {
+        let mut bomb = vec![0x40];
+        integer::encode(4064, 7, 0, &mut bomb);
+        bomb.extend([b'n'; 4064]);
+        bomb.push(0);
+        bomb.extend([0x7e, 0x00].repeat(14_000));
+        for (keep, ceiling) in [(8192, 131_072), (0, 131_072), (8192, 0)] {
+            let mut decoder = Decoder::new(4096).with_ceiling(ceiling);
+            let mut headers = Headers::new();
+            let decoded = decoder.decode(&bomb, keep, &mut headers);
+            assert_eq!(decoded, Err(DecodeError::TooLarge));
+            // Each entry is a change of the table.
+            let entered = decoder.table.version() as usize;
+            assert_eq!(entered, keep.max(ceiling) / 4096);
+        }
+        // What the ceiling allows is decoded, by either form of a field.
+        for field in [&[0x7e, 0x00][..], &[0xbe]] {
+            let block = [&bomb[..bomb.len() - 28_000], &field.repeat(31)].concat();
+            let mut decoder = Decoder::new(4096).with_ceiling(131_072);
+            let decoded = decoder.decode(&block, 8192, &mut Headers::new());
+            assert_eq!(decoded.map(|d| d.list_size), Ok(131_072));
+            let again = decoder.decode(&field.repeat(33), 8192, &mut Headers::new());
+            assert_eq!(again, Err(DecodeError::TooLarge));
+        }
+    }
+
+    #[test]
+    fn what_was_not_kept_is_checked_when_it_is_asked_for() {
+        let mut decoder = Decoder::new(4096);
+        decoder
+            .decode(b"\x40\x02A:\x01b", 0, &mut Headers::new())
+            .expect("a block");
+        let headers = decode(&mut decoder, &[0xbe]).expect("an entry");
+        assert!(headers.validate(Kind::Trailers).is_err());
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn long_code(word: u64) -> Result<(u8, usize), DecodeError> {
         if offset < u32::from(CODES_OF_LENGTH[bits as usize]) {
             let at = usize::from(FIRST_SYMBOL[bits as usize]) + offset as usize;
             return match SYMBOLS[at] {
-                EOS => Err(DecodeError(
+                EOS => Err(DecodeError::Broken(
                     "EOS, or more than 7 bits of padding, in a Huffman-coded string (RFC 7541 §5.2)",
                 )),
                 symbol => Ok((symbol as u8, bits as usize)),
@@ -211,8 +211,9 @@ const fn pairs() -> [u32; 1 << WINDOW] {
 /// 2.8 (2.9) with 9; the table takes 16 KiB; one for 13 bits would be most of a first-level cache.
 const WINDOW: u32 = 12;
 const EOS: u16 = 256;
-const PADDING: DecodeError =
-    DecodeError("padding of a Huffman-coded string that is not EOS's first bits (RFC 7541 §5.2)");
+const PADDING: DecodeError = DecodeError::Broken(
+    "padding of a Huffman-coded string that is not EOS's first bits (RFC 7541 §5.2)",
+);
 const CODES_OF_LENGTH: [u16; 31] = codes_of_length();
 const FIRST_CODE: [u32; 31] = first().0;
 const FIRST_SYMBOL: [u16; 31] = first().1;

@@ -28,7 +28,7 @@ fn decode_rest(prefix: usize, input: &mut &[u8]) -> Result<usize, DecodeError> {
             return Ok(value as usize);
         }
     }
-    Err(DecodeError("an integer above 2^28 (RFC 7541 §5.1)"))
+    Err(DecodeError::Broken("an integer above 2^28 (RFC 7541 §5.1)"))
 }
 
 /// Writes `value` with `prefix` bits in the first byte, whose other bits are `flags`.
@@ -49,7 +49,7 @@ pub(super) fn encode(mut value: usize, prefix: u32, flags: u8, out: &mut Vec<u8>
 }
 
 pub(super) const TRUNCATED: DecodeError =
-    DecodeError("a header block ends within a field (RFC 7541 §6)");
+    DecodeError::Broken("a header block ends within a field (RFC 7541 §6)");
 
 #[cfg(test)]
 mod tests {

@@ -24,10 +24,16 @@ pub use encoder::Encoder;
 #[cfg(test)]
 pub(crate) use table::STATIC_TABLE;
 
-/// A block that can't be decoded: COMPRESSION_ERROR for the connection (RFC 9113 §4.3).
+/// A block that wasn't decoded to its end: the table is out of step, and so the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct DecodeError(pub &'static str);
+pub enum DecodeError {
+    /// It breaks this rule of HPACK: COMPRESSION_ERROR (RFC 9113 §4.3).
+    #[error("{0}")]
+    Broken(&'static str),
+    /// Its list passes [`Decoder::with_ceiling`]: ENHANCE_YOUR_CALM (RFC 9113 §10.5.1).
+    #[error("a header list of too many bytes (RFC 9113 §10.5.1)")]
+    TooLarge,
+}
 
 /// The hash by which the encoder finds a field in its table; never 0, which stands for "not computed".
 ///

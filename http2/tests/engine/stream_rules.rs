@@ -1,6 +1,6 @@
 //! Rules whose breach ends one stream, and what is allowed (RFC 9113 §5.1, §8).
 
-use http2::{Config, Reason, Refusal};
+use http2::{Config, Limit, Reason, Refusal};
 
 use crate::support::*;
 
@@ -353,6 +353,50 @@ fn header_lists_far_too_large_end_the_stream() {
         "{got:?}"
     );
     s.requested(3, true);
+}
+
+/// A literal of a name of 4064 octets, which fills the table, and as many that take their name from it and fill it anew:
+/// each is 4096 octets of the list, and two of the block.
+fn unfolding(fields: usize) -> Vec<u8> {
+    let mut block = vec![0x40, 0x7f, 0xe1, 0x1e];
+    block.extend([b'n'; 4064]);
+    block.push(0);
+    block.extend([0x7e, 0x00].repeat(fields - 1));
+    block
+}
+
+#[test]
+fn header_lists_beyond_all_measure_end_the_connection() {
+    let head = |stream, fields| frame(HEADERS, END_HEADERS, stream, &unfolding(fields));
+    let dies = |mut s: Script, bytes: &[u8]| {
+        s.dies(bytes, Reason::ENHANCE_YOUR_CALM);
+        assert_eq!(s.feed(&[]).unwrap_err().limit, Some(Limit::HeaderBlock));
+    };
+    // 128 KiB is four times what ends a stream.
+    let mut s = Script::server(Config::default());
+    s.breaks(&head(1, 32), 1, Reason::ENHANCE_YOUR_CALM);
+    s.requested(3, true);
+    dies(s, &head(5, 33));
+
+    let mut s = Script::client(Config::default());
+    let stream = s.opened(0, false);
+    s.breaks(&head(stream, 32), stream, Reason::ENHANCE_YOUR_CALM);
+    let stream = s.opened(0, false);
+    dies(s, &head(stream, 33));
+
+    // Of a stream that was reset nothing is kept, and it counts all the same.
+    for late in [Script::server, Script::client] {
+        let mut s = late(Config::default());
+        if s.engine.can_open() {
+            s.opened(0, false);
+        } else {
+            s.requested(1, false);
+        }
+        s.engine.reset(1, Reason::CANCEL);
+        s.sent();
+        s.quiet(&head(1, 32));
+        dies(s, &head(1, 33));
+    }
 }
 
 #[test]
