@@ -232,3 +232,59 @@ const SHARE: usize = 64 * 1024;
 
 /// Where a frame's head has its flags (RFC 9113 §4.1).
 const FLAGS_AT: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, Role, connection::SPARE};
+
+    #[test]
+    fn streams_that_are_gone_do_not_pile_up_behind_a_shut_window() {
+        let now = Instant::now();
+        let mut c = Connection::new(Role::Server, Config::default(), now);
+        let feed = |c: &mut Connection, kind, flags, stream, payload: &[u8]| {
+            let mut bytes = Vec::new();
+            if kind == kind::SETTINGS {
+                bytes.extend_from_slice(frame::PREFACE);
+            }
+            frame::write_head(&mut bytes, payload.len(), kind, flags, stream);
+            bytes.extend_from_slice(payload);
+            let mut input = &bytes[..];
+            while c.receive(&mut input, now).expect("no error").is_some() {}
+        };
+        feed(&mut c, kind::SETTINGS, 0, 0, &[]);
+        let head = Headers::from_iter([(":status", "200")]);
+        let answered = |c: &mut Connection, stream, bytes: &[u8]| {
+            // POST, http, / (RFC 7541 appendix A).
+            let flags = flag::END_HEADERS | flag::END_STREAM;
+            feed(c, kind::HEADERS, flags, stream, &[0x83, 0x86, 0x84]);
+            c.send_headers(stream, &head, false);
+            c.send_data(stream, bytes, false, now);
+            c.flush(now);
+            c.consume(c.output().len());
+        };
+        answered(&mut c, 1, &[0; 65_536]);
+        answered(&mut c, 3, b"it waits");
+        assert_eq!(c.windows().send, 0);
+        for number in 2..10_000 {
+            let stream = 2 * number + 1;
+            answered(&mut c, stream, b"gone");
+            let mut input = Vec::new();
+            frame::write_reset(&mut input, stream, 8);
+            assert!(c.receive(&mut &input[..], now).expect("no error").is_some());
+            assert!(c.ready.len() <= 2 * 3 + SPARE);
+        }
+        // Those that are left have their turns.
+        while c.take_sent().is_some() {}
+        let mut input = Vec::new();
+        frame::write_window_update(&mut input, 0, 100);
+        assert_eq!(
+            c.receive(&mut &input[..], now).map(|event| event.is_none()),
+            Ok(true)
+        );
+        c.flush(now);
+        let sent = c.take_sent().expect("data that waited");
+        assert_eq!((sent.stream, sent.bytes), (3, 8));
+        assert!(c.take_sent().is_none() && c.ready.is_empty());
+    }
+}

@@ -98,7 +98,7 @@ pub struct Connection {
     encoder: Encoder,
     /// Streams that `open` queued, ascending, with their heads.
     opening: VecDeque<(Handle, Headers)>,
-    /// Streams with queued bytes and an open stream window, in the order of their turns.
+    /// Streams with queued bytes and an open stream window, in the order of their turns, and some that are gone.
     ready: VecDeque<Handle>,
     /// The last `flush` left streams in `ready`: new data has to queue behind them.
     backlog: bool,
@@ -406,9 +406,23 @@ impl Connection {
         {
             s.in_ready = true;
             self.ready.push_back(at);
+            if self.ready.len() > 2 * self.streams.len() + SPARE {
+                self.forget_gone();
+            }
         }
     }
+
+    /// Takes streams that are gone out of the order of turns. While the peer keeps the connection's window shut no turn
+    /// comes to find them, and it may open and reset streams without end; each is looked at about twice.
+    #[cold]
+    fn forget_gone(&mut self) {
+        let streams = &self.streams;
+        self.ready.retain(|at| streams.get(*at).is_some());
+    }
 }
+
+/// Streams that are gone and may stand in the order of turns all the same, besides as many as are live.
+const SPARE: usize = 16;
 
 /// Bytes of output beyond the limit on data at which the owner should stop reading.
 const OVERFULL: usize = 64 * 1024;
