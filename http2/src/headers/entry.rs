@@ -19,7 +19,7 @@ pub(super) struct Entry {
 /// encoder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta {
-    /// [`content_hash`](crate::hpack::content_hash) of name and value, or 0 when it wasn't needed yet.
+    /// The encoder's hash of name and value (`hpack/hash.rs`), or 0 when it wasn't needed yet.
     pub(crate) hash: u32,
     pub(crate) name: NameId,
     /// The result of the checks of RFC 9113 §8.2 and §8.3 on this field alone.

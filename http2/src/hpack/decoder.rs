@@ -1,7 +1,9 @@
 //! Decodes header blocks, RFC 7541 §3 and §6, straight into the arena of a [`Headers`].
 
 use super::{
-    DecodeError, INITIAL_TABLE_SIZE, content_hash, huffman, integer,
+    DecodeError, INITIAL_TABLE_SIZE,
+    hash::FieldHash,
+    huffman, integer,
     memo::{Memo, Recalled},
     table::{DynamicTable, Line, STATIC_LEN, STATIC_LINES},
 };
@@ -11,6 +13,7 @@ use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Known, Meta, NameId};
 #[derive(Debug)]
 pub struct Decoder {
     table: DynamicTable,
+    hash: FieldHash,
     /// The largest size that the peer may choose now.
     limit: u32,
     /// The SETTINGS_HEADER_TABLE_SIZE that we announced.
@@ -42,6 +45,7 @@ impl Decoder {
         let announced = u32::try_from(max_table).unwrap_or(u32::MAX);
         Self {
             table: DynamicTable::new(INITIAL_TABLE_SIZE),
+            hash: FieldHash::get(),
             limit: announced.max(INITIAL_TABLE_SIZE as u32),
             announced,
             ceiling: usize::MAX,
@@ -139,7 +143,7 @@ impl Decoder {
                 }
                 // Of one that isn't kept it stays open: nobody may ever ask.
                 if table {
-                    meta.hash = content_hash(line);
+                    meta.hash = self.hash.of(line);
                     self.table.insert(line, name_len, meta, |_, _| {});
                 }
                 if list_size <= keep {

@@ -13,7 +13,9 @@
 //! Huffman coding would cost both ends more time than the copy of the bytes that it saves.
 
 use super::{
-    INITIAL_TABLE_SIZE, content_hash, huffman, integer,
+    INITIAL_TABLE_SIZE,
+    hash::FieldHash,
+    huffman, integer,
     prefix::{self, Prefix},
     table::{DynamicTable, STATIC_LEN, STATIC_TABLE},
 };
@@ -26,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Encoder {
     table: DynamicTable,
+    hash: FieldHash,
     /// Entries of `table` by the hash of name and value.
     fields: Index,
     /// Entries of `table` whose name isn't in the static table, by the hash of the name: the newest of each name.
@@ -46,6 +49,7 @@ impl Encoder {
         let size = cap.min(INITIAL_TABLE_SIZE);
         Self {
             table: DynamicTable::new(size),
+            hash: FieldHash::get(),
             fields: Index::default(),
             names: Index::default(),
             refused: None,
@@ -61,9 +65,9 @@ impl Encoder {
         if size == self.table.max_size() {
             return;
         }
-        let (fields, names) = (&mut self.fields, &mut self.names);
+        let (hash, fields, names) = (self.hash, &mut self.fields, &mut self.names);
         self.table.resize(size, |number, line| {
-            forget(fields, names, number, line.name(), &line.meta)
+            forget(hash, fields, names, number, line.name(), &line.meta)
         });
         self.smallest = Some(self.smallest.map_or(size, |smallest| smallest.min(size)));
     }
@@ -143,7 +147,7 @@ impl Encoder {
             out.push(INDEXED | index);
             return true;
         } else {
-            content_hash(line)
+            self.hash.of(line)
         };
         let is = |number| {
             let entry = self.table.get(self.table.back(number));
@@ -185,7 +189,7 @@ impl Encoder {
     fn enter(&mut self, line: &[u8], name_len: usize, meta: Meta, out: &mut Vec<u8>) {
         let (name, value) = line.split_at(name_len);
         let name_hash = if meta.name.static_index().is_none() {
-            content_hash(name)
+            self.hash.of(name)
         } else {
             0
         };
@@ -197,9 +201,9 @@ impl Encoder {
             }
         }
         short_string(value, out);
-        let (fields, names) = (&mut self.fields, &mut self.names);
+        let (hash, fields, names) = (self.hash, &mut self.fields, &mut self.names);
         let evicted = |number, line: super::table::Line<'_>| {
-            forget(fields, names, number, line.name(), &line.meta);
+            forget(hash, fields, names, number, line.name(), &line.meta);
         };
         let Some(number) = self.table.insert(line, name_len, meta, evicted) else {
             return;
@@ -224,7 +228,7 @@ impl Encoder {
         let (name, value) = line.split_at(name_len);
         // A name whose fields never enter the table isn't there either.
         let may_be = id.static_index().is_none() && id.indexing() == Indexing::Table;
-        let hash = if may_be { content_hash(name) } else { 0 };
+        let hash = if may_be { self.hash.of(name) } else { 0 };
         match self.name_index(id, name, hash) {
             Some(index) => integer::encode(index, 4, flags, out),
             None => {
@@ -255,10 +259,17 @@ impl Encoder {
 }
 
 /// Takes an evicted entry out of the indexes.
-fn forget(fields: &mut Index, names: &mut Index, number: u32, name: &[u8], meta: &Meta) {
+fn forget(
+    hash: FieldHash,
+    fields: &mut Index,
+    names: &mut Index,
+    number: u32,
+    name: &[u8],
+    meta: &Meta,
+) {
     fields.remove(meta.hash, number);
     if meta.name.static_index().is_none() {
-        names.remove(content_hash(name), number);
+        names.remove(hash.of(name), number);
     }
 }
 

@@ -2,16 +2,15 @@
 //!
 //! Made for a proxy, where the blocks of one connection repeat themselves: what is found out about a field once (its
 //! characters are allowed, the number of its name, a hash of its content) stands in the decoder's table, goes with the
-//! field through [`Headers`], and saves the encoder of the other side its look-up. The parts: `huffman` and `integer` for the
-//! primitives, `table` for the static and the dynamic table, `memo` and `prefix` for blocks that repeat the one before, as
-//! they come and as they go.
+//! field through [`Headers`], and saves the encoder of the other side its look-up. The parts: `huffman` and `integer` for
+//! the primitives, `hash` for that look-up, `table` for the static and the dynamic table, `memo` and `prefix` for blocks
+//! that repeat the one before, as they come and as they go.
 //!
 //! [`Headers`]: crate::Headers
 
-use std::hash::{BuildHasher as _, Hasher as _};
-
 mod decoder;
 mod encoder;
+mod hash;
 mod huffman;
 mod integer;
 mod memo;
@@ -33,17 +32,6 @@ pub enum DecodeError {
     /// Its list passes [`Decoder::with_ceiling`]: ENHANCE_YOUR_CALM (RFC 9113 §10.5.1).
     #[error("a header list of too many bytes (RFC 9113 §10.5.1)")]
     TooLarge,
-}
-
-/// The hash by which the encoder finds a field in its table; never 0, which stands for "not computed".
-///
-/// The seed is fixed, because a field's hash goes from one connection's decoder to another's encoder. A peer can
-/// therefore choose fields that collide; what it wins is a walk over a table of at most 128 entries.
-pub(crate) fn content_hash(line: &[u8]) -> u32 {
-    let mut hasher = foldhash::fast::FixedState::with_seed(0).build_hasher();
-    hasher.write(line);
-    let hash = hasher.finish();
-    ((hash >> 32) as u32 ^ hash as u32).max(1)
 }
 
 /// SETTINGS_HEADER_TABLE_SIZE before any SETTINGS (RFC 9113 §6.5.2): the size that both tables start with.
