@@ -2,6 +2,8 @@ use std::{
     cell::{Cell, RefCell},
     io::Write as _,
     rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::{Wake, Waker},
 };
 
 use super::*;
@@ -81,6 +83,43 @@ fn between_two_handshakes_everything_else_that_is_ready_runs() {
             before = now;
         }
     });
+}
+
+#[test]
+fn a_pass_wakes_the_next_in_line_and_one_that_is_given_up_hands_its_turn_on() {
+    struct Count(AtomicUsize);
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let gate = Gate::default();
+    let mut waiting: Vec<_> = (0..512)
+        .map(|_| (Box::pin(gate.enter()), Arc::new(Count(AtomicUsize::new(0)))))
+        .collect();
+    let mut pass = None;
+    for (enter, count) in &mut waiting {
+        let waker = Waker::from(count.clone());
+        if let Poll::Ready(entered) = enter.as_mut().poll(&mut Context::from_waker(&waker)) {
+            assert!(pass.replace(entered).is_none());
+        }
+    }
+    drop((pass.unwrap(), waiting.remove(0)));
+    while !waiting.is_empty() {
+        let woken: Vec<_> = waiting
+            .iter()
+            .map(|(_, count)| count.0.load(Ordering::Relaxed))
+            .collect();
+        assert_eq!((woken[0], woken.iter().sum::<usize>()), (1, 1));
+        let (mut enter, count) = waiting.remove(0);
+        if waiting.len() % 2 == 0 {
+            // Given up between its wake-up and its turn.
+            continue;
+        }
+        let waker = Waker::from(count);
+        let entered = enter.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(entered.is_ready());
+    }
 }
 
 #[test]
