@@ -145,8 +145,7 @@ impl Filters {
             }
             Filter::Authority => request::authority(facts, headers, &mut self.buffer),
             Filter::Fields => {
-                request::fields(facts, headers, context, &mut self.random, &mut self.buffer);
-                Flow::Continue
+                request::fields(facts, headers, context, &mut self.random, &mut self.buffer)
             }
             Filter::HealthCheck | Filter::Connect | Filter::Protocol => Flow::Continue,
         }

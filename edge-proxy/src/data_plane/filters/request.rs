@@ -34,20 +34,26 @@ pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u
     Flow::Continue
 }
 
-/// Drops, appends and makes fields.
+/// Drops, appends and makes fields. More options of `connection` than anybody has are malformed: each is compared with
+/// each field.
 pub(super) fn fields(
     facts: &Facts,
     headers: &mut Headers,
     context: &RequestContext<'_>,
     random: &mut SmallRng,
     buffer: &mut Vec<u8>,
-) {
+) -> Flow {
     if facts.drop {
         buffer.clear();
         if facts.connection {
             for value in headers.all_known(Known::Connection) {
                 buffer.extend_from_slice(value);
                 buffer.push(b',');
+            }
+            if buffer.iter().filter(|&&byte| byte == b',').count() > MAX_OPTIONS {
+                let rule = "more than 32 options of connection";
+                tracing::debug!(peer = context.peer, rule, "malformed request");
+                return Flow::Respond(Respond::Failure(Failure::MalformedRequest));
             }
         }
         let named: &[u8] = buffer;
@@ -97,6 +103,7 @@ pub(super) fn fields(
             headers.set_known(Known::XRequestId, id.as_bytes());
         }
     }
+    Flow::Continue
 }
 
 /// Drops from a request's trailers what may not stand in trailers, and what a backend could take for a proxy's word.
@@ -126,3 +133,6 @@ fn is_named(connection: &[u8], known: Known, name: &[u8]) -> bool {
         && name.first() != Some(&b':')
         && options(connection).any(|option| option.eq_ignore_ascii_case(name))
 }
+
+/// Options of `connection`; clients have one or two.
+const MAX_OPTIONS: usize = 32;

@@ -317,6 +317,26 @@ fn hop_by_hop_fields_are_dropped_and_with_them_those_that_connection_names() {
 }
 
 #[test]
+fn more_than_32_options_of_connection_are_malformed() {
+    let options = |number: usize| vec!["x-a"; number].join(",");
+    let refused = Flow::Respond(Respond::Failure(Failure::MalformedRequest));
+    for (first, second, wanted) in [
+        (32, None, Flow::Continue),
+        (33, None, refused),
+        (16, Some(16), Flow::Continue),
+        (16, Some(17), refused),
+    ] {
+        let (first, second) = (options(first), second.map(options));
+        let mut fields = vec![(":path", "/"), ("x-a", "1"), ("connection", &first)];
+        fields.extend(second.as_deref().map(|options| ("connection", options)));
+        let (headers, _, flow) = run(HTTP1, &fields);
+        assert_eq!(flow, wanted, "{fields:?}");
+        let is_dropped = headers.get(b"x-a").is_none();
+        assert_eq!(is_dropped, wanted == Flow::Continue);
+    }
+}
+
+#[test]
 fn te_keeps_the_word_trailers_only() {
     let te = |values: &[&str]| {
         let fields: Vec<_> = values.iter().map(|value| ("te", *value)).collect();
