@@ -26,6 +26,8 @@ struct Pairs {
     unconfirmed: Vec<(u32, u64)>,
     /// Streams whose reset waits.
     waiting: VecDeque<Handle>,
+    /// Streams whose reset waits no more, for `take_cancelled`.
+    gone: Vec<u32>,
     /// Pairs ever sent.
     sent: u64,
     /// The PING under way: its payload, and the pairs sent before it.
@@ -56,6 +58,18 @@ impl Cancels {
     /// A reset has to wait.
     pub(crate) fn wait(&mut self, at: Handle) {
         self.pairs.get_or_insert_default().waiting.push_back(at);
+    }
+
+    /// A stream whose reset waited is gone.
+    pub(crate) fn gone(&mut self, stream: u32) {
+        if let Some(pairs) = &mut self.pairs {
+            pairs.gone.push(stream);
+        }
+    }
+
+    /// One of those, each once.
+    pub(crate) fn take_gone(&mut self) -> Option<u32> {
+        self.pairs.as_mut()?.gone.pop()
     }
 
     /// The next waiting reset, if it may go now.

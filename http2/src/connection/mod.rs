@@ -347,7 +347,10 @@ impl Connection {
         // What was delivered and not passed on won't be credited by anybody else.
         self.recv.give(s.uncredited as usize);
         self.queued -= s.queue.clear();
-        self.doomed -= u32::from(doomed);
+        if doomed {
+            self.doomed -= 1;
+            self.cancels.gone(at.id);
+        }
         if cause == Some(Closed::Ended) {
             self.limits.stream_completed();
         }

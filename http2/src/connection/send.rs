@@ -210,6 +210,12 @@ impl Connection {
         self.write_reset(at, reason);
     }
 
+    /// Client role: a stream for which [`cancel_waits`](Self::cancel_waits) was true and isn't any more, one per call, in
+    /// no order. Each is told once.
+    pub fn take_cancelled(&mut self) -> Option<u32> {
+        self.cancels.take_gone()
+    }
+
     /// A stream as its HEADERS find it.
     pub(super) fn new_stream(&self, id: u32, key: u32, state: State) -> Stream {
         Stream::new(

@@ -31,6 +31,11 @@ impl Connection {
             .is_some_and(|s| s.doomed.is_some())
     }
 
+    /// Client role: the number of streams for which [`cancel_waits`](Self::cancel_waits) is true.
+    pub fn cancels_waiting(&self) -> usize {
+        self.doomed as usize
+    }
+
     /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS; `u32::MAX` if it named none.
     pub fn peer_max_streams(&self) -> u32 {
         self.peer.max_concurrent_streams

@@ -153,3 +153,36 @@ fn a_late_response_confirms_too() {
     s.quiet(&head);
     assert_eq!(resets(&s.sent()), [stream]);
 }
+
+#[test]
+fn each_that_waited_is_told_once_when_it_goes() {
+    let mut s = Script::client(Config::default());
+    cancel(&mut s, 10);
+    let mut streams = Vec::new();
+    let mut asked = Vec::new();
+    for key in 0..25 {
+        let stream = s.opened(key, false);
+        s.engine.reset(stream, Reason::CANCEL);
+        asked.extend(pings(&s.sent()));
+        streams.push(stream);
+    }
+    let payload = asked[0];
+    let told = |s: &mut Script| {
+        let mut told: Vec<_> = std::iter::from_fn(|| s.engine.take_cancelled()).collect();
+        told.sort_unstable();
+        told
+    };
+    assert_eq!((told(&mut s), s.engine.cancels_waiting()), (vec![], 25));
+    s.quiet(&rst(streams[24], 8));
+    assert_eq!(told(&mut s), [streams[24]]);
+    s.quiet(&pong(payload));
+    assert_eq!(told(&mut s), streams[..10]);
+    assert_eq!(s.engine.cancels_waiting(), 14);
+    let payload = pings(&s.sent())[0];
+    s.quiet(&pong(payload));
+    assert_eq!(told(&mut s), streams[10..20]);
+    let head = s.headers(streams[23], &response(), true);
+    s.quiet(&head);
+    assert_eq!(told(&mut s), streams[20..24]);
+    assert_eq!((told(&mut s), s.engine.cancels_waiting()), (vec![], 0));
+}

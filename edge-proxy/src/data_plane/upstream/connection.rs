@@ -4,7 +4,8 @@
 //! congested, and new RPCs go to another connection. Where no other may be opened, they come here all the same as long as
 //! what all streams share is to be had, the connection's window and its socket: a stream's own window stops nobody
 //! else. A cancel may have to wait for the engine's pace, and counts against
-//! its client as long as it does ([`Busy`]). When it ends, by a GOAWAY, an ejection or a deadline of ours, every RPC that
+//! its client as long as it does ([`Busy`]); a connection on which as many wait as it may have streams is left alone as a
+//! congested one is. When it ends, by a GOAWAY, an ejection or a deadline of ours, every RPC that
 //! had a stream here is told whether its request had left: that decides if it may be attempted again.
 
 // Who waits for the backend's credit.
@@ -12,6 +13,7 @@ mod congestion;
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -58,7 +60,7 @@ pub(crate) struct Upstream {
     ping: Cell<Option<Instant>>,
     next_ping: Cell<Instant>,
     /// Streams whose reset waits, and whose client's they are: the backend is still busy with them.
-    cancelling: RefCell<Vec<(u32, Busy)>>,
+    cancelling: RefCell<HashMap<u32, Busy, foldhash::fast::FixedState>>,
 }
 
 /// ```text
@@ -175,7 +177,7 @@ impl Upstream {
         if self.link.engine().cancel_waits(stream)
             && let Some(busy) = busy()
         {
-            self.cancelling.borrow_mut().push((stream, busy));
+            self.cancelling.borrow_mut().insert(stream, busy);
         }
     }
 
@@ -203,7 +205,9 @@ impl Upstream {
             return false;
         }
         let engine = self.link.engine();
-        engine.can_open() && (engine.stream_count() as u32) < limit
+        // Of the few that clients may have each, all come together here. Where there is no other, it takes more.
+        let crowded = most == Congestion::None && engine.cancels_waiting() >= limit as usize;
+        engine.can_open() && (engine.stream_count() as u32) < limit && !crowded
     }
 
     /// Every RPC that still had a stream here learns how it ended.
@@ -376,10 +380,11 @@ impl Side for Rc<Upstream> {
     }
 
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
-        if !self.cancelling.borrow().is_empty() {
-            let engine = self.link.engine();
-            let mut cancelling = self.cancelling.borrow_mut();
-            cancelling.retain(|(stream, _)| engine.cancel_waits(*stream));
+        // Only those that go are looked at: thousands may wait.
+        while let Some(stream) = { self.link.engine().take_cancelled() } {
+            self.cancelling.borrow_mut().remove(&stream);
+            // For the peer it was a stream until now.
+            self.made_room.set(true);
         }
         self.watch_credit(worker, now);
         if self.made_room.replace(false) && !self.link.is_closed() {
