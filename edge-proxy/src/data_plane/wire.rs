@@ -434,6 +434,10 @@ const ROUNDS_PER_TURN: usize = 8;
 /// "No deadline": far, but a moment that an `Instant` can name.
 pub(crate) const FAR: Duration = Duration::from_secs(24 * 3600);
 
+/// Without a stream for so long, a connection gives back what only busy times need. Most connections are quiet most of the
+/// time, and a busy one is never quiet for so long.
+pub(crate) const QUIET: Duration = Duration::from_secs(1);
+
 /// How long a closing connection waits for the peer to close too, and how much it reads meanwhile.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;

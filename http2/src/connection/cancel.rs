@@ -87,6 +87,14 @@ impl Cancels {
         }
     }
 
+    /// Gives memory back that only busy times need.
+    pub(crate) fn shrink(&mut self) {
+        if let Some(pairs) = &mut self.pairs {
+            pairs.waiting.shrink_to_fit();
+            pairs.gone.shrink_to_fit();
+        }
+    }
+
     /// The payload of a PING to send now, if resets wait and none is under way.
     pub(crate) fn ping(&mut self) -> Option<u64> {
         let pairs = self.pairs.as_mut()?;

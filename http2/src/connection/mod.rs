@@ -335,6 +335,7 @@ impl Connection {
         self.ready.shrink_to_fit();
         self.updates.shrink_to_fit();
         self.sent.shrink_to_fit();
+        self.cancels.shrink();
         self.streams.shrink();
     }
 

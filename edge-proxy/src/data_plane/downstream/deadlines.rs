@@ -20,7 +20,7 @@ use super::Downstream;
 use crate::{
     data_plane::{
         rpc::{self, Key},
-        wire::{Check, End, FAR},
+        wire::{Check, End, FAR, QUIET},
         worker::{Phase, Worker},
     },
     telemetry::metrics::Limit,
@@ -253,10 +253,6 @@ const LAST_STREAM_AFTER: Duration = Duration::from_secs(2);
 /// Payloads of our PINGs.
 const LEAVING_PING: u64 = 0x6c65_6176_696e_6721;
 const KEEPALIVE_PING: u64 = 0x616c_6976_653f_3f3f;
-
-/// Without an RPC for so long, a connection gives back what only busy times need. Most connections are quiet most of the
-/// time, and a busy one is never quiet for so long.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// 60 s with streams, 5 min without.
 const KEEPALIVE_IDLE_FACTOR: u32 = 5;

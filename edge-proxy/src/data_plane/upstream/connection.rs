@@ -32,7 +32,7 @@ use crate::{
         downstream::Busy,
         rpc::{self, Key},
         tls::Transport,
-        wire::{self, Check, End, FAR, Link, Side},
+        wire::{self, Check, End, FAR, Link, QUIET, Side},
         worker::Worker,
     },
     error::{Failure, ResetCause},
@@ -61,6 +61,10 @@ pub(crate) struct Upstream {
     next_ping: Cell<Instant>,
     /// Streams whose reset waits, and whose client's they are: the backend is still busy with them.
     cancelling: RefCell<HashMap<u32, Busy, foldhash::fast::FixedState>>,
+    /// A stream was opened since memory was last given back.
+    used: Cell<bool>,
+    /// When it will be: it has had no stream since [`QUIET`] before.
+    shrink_at: Cell<Option<Instant>>,
 }
 
 /// ```text
@@ -141,6 +145,8 @@ impl Upstream {
             ping: Cell::new(None),
             next_ping: Cell::new(now + PING_INTERVAL),
             cancelling: RefCell::default(),
+            used: Cell::new(false),
+            shrink_at: Cell::new(None),
         }
     }
 
@@ -160,6 +166,7 @@ impl Upstream {
             .link
             .engine()
             .open(headers, end_stream, rpc.for_engine())?;
+        self.used.set(true);
         self.link.wake();
         Ok(stream)
     }
@@ -208,6 +215,30 @@ impl Upstream {
         // Of the few that clients may have each, all come together here. Where there is no other, it takes more.
         let crowded = most == Congestion::None && engine.cancels_waiting() >= limit as usize;
         engine.can_open() && (engine.stream_count() as u32) < limit && !crowded
+    }
+
+    /// It has no stream, nor has one for the peer only.
+    fn is_quiet(&self) -> bool {
+        let engine = self.link.engine();
+        engine.is_empty() && engine.cancels_waiting() == 0
+    }
+
+    /// Notes when it will have been quiet for so long that it gives memory back.
+    fn watch_quiet(&self, now: Instant) {
+        if !self.is_quiet() {
+            self.shrink_at.set(None);
+        } else if self.used.get() && self.shrink_at.get().is_none() {
+            self.shrink_at.set(Some(now + QUIET));
+            self.link.check_by(now + QUIET);
+        }
+    }
+
+    /// Gives back what only busy times need.
+    fn shrink(&self) {
+        self.link.engine().shrink();
+        self.cancelling.borrow_mut().shrink_to_fit();
+        self.used.set(false);
+        self.shrink_at.set(None);
     }
 
     /// Every RPC that still had a stream here learns how it ended.
@@ -375,6 +406,13 @@ impl Side for Rc<Upstream> {
             }
             None => next = next.min(self.next_ping.get()),
         }
+        if let Some(at) = self.shrink_at.get() {
+            if now < at {
+                next = next.min(at);
+            } else if self.is_quiet() {
+                self.shrink();
+            }
+        }
         self.look.set(true);
         Check::Until(next)
     }
@@ -386,6 +424,7 @@ impl Side for Rc<Upstream> {
             // For the peer it was a stream until now.
             self.made_room.set(true);
         }
+        self.watch_quiet(now);
         self.watch_credit(worker, now);
         if self.made_room.replace(false) && !self.link.is_closed() {
             Pool::offer(worker, &self.pool);

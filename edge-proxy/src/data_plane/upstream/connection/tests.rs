@@ -459,6 +459,38 @@ fn backends_headers_may_be_64_kib() {
     });
 }
 
+#[test]
+fn a_connection_that_is_quiet_for_1_s_gives_back_what_only_busy_times_need() {
+    frozen(|| async {
+        let bench = Bench::with(
+            &[backend(echo()).await],
+            patient(),
+            testing::cluster_policy(),
+        );
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let mut first = None;
+        for _ in 0..2 {
+            let stream = client.call("/api.Echo/Echo", b"", false);
+            client.flush().await;
+            let seen = || connections(&bench).iter().any(|one| !one.is_quiet());
+            at_once(seen).await;
+            let first = first.get_or_insert_with(|| connections(&bench).remove(0));
+            pass(Duration::from_secs(2)).await;
+            settle().await;
+            assert!(first.used.get(), "its stream is open");
+            client.engine.send_data(stream, b"", true, testing::now());
+            assert_eq!(client.status(stream).await, "0");
+            at_once(|| first.is_quiet()).await;
+            pass(Duration::from_millis(900)).await;
+            settle().await;
+            assert!(first.used.get());
+            pass(Duration::from_millis(200)).await;
+            at_once(|| !first.used.get()).await;
+        }
+        assert_eq!(connections(&bench).len(), 1);
+    });
+}
+
 /// A backend that answers no PING, and a stream when it gets DATA of it, with a head alone; and the streams that it has
 /// seen.
 async fn without_pongs() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
