@@ -2,7 +2,8 @@
 //! §6.10, §8).
 //!
 //! Every block is decoded, whatever becomes of its stream, since the table has to stay in step
-//! with the peer's; a list that is beyond all measure ends the connection instead (RFC 7541 §7.3). A block in one frame is decoded where it lies in the input.
+//! with the peer's; a list that is beyond all measure ends the connection instead (RFC 7541 §7.3). A
+//! block in one frame is decoded where it lies in the input.
 
 use super::{
     Connection, Event, Refusal, Role,
