@@ -77,8 +77,8 @@ impl Config {
 
     /// The list at which our decoder stops. Room for an honest peer that reads no SETTINGS; a peer that passes it has
     /// entries of its table named again and again.
-    pub(crate) fn header_list_ceiling(&self) -> usize {
-        self.max_header_list_hard.saturating_mul(4) as usize
+    pub(crate) fn header_list_ceiling(&self) -> u32 {
+        self.max_header_list_hard.saturating_mul(4)
     }
 
     /// The connection's receive window: it can't be below 65 535 bytes, since nothing takes

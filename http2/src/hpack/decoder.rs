@@ -13,13 +13,12 @@ use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Known, Meta, NameId};
 #[derive(Debug)]
 pub struct Decoder {
     table: DynamicTable,
-    hash: FieldHash,
     /// The largest size that the peer may choose now.
     limit: u32,
     /// The SETTINGS_HEADER_TABLE_SIZE that we announced.
     announced: u32,
     /// See [`with_ceiling`](Self::with_ceiling).
-    ceiling: usize,
+    ceiling: u32,
     /// The table is above `limit`, so the next block has to begin with an update (RFC 7541 §4.2).
     update_due: bool,
     /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
@@ -45,10 +44,9 @@ impl Decoder {
         let announced = u32::try_from(max_table).unwrap_or(u32::MAX);
         Self {
             table: DynamicTable::new(INITIAL_TABLE_SIZE),
-            hash: FieldHash::get(),
             limit: announced.max(INITIAL_TABLE_SIZE as u32),
             announced,
-            ceiling: usize::MAX,
+            ceiling: u32::MAX,
             update_due: false,
             memo: None,
         }
@@ -59,7 +57,7 @@ impl Decoder {
     /// The table bounds what is held, but not what a block costs (RFC 7541 §7.3): two octets are a literal whose name is
     /// an entry of 4 KiB, to be copied into a new entry. A list that is merely too large is decoded, since the streams
     /// beside it need the table (RFC 9113 §10.5.1); from here on the peer is one that wants our time.
-    pub fn with_ceiling(mut self, bytes: usize) -> Self {
+    pub fn with_ceiling(mut self, bytes: u32) -> Self {
         self.ceiling = bytes;
         self
     }
@@ -109,7 +107,7 @@ impl Decoder {
                 let index = integer::decode(first, 7, &mut block)?;
                 let line = self.indexed(index)?;
                 list_size = list_size.saturating_add(line.size());
-                if list_size > keep && list_size > self.ceiling {
+                if list_size > keep && list_size > self.ceiling as usize {
                     return Err(DecodeError::TooLarge);
                 }
                 if list_size <= keep || outlasts(line.meta, line.bytes, keep, into) {
@@ -138,12 +136,12 @@ impl Decoder {
                 if list_size <= keep {
                     let (name_bytes, value) = line.split_at(name_len);
                     meta.check = Check::of(name, name_bytes, value);
-                } else if list_size > self.ceiling {
+                } else if list_size > self.ceiling as usize {
                     return Err(DecodeError::TooLarge);
                 }
                 // Of one that isn't kept it stays open: nobody may ever ask.
                 if table {
-                    meta.hash = self.hash.of(line);
+                    meta.hash = FieldHash::get().of(line);
                     self.table.insert(line, name_len, meta, |_, _| {});
                 }
                 if list_size <= keep {
@@ -425,7 +423,7 @@ mod tests {
             assert_eq!(decoded, Err(DecodeError::TooLarge));
             // Each entry is a change of the table.
             let entered = decoder.table.version() as usize;
-            assert_eq!(entered, keep.max(ceiling) / 4096);
+            assert_eq!(entered, keep.max(ceiling as usize) / 4096);
         }
         // What the ceiling allows is decoded, by either form of a field.
         for field in [&[0x7e, 0x00][..], &[0xbe]] {

@@ -36,9 +36,9 @@ pub struct Encoder {
     /// Hashes of fields that lately had no place in the full table, each in the slot that its low bits choose.
     refused: Option<Box<[u32; REFUSED]>>,
     /// The most that we use, whatever the peer allows.
-    cap: usize,
+    cap: u32,
     /// The smallest size since the last block, if the size has to be told (RFC 7541 §4.2).
-    smallest: Option<usize>,
+    smallest: Option<u32>,
     /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
     prefix: Option<Box<Prefix>>,
 }
@@ -46,27 +46,29 @@ pub struct Encoder {
 impl Encoder {
     /// `cap`: the most that we use, whatever the peer allows.
     pub fn new(cap: usize) -> Self {
-        let size = cap.min(INITIAL_TABLE_SIZE);
+        // As SETTINGS have it.
+        let cap = u32::try_from(cap).unwrap_or(u32::MAX);
+        let size = cap.min(INITIAL_TABLE_SIZE as u32);
         Self {
-            table: DynamicTable::new(size),
+            table: DynamicTable::new(size as usize),
             hash: FieldHash::get(),
             fields: Index::default(),
             names: Index::default(),
             refused: None,
             cap,
-            smallest: (size < INITIAL_TABLE_SIZE).then_some(size),
+            smallest: (size < INITIAL_TABLE_SIZE as u32).then_some(size),
             prefix: None,
         }
     }
 
     /// The peer's SETTINGS_HEADER_TABLE_SIZE; the size update goes out before the next block (RFC 7541 §4.2).
     pub fn set_peer_max(&mut self, max: usize) {
-        let size = max.min(self.cap);
-        if size == self.table.max_size() {
+        let size = u32::try_from(max).unwrap_or(u32::MAX).min(self.cap);
+        if size as usize == self.table.max_size() {
             return;
         }
         let (hash, fields, names) = (self.hash, &mut self.fields, &mut self.names);
-        self.table.resize(size, |number, line| {
+        self.table.resize(size as usize, |number, line| {
             forget(hash, fields, names, number, line.name(), &line.meta)
         });
         self.smallest = Some(self.smallest.map_or(size, |smallest| smallest.min(size)));
@@ -75,7 +77,7 @@ impl Encoder {
     /// Appends the block of `headers` to `out`.
     pub fn encode(&mut self, headers: &Headers, out: &mut Vec<u8>) {
         if let Some(smallest) = self.smallest.take() {
-            let size = self.table.max_size();
+            let (size, smallest) = (self.table.max_size(), smallest as usize);
             if smallest < size {
                 integer::encode(smallest, 5, SIZE_UPDATE, out);
             }

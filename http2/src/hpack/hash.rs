@@ -14,7 +14,7 @@ use std::{
 
 use foldhash::{SharedSeed, fast::FoldHasher};
 
-/// See the module. Whoever hashes holds it, and needn't ask each time whether the seed has been drawn.
+/// See the module. The encoder, which hashes with every message, holds it and needn't ask whether it has been drawn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FieldHash(&'static Seed);
 
