@@ -117,11 +117,12 @@ impl Connection {
             .min_by_key(|b| b.since)
     }
 
-    /// The stream of which the peer's application has left most unread, by the credit that it has given; `None`: it has
-    /// read all, as far as can be known.
+    /// The live stream of which the peer's application has left most unread, by the credit that it has given; `None`: it
+    /// has read all, as far as can be known.
     pub fn most_unread(&self) -> Option<Unread> {
         let begins_with = self.peer.initial_window as usize;
-        let unread = self.streams.iter().map(|s| Unread {
+        let live = self.streams.iter().filter(|s| s.doomed.is_none());
+        let unread = live.map(|s| Unread {
             stream: s.id,
             key: s.key,
             bytes: begins_with.saturating_sub(s.send.available()),

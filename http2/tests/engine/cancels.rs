@@ -186,3 +186,21 @@ fn each_that_waited_is_told_once_when_it_goes() {
     assert_eq!(told(&mut s), streams[20..24]);
     assert_eq!((told(&mut s), s.engine.cancels_waiting()), (vec![], 0));
 }
+
+#[test]
+fn one_that_waits_is_not_the_one_of_which_most_is_unread() {
+    let mut s = Script::client(Config::default());
+    cancel(&mut s, 10);
+    let [most, less] = [20_000, 10_000].map(|bytes| {
+        let stream = s.opened(0, false);
+        s.engine.send_data(stream, &vec![1; bytes], false, s.now);
+        stream
+    });
+    s.sent();
+    let unread = |s: &Script| s.engine.most_unread().map(|most| most.stream);
+    assert_eq!(unread(&s), Some(most));
+    s.engine.reset(most, Reason::CANCEL);
+    s.sent();
+    assert!(s.engine.cancel_waits(most));
+    assert_eq!(unread(&s), Some(less));
+}
