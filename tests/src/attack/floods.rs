@@ -368,11 +368,17 @@ pub(super) async fn hpack_bombs(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding
     bomb.push(0x40);
     bomb.extend(&field[1..]);
     bomb.extend([0x80 | 62; 10_000]);
+    // Two octets are a literal of that name, which takes the entry's place (the same section).
+    let mut copies = block(&frames::grpc_request(UNARY));
+    copies.push(0x40);
+    copies.extend(&block(&[("b".repeat(4064), "")])[1..]);
+    copies.extend([0x40 | 62, 0].repeat(6000));
     // From the smallest to the largest table and back (section 6.3), without a field.
     let resizes = [0x20, 0x3f, 0xe1, 0x1f].repeat(4000);
-    for (what, payload) in [
-        ("a field named 10 000 times", bomb),
-        ("4000 sizes of the table", resizes),
+    for (what, payload, ends) in [
+        ("a field named 10 000 times", bomb, true),
+        ("a name copied 6000 times", copies, true),
+        ("4000 sizes of the table", resizes, false),
     ] {
         let before = arena.usage().memory;
         let wire = arena.attacker.wire(&[]).await?;
@@ -399,6 +405,14 @@ pub(super) async fn hpack_bombs(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding
         } else {
             "lives"
         };
+        if ends {
+            let ended = flood.ended.is_some();
+            findings.push(Finding::new(
+                format!("{what}: the connection ends"),
+                how,
+                ended,
+            ));
+        }
         findings.push(Finding::new(
             format!("{what}: memory grows by ≤ 8 MiB"),
             format!(

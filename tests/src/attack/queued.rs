@@ -5,7 +5,6 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::ensure;
-use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Arena, Finding, Scale, UNARY, floods::gated, until};
@@ -22,7 +21,6 @@ pub(super) fn behind_one_connection(builder: Builder, _: Scale) -> Builder {
         .like_the_last("full")
         .with("max_connections", 1)
         .with("per_connection_streams", FULL)
-        .with("health_check", json!(null))
         .with("connect_timeout", "60s")
 }
 
@@ -43,9 +41,9 @@ pub(super) async fn resets(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
 
     let connections = arena.scale.of(200, 40);
     let mut clients = Vec::new();
-    for number in 0..connections {
-        let source = source(1 + number / 200);
-        let mut wire = arena.attacker.from(source).wire(&[]).await?;
+    let attacker = arena.attacker.from(source(1));
+    for _ in 0..connections {
+        let mut wire = attacker.wire(&[]).await?;
         acknowledged(&mut wire, &[]).await?;
         let (read, write) = wire.split();
         clients.push((Reader::start(read, true), write));

@@ -95,11 +95,12 @@ const APART: &[(&str, &str)] = &[
         "no-files-left",
         "lowers the process's limit of open files, and no other attack could connect",
     ),
-    // Other programs, each with a backend of its own or an order of its own; what they send is in the others, too.
+    // It has routes of its own.
     (
         "queued-resets",
         "counts on a cluster's connection that it fills itself",
     ),
+    // Other programs, each with a backend of its own or an order of its own; what they send is in the others, too.
     ("h2spec", "fails where it is told to wait"),
     (
         "strict-headers-grpcio",
