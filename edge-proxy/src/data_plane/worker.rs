@@ -5,13 +5,14 @@
 //! length of one call. A connection's turn (see [`wire`](super::wire)) is the unit of work; the runtime polls the
 //! socket events between turns.
 
+// Deadlines, and the task that keeps them.
+mod timers;
+
 use std::{
     cell::{Cell, RefCell},
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::HashMap,
     hint::black_box,
     ops::Deref,
-    panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
     thread,
@@ -21,10 +22,11 @@ use std::{
 use http2::stock;
 use rand::rngs::SmallRng;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
     task::LocalSet,
 };
 
+pub(crate) use self::timers::{AT_ONCE, Timer, Timers, fire_timers};
 use super::{
     access_log::Writer,
     date::DateCache,
@@ -33,7 +35,7 @@ use super::{
     listener::Accepted,
     local::Local,
     memory::{Account, Memory},
-    rpc::{self, Key, Table},
+    rpc::{self, Table},
     tls::Gate,
     upstream::{Pool, retry::Budget},
     wire::Wakes,
@@ -170,29 +172,6 @@ pub(crate) enum Phase {
     Stopped,
 }
 
-/// Deadlines (of RPCs, and of queues with someone in them), earliest first.
-///
-/// Hardly any is reached: nearly every RPC ends before. Taking its entry out would mean to search for it; so it stays,
-/// and once such entries are the larger half all of them go together. That costs an RPC a comparison or two where a
-/// search tree costs several hundred instructions.
-#[derive(Debug, Default)]
-pub(crate) struct Timers {
-    entries: RefCell<BinaryHeap<Reverse<(Instant, Timer)>>>,
-    /// Entries of RPCs that have ended.
-    left_behind: Cell<usize>,
-    /// There is an earlier deadline, or enough to clear away.
-    changed: Notify,
-}
-
-/// What a deadline belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timer {
-    /// An RPC's key.
-    Rpc(Key),
-    /// An endpoint's id: someone waits for a connection to it.
-    Waiting(u64),
-}
-
 /// Starts a worker's thread.
 pub(crate) fn spawn(parts: Parts) -> std::io::Result<Handle> {
     let (sender, accepted) = mpsc::unbounded_channel();
@@ -265,47 +244,6 @@ fn give_memory_back() {
     // mimalloc returns what has been free for a second to the system, but looks whether there is any only when it gives
     // out or takes back a block of pages of its own: a worker without a burst needs none for hours.
     drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));
-}
-
-/// Calls the owner of each deadline that has come.
-pub(crate) async fn fire_timers(worker: Rc<Worker>) {
-    loop {
-        worker.clear_timers();
-        let next = worker.timers.next();
-        let sleep = async {
-            match next {
-                Some(next) => tokio::time::sleep_until(next.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            // In order, and not by lot: the same events lead to the same steps.
-            biased;
-            () = worker.timers.changed.notified() => {}
-            () = sleep => {
-                let (mut now, mut fired) = (worker.tick(), 0);
-                while let Some(timer) = worker.timers.take_due(now) {
-                    let fire = || match timer {
-                        Timer::Rpc(key) => {
-                            rpc::deadline(&worker, key, now);
-                            1
-                        }
-                        Timer::Waiting(endpoint) => Pool::expire(&worker, endpoint, now),
-                    };
-                    // The others' deadlines are to be kept whatever becomes of this one.
-                    fired += catch_unwind(AssertUnwindSafe(fire)).unwrap_or_else(|_| {
-                        tracing::error!(?timer, "a panic at a deadline");
-                        1
-                    });
-                    // Clients decide how many have the same deadline, and connections are to have their turns between.
-                    if fired >= AT_ONCE {
-                        tokio::task::yield_now().await;
-                        (now, fired) = (worker.tick(), 0);
-                    }
-                }
-            }
-        }
-    }
 }
 
 impl Worker {
@@ -384,17 +322,6 @@ impl Worker {
     /// Calls `read` with what is served now, without counting a reference.
     pub(crate) fn with_snapshot<R>(&self, read: impl FnOnce(&Snapshot) -> R) -> R {
         read(&self.served.borrow())
-    }
-
-    /// Drops the deadlines of RPCs that have ended, if there are many.
-    fn clear_timers(&self) {
-        if self.timers.has_many_left_behind() {
-            let rpcs = self.rpcs.borrow();
-            self.timers.retain(|timer| match timer {
-                Timer::Rpc(key) => rpcs.has(key),
-                Timer::Waiting(_) => true,
-            });
-        }
     }
 
     /// What this worker knows of a cluster.
@@ -494,8 +421,7 @@ impl Worker {
     pub(crate) fn search(&self, search: impl FnOnce()) {
         let begun = self.tick();
         search();
-        let took = self.tick().saturating_duration_since(begun);
-        self.next_search.set(Some(begun + took * SEARCH_SHARE));
+        self.next_search.set(Some(after_search(begun, self.tick())));
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {
@@ -540,69 +466,13 @@ impl Deref for Served {
     }
 }
 
-impl Timers {
-    /// Adds a deadline.
-    pub(crate) fn add(&self, at: Instant, timer: Timer) {
-        let mut entries = self.entries.borrow_mut();
-        let earliest = entries.peek().is_none_or(|Reverse((first, _))| at < *first);
-        entries.push(Reverse((at, timer)));
-        if earliest {
-            self.changed.notify_one();
-        }
-    }
-
-    /// An RPC with an entry has ended.
-    pub(crate) fn leave_behind(&self) {
-        let before = self.has_many_left_behind();
-        self.left_behind.set(self.left_behind.get() + 1);
-        if !before && self.has_many_left_behind() {
-            self.changed.notify_one();
-        }
-    }
-
-    fn has_many_left_behind(&self) -> bool {
-        let left_behind = self.left_behind.get();
-        left_behind >= MANY_LEFT_BEHIND && left_behind > self.entries.borrow().len() / 2
-    }
-
-    fn retain(&self, mut keep: impl FnMut(Timer) -> bool) {
-        let mut entries = self.entries.borrow_mut();
-        entries.retain(|Reverse((_, timer))| keep(*timer));
-        let kept = entries.len();
-        entries.shrink_to(2 * kept);
-        self.left_behind.set(0);
-    }
-
-    /// How many there are, those left behind among them.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.entries.borrow().len()
-    }
-
-    fn next(&self) -> Option<Instant> {
-        self.entries.borrow().peek().map(|Reverse((at, _))| *at)
-    }
-
-    fn take_due(&self, now: Instant) -> Option<Timer> {
-        let mut entries = self.entries.borrow_mut();
-        if entries.peek()?.0.0 > now {
-            return None;
-        }
-        entries.pop().map(|Reverse((_, timer))| timer)
-    }
+/// When the next search may begin.
+fn after_search(begun: Instant, ended: Instant) -> Instant {
+    ended + 9 * ended.saturating_duration_since(begun)
 }
-
-/// Deadlines that fire in one go.
-const AT_ONCE: usize = 100;
 
 /// Between searches for something to free, if nothing new is held.
 const SEARCH_AGAIN: Duration = Duration::from_millis(100);
-
-/// Searches for something to free take a tenth of the time.
-const SEARCH_SHARE: u32 = 10;
-
-/// Fewer entries of RPCs that have ended are no trouble.
-const MANY_LEFT_BEHIND: usize = 256;
 
 /// See [`Worker::scratch`].
 const READ_AT_ONCE: usize = 64 * 1024;
@@ -612,3 +482,6 @@ const OWN_PAGES: usize = 1024 * 1024;
 
 /// `/livez` fails when this hasn't happened for 10 s.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

@@ -336,10 +336,11 @@ fn write_out(shared: &Shared, output: &mut Output, lines: &mut Vec<u8>) -> bool 
             shared.dropped.add(output.write(lines));
         }
         // Buffers are exchanged all the time: each is looked at here before long.
-        if lines.len() < lines.capacity() / 8 {
+        let used = lines.len();
+        lines.clear();
+        if used < lines.capacity() / 8 {
             lines.shrink_to(lines.capacity() / 2);
         }
-        lines.clear();
     }
     // A buffer without its writer gets no more lines (two: the list here, and none else).
     lock(&shared.buffers)
@@ -443,11 +444,8 @@ mod tests {
         while small < 2 {
             writer.write(&format::tests::record());
             lines.next().unwrap().unwrap();
-            small = if capacity() < FILLING / 4 {
-                small + 1
-            } else {
-                0
-            };
+            let is_small = capacity() < FILLING / 4;
+            small = if is_small { small + 1 } else { 0 };
         }
     }
 

@@ -26,6 +26,7 @@ mod body;
 mod client;
 mod head;
 mod record;
+mod shedding;
 mod table;
 
 #[cfg(test)]
@@ -36,7 +37,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use http2::{Headers, Reason};
@@ -48,6 +49,7 @@ use self::{
 };
 pub(crate) use self::{
     client::Client,
+    shedding::{relieve, shed_one, shed_stalled},
     table::{Key, Table},
 };
 use super::{
@@ -64,11 +66,7 @@ use super::{
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
-    snapshot::{
-        Cluster, EndpointShared, Timeouts,
-        circuit::Permits,
-        pressure::{Level, Pressure},
-    },
+    snapshot::{Cluster, EndpointShared, Timeouts, circuit::Permits},
     telemetry::{labels, metrics::Limit},
 };
 
@@ -401,86 +399,6 @@ pub(crate) fn of_upstream(worker: &Worker, connection: &Rc<Upstream>) -> Vec<Key
     })
 }
 
-/// More is held back than may be: copies for further attempts go, then the streams that have been stalled for longest.
-pub(crate) fn relieve(worker: &Rc<Worker>) {
-    worker.search(|| {
-        let has_copy = |rpc: &Rpc| matches!(rpc.state, State::Open(_)) && !rpc.replay.is_empty();
-        let copies = worker.rpcs.borrow().keys_where(has_copy);
-        for key in copies {
-            step(worker, key, |rpc| {
-                rpc.replay.release();
-                Step::On
-            });
-        }
-        shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED);
-    });
-}
-
-/// The process is short of memory: this worker's share of what is too much is freed, as far as streams and connections
-/// hold it that stand still.
-pub(crate) fn shed_stalled(worker: &Rc<Worker>, pressure: Pressure) {
-    let excess = usize::try_from(pressure.excess()).unwrap_or(usize::MAX);
-    // One that waits for a moment moves on by itself, if there is time for that.
-    let least = match pressure.level {
-        Level::Calm | Level::Shedding | Level::Parting => STALLED,
-        Level::Refusing | Level::Closed => BLOCKED,
-    };
-    worker.search(|| shed(worker, worker.memory.share_of(excess), least, least));
-}
-
-/// Frees so many bytes of what has been stalled for longest: streams, and connections as a whole, that have been for so
-/// long at least.
-fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Duration) {
-    if to_free == 0 {
-        return;
-    }
-    let now = worker.now();
-    let mut stalled = Vec::new();
-    let is = |since: &Instant, least| now.saturating_duration_since(*since) >= least;
-    worker.rpcs.borrow().for_each(|key, rpc| {
-        // A connection is there in a moment, mostly.
-        let least = match rpc.state {
-            State::Waiting(..) => connections,
-            _ => streams,
-        };
-        let since = rpc.stalled().filter(|since| is(since, least));
-        stalled.extend(since.map(|since| (since, Stalled::Rpc(key))));
-    });
-    for (id, client) in &*worker.clients.borrow() {
-        let since = client.stalled().filter(|since| is(since, connections));
-        stalled.extend(since.map(|since| (since, Stalled::Client(*id))));
-    }
-    stalled.sort_unstable();
-    let enough = worker.memory.held().saturating_sub(to_free);
-    for (_, what) in stalled {
-        if worker.memory.held() <= enough {
-            break;
-        }
-        match what {
-            Stalled::Rpc(key) => shed_one(worker, key, Limit::Memory, now),
-            Stalled::Client(id) => {
-                let client = worker.clients.borrow().get(&id).cloned();
-                if let Some(client) = client {
-                    client.shed(worker, now);
-                }
-            }
-        }
-    }
-}
-
-/// What this RPC holds is needed elsewhere, says `limit`.
-pub(crate) fn shed_one(worker: &Rc<Worker>, key: Key, limit: Limit, now: Instant) {
-    step(worker, key, |rpc| rpc.shed(worker, limit, now));
-}
-
-/// What stands still.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stalled {
-    Rpc(Key),
-    /// A client's connection, by its number.
-    Client(u64),
-}
-
 /// One step of one RPC. A panic in it ends this RPC and nothing else.
 fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     let done = {
@@ -522,12 +440,6 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
         }
     }
 }
-
-/// A stream that has waited for this long stands still.
-const STALLED: Duration = Duration::from_secs(1);
-
-/// So does, when there is no time, what has for this long: longer than a round trip.
-const BLOCKED: Duration = Duration::from_millis(250);
 
 /// What a panic said, if it was words.
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

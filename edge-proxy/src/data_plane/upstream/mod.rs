@@ -30,7 +30,7 @@ use queue::{Queue, Waiting};
 
 use super::{
     rpc::{self, Key},
-    worker::{Timer, Worker},
+    worker::{AT_ONCE, Timer, Worker},
 };
 use crate::{
     error::Failure,
@@ -466,9 +466,6 @@ impl EndpointPool {
         }
     }
 }
-
-/// RPCs that are told something in one go.
-const AT_ONCE: usize = 100;
 
 #[cfg(test)]
 mod tests;

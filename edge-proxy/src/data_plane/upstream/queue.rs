@@ -1,8 +1,8 @@
 //! The RPCs that wait for a connection to one endpoint, the first to come the first to be served.
 //!
 //! Clients decide how many wait and when they leave: ten thousand of them may, and reset all of their streams in a row. So
-//! each knows its [`Place`] and leaves from there. When it was searched for, a queue of 25 000 took 100 µs for a frame of 13
-//! bytes, which is how one client would have kept a worker from all others.
+//! each knows its [`Place`] and leaves from there. When it was searched for, a frame of 13 bytes took 62 µs on average while
+//! 20 000 left (`attack queued-resets`), which is how one client kept a worker from all others.
 
 use std::{collections::BTreeMap, rc::Rc, time::Instant};
 

@@ -1,0 +1,70 @@
+use tokio::time::advance;
+
+use super::*;
+use crate::data_plane::testing::{Bench, Client, at_once, cluster_policy, policy, settle, stopped};
+
+#[test]
+fn deadlines_that_are_the_same_fire_in_parts() {
+    stopped(|| async {
+        // It accepts, and says nothing.
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await;
+        let silent = silent.unwrap();
+        let bench = Bench::new(&[silent.local_addr().unwrap()]);
+        let timers = || bench.worker.timers.len();
+        let head = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", "/api.Echo/Echo"),
+            (":authority", "a.test"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+            ("grpc-timeout", "1S"),
+        ];
+        let mut clients = Vec::new();
+        for calls in [100, 100, 50] {
+            let mut client = Client::connect(&bench).await;
+            for _ in 0..calls {
+                client.request(&head, b"", true);
+            }
+            client.flush().await;
+            clients.push(client);
+        }
+        // And the queue's own.
+        at_once(|| timers() == 251).await;
+        advance(Duration::from_secs(1)).await;
+        at_once(|| timers() < 251).await;
+        assert_eq!(timers(), 151, "others have their turns now");
+        at_once(|| timers() == 1).await;
+    });
+}
+
+#[test]
+fn searches_for_something_to_free_take_a_tenth_of_the_time() {
+    let begun = Instant::now();
+    let ended = begun + Duration::from_millis(4);
+    assert_eq!(
+        after_search(begun, ended),
+        begun + Duration::from_millis(40)
+    );
+}
+
+#[test]
+fn it_is_searched_again_when_it_may_be_and_then_now_and_then() {
+    stopped(|| async {
+        let bench = Bench::within(Some(4 * 1024), &[], policy(), cluster_policy());
+        let worker = &bench.worker;
+        let next = worker.tick() + Duration::from_secs(1);
+        worker.next_search.set(Some(next));
+        // Nothing of it can be freed.
+        for held in 1..=10 {
+            worker.memory.change(0, held * 1024);
+            settle().await;
+        }
+        assert_eq!(worker.next_search.get(), Some(next));
+        for pause in [Duration::from_millis(1001), SEARCH_AGAIN, SEARCH_AGAIN] {
+            let last = worker.next_search.get();
+            advance(pause).await;
+            at_once(|| worker.next_search.get() > last).await;
+        }
+    });
+}
