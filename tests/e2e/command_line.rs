@@ -6,10 +6,13 @@ use e2e::{
     backend::Backend,
     certs::Broken,
     client, loopback, payload,
+    pb::test_client::TestClient,
     process::Process,
     proxy::{Files, Known, Proxy, set},
     wait::{eventually, within},
 };
+use tokio::{net::TcpStream, task::JoinHandle};
+use tonic::transport::Channel;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_edge-proxy-under-test");
 
@@ -17,31 +20,43 @@ fn run(files: &Files) -> Vec<OsString> {
     vec!["run".into(), "--config".into(), files.config().into()]
 }
 
+/// The program, ready, and its backend.
+async fn serving() -> (Backend, Known, Process) {
+    let backend = Backend::start().await;
+    let known = Known::write(Proxy::to([&backend]));
+    let program = Process::start(PROGRAM, run(&known.files));
+    known.probed("/readyz", 200).await;
+    (backend, known, program)
+}
+
+/// An RPC that runs until the backend's gate "end" is opened, its client, and whether it ended well.
+async fn an_rpc(backend: &Backend, known: &Known) -> (TestClient<Channel>, JoinHandle<bool>) {
+    let client = known.test_client().await;
+    let running = tokio::spawn({
+        let mut client = client.clone();
+        let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
+        async move { client.unary(asked).await.is_ok() }
+    });
+    backend.journal.begun("r").await;
+    (client, running)
+}
+
+/// The listener is.
+async fn closed(known: &Known) {
+    let refused = || async { TcpStream::connect(known.listener).await.err().map(drop) };
+    eventually("the listener to close", refused).await;
+}
+
 #[tokio::test]
 async fn sigterm_drains_and_ends_with_0() {
     for signal in ["TERM", "INT"] {
-        let backend = Backend::start().await;
-        let known = Known::write(Proxy::to([&backend]));
-        let program = Process::start(PROGRAM, run(&known.files));
-        known.probed("/readyz", 200).await;
-        let mut client = known.test_client().await;
+        let (backend, known, program) = serving().await;
+        let (mut client, running) = an_rpc(&backend, &known).await;
         client.unary(payload("")).await.unwrap();
-        let running = tokio::spawn({
-            let mut client = client.clone();
-            let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
-            async move { client.unary(asked).await }
-        });
-        backend.journal.begun("r").await;
         program.signal(signal).await;
-        eventually("the listener to close", || async {
-            tokio::net::TcpStream::connect(known.listener)
-                .await
-                .is_err()
-                .then_some(())
-        })
-        .await;
+        closed(&known).await;
         backend.open("end");
-        within("the RPC", running).await.unwrap().unwrap();
+        assert!(within("the RPC", running).await.unwrap());
         drop(client);
         let ended = program.ended().await;
         assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
@@ -70,50 +85,26 @@ async fn diagnostics_quote_a_value_of_several_words() {
 
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once_with_1() {
-    let backend = Backend::start().await;
-    let known = Known::write(Proxy::to([&backend]));
-    let program = Process::start(PROGRAM, run(&known.files));
-    known.probed("/readyz", 200).await;
-    let client = known.test_client().await;
-    let running = tokio::spawn({
-        let mut client = client.clone();
-        let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "never")]);
-        async move { client.unary(asked).await }
-    });
-    backend.journal.begun("r").await;
+    let (backend, known, program) = serving().await;
+    let (_client, running) = an_rpc(&backend, &known).await;
     program.signal("TERM").await;
-    eventually("the listener to close", || async {
-        tokio::net::TcpStream::connect(known.listener)
-            .await
-            .is_err()
-            .then_some(())
-    })
-    .await;
+    closed(&known).await;
     program.signal("TERM").await;
     let ended = program.ended().await;
     assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
-    assert!(within("the RPC", running).await.unwrap().is_err());
+    assert!(!within("the RPC", running).await.unwrap());
 }
 
 #[tokio::test]
 async fn the_first_signal_after_quitquitquit_lets_it_drain() {
-    let backend = Backend::start().await;
-    let known = Known::write(Proxy::to([&backend]));
-    let program = Process::start(PROGRAM, run(&known.files));
-    known.probed("/readyz", 200).await;
-    let client = known.test_client().await;
-    let running = tokio::spawn({
-        let mut client = client.clone();
-        let asked = client::request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
-        async move { client.unary(asked).await }
-    });
-    backend.journal.begun("r").await;
+    let (backend, known, program) = serving().await;
+    let (client, running) = an_rpc(&backend, &known).await;
     let told = client::post(known.admin, "/quitquitquit").await.unwrap();
     assert_eq!(told.status(), 200);
     program.signal("TERM").await;
     program.reports("SIGTERM").await;
     backend.open("end");
-    within("the RPC", running).await.unwrap().unwrap();
+    assert!(within("the RPC", running).await.unwrap());
     drop(client);
     let ended = program.ended().await;
     assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
@@ -241,7 +232,7 @@ async fn a_wrong_configuration_starts_nothing_and_ends_with_2() {
         assert_eq!(ended.code(), Some(2), "{}", ended.stderr);
         assert!(ended.stderr.contains("nowhere"), "{}", ended.stderr);
     }
-    assert!(tokio::net::TcpStream::connect(known.probes).await.is_err());
+    assert!(TcpStream::connect(known.probes).await.is_err());
 }
 
 #[tokio::test]

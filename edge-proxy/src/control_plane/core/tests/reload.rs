@@ -21,14 +21,20 @@ impl File {
     }
 }
 
+/// What runs with this configuration in a file, and serves `echo.` at one address; and its first snapshot with that.
+async fn serving(network: &Scripted, text: &str) -> (File, Running, Arc<Snapshot>) {
+    network.name("echo.", &[1]);
+    let file = File::new(text);
+    let mut running = Running::with(network.clone(), text, Some(&file.path()));
+    let snapshot = running.until_eligible(&[1]).await;
+    (file, running, snapshot)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reload_resolves_and_checks_new_clusters_before_it_serves_them() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
-    let before = running.until_eligible(&[1]).await;
+    let (file, mut running, before) = serving(&network, &old).await;
     before.clusters[0].turn.store(7, Ordering::Relaxed);
 
     network.name("reverse.", &[2]);
@@ -72,11 +78,8 @@ async fn a_reload_resolves_and_checks_new_clusters_before_it_serves_them() {
 #[tokio::test(start_paused = true)]
 async fn a_reload_waits_at_most_five_seconds_for_its_clusters() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network, &old, Some(&file.path()));
-    running.until_eligible(&[1]).await;
+    let (file, mut running, _) = serving(&network, &old).await;
     file.write(&yaml(&[("echo", CHECKED), ("nobody", CHECKED)]));
     let begin = Instant::now();
     assert_eq!(running.handle.reload().await, Ok(()));
@@ -87,11 +90,8 @@ async fn a_reload_waits_at_most_five_seconds_for_its_clusters() {
 #[tokio::test(start_paused = true)]
 async fn an_invalid_file_changes_nothing() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network, &old, Some(&file.path()));
-    let before = running.until_eligible(&[1]).await;
+    let (file, mut running, before) = serving(&network, &old).await;
 
     file.write(&old.replace("cluster: echo", "cluster: eco"));
     let error = running.handle.reload().await.unwrap_err();
@@ -143,12 +143,9 @@ async fn what_needs_a_restart_is_refused_whole_with_its_keys() {
 #[tokio::test(start_paused = true)]
 async fn a_changed_file_is_reread_without_being_asked() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     network.name("reverse.", &[2]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network, &old, Some(&file.path()));
-    running.until_eligible(&[1]).await;
+    let (file, mut running, _) = serving(&network, &old).await;
     file.write(&yaml(&[("reverse", CHECKED)]));
     running.until_eligible(&[2]).await;
 }
@@ -156,11 +153,8 @@ async fn a_changed_file_is_reread_without_being_asked() {
 #[tokio::test(start_paused = true)]
 async fn another_check_of_the_same_addresses_keeps_their_identity() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network, &old, Some(&file.path()));
-    let before = running.until_eligible(&[1]).await;
+    let (file, mut running, before) = serving(&network, &old).await;
     file.write(&old.replace("api.Echo, ", "api.Other, "));
     assert_eq!(running.handle.reload().await, Ok(()));
     let after = running.reader.load();
@@ -174,11 +168,8 @@ async fn another_check_of_the_same_addresses_keeps_their_identity() {
 #[tokio::test(start_paused = true)]
 async fn an_address_that_was_gone_has_another_identity() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
-    let before = running.until_eligible(&[1]).await;
+    let (file, mut running, before) = serving(&network, &old).await;
     // Another name for it, which is answered after the reload's patience is over.
     let found = Lookup::found([ip(1).ip()], 8081);
     network.look_up_does("late.", Answered::Later(8 * SECOND, found));
@@ -250,11 +241,8 @@ async fn a_reload_while_dns_fails_keeps_the_last_good_set() {
 #[tokio::test(start_paused = true)]
 async fn counters_never_fall_when_another_cluster_takes_the_place_of_one() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]).replace("dns_refresh_rate: 5s", "dns_refresh_rate: 1s");
-    let file = File::new(&old);
-    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
-    running.until_eligible(&[1]).await;
+    let (file, running, _) = serving(&network, &old).await;
     // The old one goes on for 5 s beside the new one, which isn't answered.
     let two = old
         .replace("[\"echo.:8081\"]", "[\"echo.:8081\", \"nobody.:8081\"]")
@@ -288,11 +276,8 @@ async fn counters_never_fall_when_another_cluster_takes_the_place_of_one() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_still_told_when_an_older_reload_comes_into_force() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network, &old, Some(&file.path()));
-    running.until_eligible(&[1]).await;
+    let (file, running, _) = serving(&network, &old).await;
     file.write(&yaml(&[("echo", CHECKED), ("nobody", CHECKED)]));
     let handle = running.handle.clone();
     let reload = tokio::spawn(async move { handle.reload().await });
@@ -312,13 +297,10 @@ async fn a_refusal_is_still_told_when_an_older_reload_comes_into_force() {
 #[tokio::test(start_paused = true)]
 async fn a_shorter_refresh_or_interval_counts_from_the_reload() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)])
         .replace("dns_refresh_rate: 5s", "dns_refresh_rate: 10h")
         .replace("interval: 10s", "interval: 10h");
-    let file = File::new(&old);
-    let mut running = Running::with(network.clone(), &old, Some(&file.path()));
-    let before = running.until_eligible(&[1]).await;
+    let (file, mut running, before) = serving(&network, &old).await;
     sleep(60 * SECOND).await;
     let seen = |network: &Scripted| (network.looked_up("echo.").len(), network.checked(1).len());
     let (looked_up, checked) = seen(&network);
@@ -371,11 +353,8 @@ async fn what_was_judged_against_an_older_configuration_is_read_again() {
 #[tokio::test(start_paused = true)]
 async fn a_certificate_that_comes_after_its_configuration_is_found() {
     let network = Scripted::default();
-    network.name("echo.", &[1]);
     let old = yaml(&[("echo", CHECKED)]);
-    let file = File::new(&old);
-    let mut running = Running::with(network, &old, Some(&file.path()));
-    running.until_eligible(&[1]).await;
+    let (file, mut running, _) = serving(&network, &old).await;
     let pair = tempfile::tempdir().unwrap();
     let new = old.replace("/no/such", &pair.path().display().to_string());
     file.write(&new);

@@ -15,12 +15,17 @@ fn silent(
     }
 }
 
+/// A worker whose backend is [`silent`], and what happens there.
+async fn unanswered() -> (Bench, Rc<Cell<usize>>, Rc<Cell<usize>>) {
+    let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let address = backend(silent(resets.clone(), requests.clone())).await;
+    (Bench::new(&[address]), resets, requests)
+}
+
 #[test]
 fn a_client_that_goes_away_is_told_to_the_backend() {
     running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
+        let (bench, resets, requests) = unanswered().await;
         // While the backend is silent, and in the middle of an upload.
         for request in [
             "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -41,9 +46,7 @@ fn a_client_that_goes_away_is_told_to_the_backend() {
 #[test]
 fn a_client_that_ends_its_half_before_the_answer_has_gone_away() {
     running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
+        let (bench, resets, requests) = unanswered().await;
         let mut client = connect(&bench);
         send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
         until(|| requests.get() == 1).await;
@@ -407,9 +410,7 @@ fn a_drain_ends_idle_connections_and_lets_running_requests_finish() {
 #[test]
 fn what_still_runs_at_the_end_of_a_drain_is_cut() {
     running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
+        let (bench, _, requests) = unanswered().await;
         let mut client = connect(&bench);
         send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
         until(|| requests.get() == 1).await;
@@ -424,9 +425,7 @@ fn what_still_runs_at_the_end_of_a_drain_is_cut() {
 #[test]
 fn a_silent_stream_is_answered_after_stream_idle_and_a_stalled_reader_cut() {
     running(|| async {
-        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let address = backend(silent(resets.clone(), requests.clone())).await;
-        let bench = Bench::new(&[address]);
+        let (bench, resets, _) = unanswered().await;
         let mut policy = testing::policy();
         policy.timeouts.stream_idle = Duration::from_millis(100);
         let mut client = connect_with(&bench, policy, 4096);
