@@ -5,11 +5,18 @@
 //! needs no timer ([`stopped`]); one that only the test moves, for deadlines ([`frozen`]).
 
 use std::{
+    cell::Cell,
+    panic::Location,
     sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
 use tokio::task::LocalSet;
+
+thread_local! {
+    /// The last [`at_once`] of the test, for what says that its wait was in vain.
+    static WAITS_AT: Cell<Option<&'static Location<'static>>> = const { Cell::new(None) };
+}
 
 /// Runs a test with the clock standing still unless nothing else can happen.
 pub(crate) fn paused<F: Future>(test: impl FnOnce() -> F) -> F::Output {
@@ -63,7 +70,7 @@ pub(crate) fn frozen<F: Future>(test: impl FnOnce() -> F) -> F::Output {
         };
         tokio::select! {
             output = test() => output,
-            () = busy => panic!("what the test waits for doesn't come"),
+            () = busy => panic!("what the test waits for doesn't come: {:?}", WAITS_AT.get()),
         }
     })
 }
@@ -92,9 +99,13 @@ fn on<F: Future>(
 }
 
 /// Waits until `condition` holds, with no timer: a clock that stands still isn't moved.
-pub(crate) async fn at_once(condition: impl Fn() -> bool) {
-    while !condition() {
-        tokio::task::yield_now().await;
+#[track_caller]
+pub(crate) fn at_once(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
+    WAITS_AT.set(Some(Location::caller()));
+    async move {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
     }
 }
 

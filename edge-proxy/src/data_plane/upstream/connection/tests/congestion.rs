@@ -41,6 +41,19 @@ fn is_stalled(bench: &Bench) -> bool {
     })
 }
 
+/// Waits until sixteen uploads of so many bytes have used up the first connection's window, and all else waits there: what
+/// comes later waits since later.
+async fn used_up_by(bench: &Bench, bytes: usize) {
+    at_once(|| {
+        first_is(bench, |engine| {
+            engine.windows().send == 0 && engine.pending_bytes() == 16 * (bytes - 65_536)
+        })
+    })
+    .await;
+    // The connection itself sees that in its turn.
+    settle().await;
+}
+
 #[test]
 fn a_stream_without_credit_for_1_s_marks_its_connection_congested() {
     frozen(|| async {
@@ -76,7 +89,7 @@ fn a_connection_whose_window_is_used_up_for_1_s_is_congested() {
         let client = Client::connect_with(&bench, patient()).await;
         // A stream has 64 KiB, the connection 1 MiB.
         let upload = upload(client, 16, 100_000);
-        at_once(|| first_is(&bench, |engine| engine.windows().send == 0)).await;
+        used_up_by(&bench, 100_000).await;
         let mut other = Client::connect_with(&bench, patient()).await;
         let call = |other: &mut Client| other.call("/api.Echo/Echo", b"", true);
         pass(Duration::from_millis(900)).await;
@@ -121,14 +134,7 @@ async fn without_a_window(
     let bench = Bench::with(&[address.await], patient(), only);
     let client = Client::connect_with(&bench, patient()).await;
     let upload = upload(client, 16, bytes);
-    at_once(|| {
-        first_is(&bench, |engine| {
-            engine.windows().send == 0 && engine.pending_bytes() == 16 * (bytes - 65_536)
-        })
-    })
-    .await;
-    // The connection itself sees that in its turn.
-    settle().await;
+    used_up_by(&bench, bytes).await;
     pass(after).await;
     settle().await;
     let mut other = Client::connect_with(&bench, patient()).await;
