@@ -42,6 +42,7 @@ impl Queue {
                 self.rest.push_back(stock::chunk());
                 continue;
             }
+            grow(last, n);
             last.extend_from_slice(&bytes[..n]);
             bytes = &bytes[n..];
         }
@@ -94,6 +95,16 @@ impl Queue {
     }
 }
 
+/// Makes room for `more` bytes, within [`CHUNK`]. Pieces end where packets do: left to itself, a vector grows to all sizes up
+/// to twice a chunk's, and of what one size has left in the allocator another takes nothing.
+#[inline]
+fn grow(chunk: &mut Vec<u8>, more: usize) {
+    let needed = chunk.len() + more;
+    if needed > chunk.capacity() {
+        chunk.reserve_exact(needed.next_power_of_two() - chunk.len());
+    }
+}
+
 /// The most that one chunk holds: a frame of the default maximum size.
 pub(crate) const CHUNK: usize = 16_384;
 
@@ -117,6 +128,23 @@ mod tests {
         }
         assert_eq!(out, all);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn chunks_have_few_sizes_and_none_is_larger_than_a_frame() {
+        for piece in [1, 7, 700, 5_000, 9_000, 16_000, 16_383, 70_000] {
+            let mut queue = Queue::default();
+            for _ in 0..20 {
+                queue.push(&vec![1; piece]);
+                for chunk in queue.rest.iter().chain([&queue.front]) {
+                    let capacity = chunk.capacity();
+                    assert!(capacity.is_power_of_two(), "{capacity} for {piece}");
+                    assert!((512..=CHUNK).contains(&capacity), "{capacity} for {piece}");
+                    let waste = capacity.saturating_sub(512);
+                    assert!(waste < 2 * chunk.len(), "{capacity} for {}", chunk.len());
+                }
+            }
+        }
     }
 
     #[test]
