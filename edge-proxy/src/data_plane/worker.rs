@@ -416,12 +416,13 @@ impl Worker {
         }
     }
 
-    /// Does what looks at all RPCs for something to free. There is no other before nine times as long has passed: while
-    /// nothing can be freed, every byte that comes would be a reason, and clients decide how many RPCs there are.
-    pub(crate) fn search(&self, search: impl FnOnce()) {
+    /// Does what looks at all RPCs for something to free, and says whether it found enough. The next one has to wait (see
+    /// [`after_search`]): every byte that comes would be a reason, and clients decide how many RPCs there are.
+    pub(crate) fn search(&self, search: impl FnOnce() -> bool) {
         let begun = self.tick();
-        search();
-        self.next_search.set(Some(after_search(begun, self.tick())));
+        let enough = search();
+        let next = after_search(begun, self.tick(), enough);
+        self.next_search.set(Some(next));
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {
@@ -466,9 +467,12 @@ impl Deref for Served {
     }
 }
 
-/// When the next search may begin.
-fn after_search(begun: Instant, ended: Instant) -> Instant {
-    ended + 9 * ended.saturating_duration_since(begun)
+/// When the next search may begin. One that has found enough has freed some more than that, so that it takes megabytes to
+/// be a reason for another: half of the time is for them, or what comes in between would be more than what each frees. To
+/// search again for what isn't there, a tenth of it is enough.
+fn after_search(begun: Instant, ended: Instant, enough: bool) -> Instant {
+    let pauses = if enough { 1 } else { 9 };
+    ended + pauses * ended.saturating_duration_since(begun)
 }
 
 /// Between searches for something to free, if nothing new is held.

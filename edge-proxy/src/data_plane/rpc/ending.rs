@@ -248,11 +248,18 @@ impl Rpc {
             State::Open(attempt) | State::Relaying(attempt) => {
                 attempt.link().blocked(attempt.stream)
             }
-            // What it has sent is kept, and nobody takes it.
-            State::Waiting(..) if !self.replay.is_empty() => Some(self.active),
-            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => None,
+            // It holds itself back, and what it has sent.
+            State::Waiting(..) => Some(self.active),
+            State::Answering(..) | State::Flushing(_) => None,
         };
         [down, up].into_iter().flatten().min()
+    }
+
+    /// Bytes that count as held back because of it, beside what its connections hold. Clients decide how many wait for
+    /// a connection, and nothing else bounds them.
+    pub(super) fn kept(&self) -> usize {
+        let waits = matches!(self.state, State::Waiting(..));
+        self.replay.len() + if waits { WAITS } else { 0 }
     }
 
     /// What it holds is needed elsewhere, says `limit`.
@@ -307,3 +314,6 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(5);
 
 /// A response that was cut short waits this long for the client's window before its stream is reset.
 const CUT_FLUSH: Duration = Duration::from_secs(5);
+
+/// Bytes of an RPC that waits for a connection: its own, its head's, its stream's and its place in the queue.
+const WAITS: usize = 2048;

@@ -404,7 +404,7 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     let done = {
         let mut rpcs = worker.rpcs.borrow_mut();
         let Some(rpc) = rpcs.get_mut(key) else { return };
-        let kept = rpc.replay.len();
+        let kept = rpc.kept();
         let work = || {
             #[cfg(test)]
             super::testing::trip("step");
@@ -427,7 +427,7 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
                 answered.map_or(true, |step| step == Step::Done)
             }
         };
-        let keeps = if done { 0 } else { rpc.replay.len() };
+        let keeps = if done { 0 } else { rpc.kept() };
         worker.memory.change(kept, keeps);
         done
     };

@@ -24,7 +24,7 @@ pub(crate) fn relieve(worker: &Rc<Worker>) {
                 Step::On
             });
         }
-        shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED);
+        shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED)
     });
 }
 
@@ -41,10 +41,10 @@ pub(crate) fn shed_stalled(worker: &Rc<Worker>, pressure: Pressure) {
 }
 
 /// Frees so many bytes of what has been stalled for longest: streams, and connections as a whole, that have been for so
-/// long at least.
-fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Duration) {
+/// long at least. Whether there was so much.
+fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Duration) -> bool {
     if to_free == 0 {
-        return;
+        return true;
     }
     let now = worker.now();
     let mut stalled = Vec::new();
@@ -78,6 +78,7 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
             }
         }
     }
+    worker.memory.held() <= enough
 }
 
 /// What this RPC holds is needed elsewhere, says `limit`.

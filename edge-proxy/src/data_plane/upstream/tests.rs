@@ -125,3 +125,23 @@ fn what_requests_that_wait_have_sent_is_given_up_when_memory_is_short() {
         assert!(waiting(&bench) > 0, "others wait on");
     });
 }
+
+#[test]
+fn requests_that_wait_count_as_held_back_and_are_given_up_when_memory_is_short() {
+    running(|| async {
+        let (_silent, address) = silent().await;
+        // A quarter of it may be held.
+        let bench = Bench::within(Some(256 * 1024), &[address], policy(), cluster_policy());
+        let mut client = Client::connect(&bench).await;
+        let first = client.call("/api.Echo/Echo", b"", false);
+        for _ in 0..60 {
+            client.call("/api.Echo/Echo", b"", false);
+        }
+        assert_eq!(client.status(first).await, "8");
+        until(|| !bench.worker.memory.is_short()).await;
+        assert!(waiting(&bench) > 0, "others wait on");
+        drop(client);
+        until(|| waiting(&bench) == 0).await;
+        until(|| bench.worker.memory.held() == 0).await;
+    });
+}

@@ -196,7 +196,8 @@ fn others_have_their_turn_after_64_kib() {
             .iter()
             .map(|(a, b)| b.saturating_sub(*a))
             .max();
-        assert!(most <= Some(64 * 1024), "{most:?} bytes in one turn");
+        // The RPC itself counts, too.
+        assert!(most <= Some(64 * 1024 + 2048), "{most:?} bytes in one turn");
     });
 }
 
