@@ -95,13 +95,16 @@ impl Pool {
                 .or_insert_with(|| Rc::new(EndpointPool::new(endpoint.clone(), cluster)));
             pool.clone()
         };
-        let avoid = avoid.filter(|avoid| pool.has_other(avoid));
+        // One that takes no more streams, or leads elsewhere, has not to be avoided.
+        let avoid = avoid.filter(|avoid| {
+            avoid.is_ready() && avoid.endpoint().id == endpoint.id && pool.has_other(avoid)
+        });
         // Nobody is overtaken: who waits for another connection than these has no use for them.
         let overtakes = pool
             .waiting
             .borrow()
-            .iter()
-            .any(|(_, waiting)| waiting.avoid.is_none());
+            .firsts()
+            .any(|(_, avoid)| avoid.is_none());
         let free = |most| pool.free_connection(avoid.as_ref(), most);
         if !overtakes
             && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable()))
@@ -275,18 +278,12 @@ impl EndpointPool {
     /// The RPC that has waited longest and can be served, and by which connection; it waits no more.
     fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
         let mut queue = self.waiting.borrow_mut();
-        let served = queue
-            .iter()
-            .map(|(place, waiting)| {
-                let avoid = waiting.avoid.as_ref();
-                let free = |most| self.free_connection(avoid, most);
-                let connection = free(Congestion::None).or_else(|| free(most));
-                (place, connection, avoid.is_none())
-            })
-            // Who insists on nothing and gets nothing is followed by nobody who does.
-            .find(|(_, connection, takes_any)| connection.is_some() || *takes_any);
-        let (place, connection, _) = served?;
-        let connection = connection?;
+        let served = queue.firsts().filter_map(|(place, avoid)| {
+            let free = |most| self.free_connection(avoid, most);
+            let connection = free(Congestion::None).or_else(|| free(most))?;
+            Some((place, connection))
+        });
+        let (place, connection) = served.min_by_key(|(place, _)| *place)?;
         Some((queue.take(place)?.rpc, connection))
     }
 
@@ -313,12 +310,12 @@ impl EndpointPool {
         let mut permits = Permits::default();
         permits.enter(&self.circuits, Circuit::PendingRequests)?;
         let until = now + self.policy.borrow().connect_timeout;
-        let place = self.waiting.borrow_mut().push(Waiting {
+        let waiting = Waiting {
             rpc,
             until,
-            avoid: avoid.clone(),
             _permits: permits,
-        });
+        };
+        let place = self.waiting.borrow_mut().push(waiting, avoid.clone());
         let first = self.waiting.borrow().len() == 1;
         if let Err(circuit) = self.open_more(worker) {
             self.waiting.borrow_mut().take(place);
@@ -389,7 +386,7 @@ impl EndpointPool {
             self.send_elsewhere(worker, failure);
         } else if self.opening.get() == 0 {
             // There won't be another one: the one that refused is better than none.
-            self.waiting.borrow_mut().accept_any();
+            self.waiting.borrow_mut().accept(|_| true);
             self.serve(worker, Congestion::Stream);
         }
         self.remove_if_unused(worker);
@@ -446,9 +443,9 @@ impl EndpointPool {
     }
 
     fn remove(&self, worker: &Worker, connection: &Rc<Upstream>) {
-        self.connections
-            .borrow_mut()
-            .retain(|other| !Rc::ptr_eq(other, connection));
+        let is_it = |other: &Rc<Upstream>| Rc::ptr_eq(other, connection);
+        self.connections.borrow_mut().retain(|other| !is_it(other));
+        self.waiting.borrow_mut().accept(is_it);
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         self.remove_if_unused(worker);
     }

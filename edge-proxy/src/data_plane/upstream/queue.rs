@@ -3,8 +3,12 @@
 //! Clients decide how many wait and when they leave: ten thousand of them may, and reset all of their streams in a row. So
 //! each knows its [`Place`] and leaves from there. When it was searched for, a frame of 13 bytes took 62 µs on average while
 //! 20 000 left (`attack queued-resets`), which is how one client kept a worker from all others.
+//!
+//! A backend decides how many insist on another connection than the one that has refused them: it may refuse all, and let
+//! the next connect hang. Nobody is to walk over them, so those that avoid the same connection stand in a line of their
+//! own, and only the first of each line is looked at. There are no more lines than connections, and one.
 
-use std::{collections::BTreeMap, rc::Rc, time::Instant};
+use std::{collections::BTreeMap, mem, rc::Rc, time::Instant};
 
 use super::Upstream;
 use crate::{data_plane::rpc::Key, snapshot::circuit::Permits};
@@ -13,34 +17,47 @@ use crate::{data_plane::rpc::Key, snapshot::circuit::Permits};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place(u64);
 
-/// See the module's head. A tree, so that it gives its memory back, too.
-#[derive(Default)]
-pub(super) struct Queue {
-    waiting: BTreeMap<Place, Waiting>,
+/// See the module's head. `C` is what they may avoid.
+pub(super) struct Queue<C = Upstream> {
+    /// In no order, and none is empty.
+    lines: Vec<Line<C>>,
     last: Place,
+}
+
+/// Those that get the same: the first of them is served first.
+struct Line<C> {
+    /// The connection that has refused them: another one may not. `None`: any will do.
+    avoid: Option<Rc<C>>,
+    /// A tree, so that it gives its memory back, too.
+    waiting: BTreeMap<Place, Waiting>,
 }
 
 /// An RPC without a stream.
 pub(super) struct Waiting {
     pub(super) rpc: Key,
     pub(super) until: Instant,
-    /// The connection that refused it: another one may not.
-    pub(super) avoid: Option<Rc<Upstream>>,
     /// Given back when it waits no more.
     pub(super) _permits: Permits,
 }
 
-impl Queue {
-    /// Adds one at the end.
-    pub(super) fn push(&mut self, waiting: Waiting) -> Place {
+impl<C> Queue<C> {
+    /// Adds one at the end, for another connection than `avoid`.
+    pub(super) fn push(&mut self, waiting: Waiting, avoid: Option<Rc<C>>) -> Place {
         self.last.0 += 1;
-        self.waiting.insert(self.last, waiting);
-        self.last
+        let place = self.last;
+        self.line(avoid).insert(place, waiting);
+        place
     }
 
     /// Takes the one at `place` out; `None`: it isn't there any more.
     pub(super) fn take(&mut self, place: Place) -> Option<Waiting> {
-        self.waiting.remove(&place)
+        let mut lines = self.lines.iter_mut().enumerate();
+        let (line, found) =
+            lines.find_map(|(at, line)| line.waiting.remove(&place).map(|found| (at, found)))?;
+        if self.lines[line].waiting.is_empty() {
+            self.lines.swap_remove(line);
+        }
+        Some(found)
     }
 
     /// The last place that was given.
@@ -50,8 +67,11 @@ impl Queue {
 
     /// Takes the first one out, if it stands there or before.
     pub(super) fn take_first_up_to(&mut self, last: Place) -> Option<Waiting> {
-        let first = self.waiting.first_entry()?;
-        (*first.key() <= last).then(|| first.remove())
+        let (first, _) = self.first()?;
+        if first > last {
+            return None;
+        }
+        self.take(first)
     }
 
     /// Takes the first one out, if it is so.
@@ -59,35 +79,81 @@ impl Queue {
         &mut self,
         is_so: impl FnOnce(&Waiting) -> bool,
     ) -> Option<Waiting> {
-        let first = self.waiting.first_entry()?;
-        is_so(first.get()).then(|| first.remove())
+        let (first, waiting) = self.first()?;
+        if !is_so(waiting) {
+            return None;
+        }
+        self.take(first)
     }
 
     /// When the first one's time is over.
     pub(super) fn first_until(&self) -> Option<Instant> {
-        Some(self.waiting.first_key_value()?.1.until)
+        Some(self.first()?.1.until)
     }
 
-    /// All of them, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Place, &Waiting)> {
-        self.waiting
-            .iter()
-            .map(|(place, waiting)| (*place, waiting))
+    /// The first of each line, in no order, and what its line avoids.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = (Place, Option<&Rc<C>>)> {
+        self.lines.iter().filter_map(|line| {
+            let (place, _) = line.waiting.first_key_value()?;
+            Some((*place, line.avoid.as_ref()))
+        })
     }
 
-    /// Nobody insists on another connection any more.
-    pub(super) fn accept_any(&mut self) {
-        for waiting in self.waiting.values_mut() {
-            waiting.avoid = None;
+    /// Those that avoid a connection which is so insist on nothing any more.
+    pub(super) fn accept(&mut self, is_so: impl Fn(&Rc<C>) -> bool) {
+        let lines = mem::take(&mut self.lines).into_iter();
+        let (accepting, lines) = lines.partition(|line| line.avoid.as_ref().is_some_and(&is_so));
+        self.lines = lines;
+        for line in accepting {
+            // One by one: many of those whom they join may be there, of whom none is to be looked at.
+            let joined = self.line(None);
+            for (place, waiting) in line.waiting {
+                joined.insert(place, waiting);
+            }
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.lines.iter().map(|line| line.waiting.len()).sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.lines.is_empty()
+    }
+
+    /// Of all lines, the one that came first.
+    fn first(&self) -> Option<(Place, &Waiting)> {
+        let firsts = self
+            .lines
+            .iter()
+            .filter_map(|line| line.waiting.first_key_value());
+        let (place, waiting) = firsts.min_by_key(|(place, _)| **place)?;
+        Some((*place, waiting))
+    }
+
+    /// The line of those that avoid this one, for somebody to join it.
+    fn line(&mut self, avoid: Option<Rc<C>>) -> &mut BTreeMap<Place, Waiting> {
+        let is_it = |line: &Line<C>| match (&line.avoid, &avoid) {
+            (Some(one), Some(other)) => Rc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let at = self.lines.iter().position(is_it).unwrap_or_else(|| {
+            self.lines.push(Line {
+                avoid,
+                waiting: BTreeMap::new(),
+            });
+            self.lines.len() - 1
+        });
+        &mut self.lines[at].waiting
+    }
+}
+
+impl<C> Default for Queue<C> {
+    fn default() -> Self {
+        Self {
+            lines: Vec::new(),
+            last: Place::default(),
+        }
     }
 }
 
@@ -97,36 +163,45 @@ mod tests {
 
     use super::*;
 
+    /// Of those that may avoid a number.
+    type Queue = super::Queue<u32>;
+
     fn waiting(rpc: u32, until: Instant) -> Waiting {
         Waiting {
             rpc: Key::from_engine(rpc),
             until,
-            avoid: None,
             _permits: Permits::default(),
         }
+    }
+
+    /// All of them, in order.
+    fn all(mut queue: Queue) -> Vec<Key> {
+        let all = std::iter::from_fn(|| queue.take_first_if(|_| true));
+        all.map(|waiting| waiting.rpc).collect()
     }
 
     #[test]
     fn they_leave_in_order_or_from_where_they_are() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        let places: Vec<_> = (0..5).map(|rpc| queue.push(waiting(rpc, now))).collect();
+        let places: Vec<_> = (0..5)
+            .map(|rpc| queue.push(waiting(rpc, now), None))
+            .collect();
         assert_eq!(queue.take(places[0]).unwrap().rpc, Key::from_engine(0));
         assert_eq!(queue.take(places[3]).unwrap().rpc, Key::from_engine(3));
         assert!(queue.take(places[3]).is_none(), "a place is given once");
-        queue.push(waiting(5, now));
-        let order: Vec<_> = queue.iter().map(|(_, waiting)| waiting.rpc).collect();
-        assert_eq!(order, [1, 2, 4, 5].map(Key::from_engine));
+        queue.push(waiting(5, now), None);
         assert_eq!(queue.len(), 4);
+        assert_eq!(all(queue), [1, 2, 4, 5].map(Key::from_engine));
     }
 
     #[test]
     fn who_comes_later_is_not_among_those_up_to_a_place() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        queue.push(waiting(1, now));
+        queue.push(waiting(1, now), None);
         let last = queue.last();
-        queue.push(waiting(2, now));
+        queue.push(waiting(2, now), None);
         assert_eq!(
             queue.take_first_up_to(last).unwrap().rpc,
             Key::from_engine(1)
@@ -139,12 +214,72 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut queue = Queue::default();
-        queue.push(waiting(1, now));
-        queue.push(waiting(2, later));
+        queue.push(waiting(1, now), None);
+        queue.push(waiting(2, later), None);
         assert_eq!(queue.first_until(), Some(now));
         let due = |waiting: &Waiting| waiting.until <= now;
         assert_eq!(queue.take_first_if(due).unwrap().rpc, Key::from_engine(1));
         assert!(queue.take_first_if(due).is_none());
         assert_eq!(queue.first_until(), Some(later));
+    }
+
+    #[test]
+    fn as_many_are_looked_at_as_there_are_connections_to_avoid() {
+        let now = Instant::now();
+        let (one, other) = (Rc::new(1), Rc::new(2));
+        let mut queue = Queue::default();
+        let avoids = [None, Some(&one), Some(&other), Some(&one)];
+        for (rpc, avoid) in (0..10_000).zip(avoids.into_iter().cycle()) {
+            queue.push(waiting(rpc, now), avoid.cloned());
+        }
+        let mut firsts: Vec<_> = queue.firsts().collect();
+        firsts.sort_unstable();
+        let first = |place, avoid| (Place(place), avoid);
+        assert_eq!(
+            firsts,
+            [first(1, None), first(2, Some(&one)), first(3, Some(&other))]
+        );
+        queue.take(Place(2)).unwrap();
+        assert!(queue.firsts().any(|next| next == first(4, Some(&one))));
+        assert_eq!(queue.len(), 9_999);
+    }
+
+    #[test]
+    fn across_lines_the_first_to_come_is_the_first() {
+        let now = Instant::now();
+        let (one, other) = (Rc::new(1), Rc::new(2));
+        let mut queue = Queue::default();
+        for (rpc, avoid) in (0..).zip([Some(&one), None, Some(&other), Some(&one), None]) {
+            queue.push(waiting(rpc, now), avoid.cloned());
+        }
+        assert_eq!(all(queue), [0, 1, 2, 3, 4].map(Key::from_engine));
+    }
+
+    #[test]
+    fn who_insists_no_more_joins_the_others_at_its_place() {
+        let now = Instant::now();
+        let (one, other) = (Rc::new(1), Rc::new(2));
+        let mut queue = Queue::default();
+        for (rpc, avoid) in (0..).zip([Some(&one), None, Some(&other), Some(&one)]) {
+            queue.push(waiting(rpc, now), avoid.cloned());
+        }
+        queue.accept(|avoid| Rc::ptr_eq(avoid, &one));
+        assert_eq!(Rc::strong_count(&one), 1, "nobody avoids it");
+        let mut firsts: Vec<_> = queue.firsts().collect();
+        firsts.sort_unstable();
+        assert_eq!(firsts, [(Place(1), None), (Place(3), Some(&other))]);
+        queue.accept(|_| true);
+        assert_eq!(queue.firsts().count(), 1);
+        assert_eq!(all(queue), [0, 1, 2, 3].map(Key::from_engine));
+    }
+
+    #[test]
+    fn a_connection_that_nobody_avoids_any_more_is_let_go() {
+        let one = Rc::new(1);
+        let mut queue = Queue::default();
+        let place = queue.push(waiting(0, Instant::now()), Some(one.clone()));
+        queue.take(place).unwrap();
+        assert!(queue.is_empty());
+        assert_eq!(Rc::strong_count(&one), 1);
     }
 }

@@ -9,6 +9,7 @@ use crate::data_plane::testing::{
     SETTINGS, WINDOW_UPDATE, at_once, backend, backend_behind, echo, frozen, pass, running, settle,
 };
 use crate::snapshot::circuit::{Circuit, CircuitLimits};
+use crate::telemetry::metrics::AttemptResult;
 
 /// The connections of the bench's only endpoint.
 fn connections(bench: &Bench) -> Vec<Rc<Upstream>> {
@@ -330,6 +331,73 @@ fn a_refused_stream_goes_to_another_connection_while_the_first_serves_on() {
         tokio::task::spawn_local(testing::serve(socket, refusing(0, &second)));
         assert_eq!(client.status(refused).await, "0");
         assert_eq!((first.get(), second.get()), (2, 1));
+    });
+}
+
+/// Of the first of each line that waits for a connection: whether it insists on another one.
+fn insisting(bench: &Bench) -> Vec<bool> {
+    let endpoints = bench.worker.pool.endpoints.borrow();
+    let waiting = endpoints.values().map(|pool| pool.waiting.borrow());
+    waiting
+        .flat_map(|queue| {
+            let firsts = queue.firsts().map(|(_, avoid)| avoid.is_some());
+            firsts.collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn those_that_insist_on_another_connection_stand_in_one_line_while_there_is_one_to_avoid() {
+    frozen(|| async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let calls: Vec<_> = (0..50)
+            .map(|_| client.call("/api.Echo/Echo", b"", true))
+            .collect();
+        client.flush().await;
+        let socket = listener.accept().await.unwrap().0;
+        let seen = Rc::default();
+        let first = tokio::task::spawn_local(testing::serve(socket, refusing(50, &seen)));
+        // The second connection is there, but says nothing yet.
+        let second = listener.accept().await.unwrap().0;
+        let waiting = || bench.worker.pool.counts().2;
+        at_once(|| seen.get() == 50 && waiting() == 50).await;
+        assert_eq!(insisting(&bench), [true]);
+        first.abort();
+        at_once(|| insisting(&bench) == [false]).await;
+        assert_eq!(waiting(), 50);
+        tokio::task::spawn_local(testing::serve(second, echo()));
+        for call in calls {
+            assert_eq!(client.status(call).await, "0");
+        }
+    });
+}
+
+#[test]
+fn who_was_refused_elsewhere_insists_on_nothing() {
+    frozen(|| async {
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let refuses = backend(refusing(1, &Rc::default())).await;
+        let addresses = [refuses, silent.local_addr().unwrap()];
+        let bench = Bench::with(&addresses, patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        // One for each endpoint.
+        for _ in 0..2 {
+            client.call("/api.Echo/Echo", b"", true);
+        }
+        client.flush().await;
+        let refused = || {
+            let series = bench.shard.cluster(&"backends".into());
+            series.attempts(AttemptResult::Refused).get()
+        };
+        at_once(|| refused() == 1 && bench.worker.pool.counts().2 == 2).await;
+        assert_eq!(insisting(&bench), [false]);
     });
 }
 
