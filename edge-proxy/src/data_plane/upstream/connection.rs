@@ -95,12 +95,13 @@ pub(super) async fn open(
     let connect = connect(pool.shared.address);
     #[cfg(any(test, fuzzing))]
     let connect = crate::data_plane::stage::instead(&worker, pool.shared.address, connect);
-    let mut transport = match tokio::time::timeout(policy.connect_timeout, connect).await {
+    let connected = tokio::time::timeout(policy.connect_timeout, connect).await;
+    worker.tick();
+    let mut transport = match connected {
         Ok(Ok(transport)) => transport,
         Ok(Err(_)) => return pool.open_failed(&worker, Failure::ConnectFailed),
         Err(_) => return pool.open_failed(&worker, Failure::ConnectTimeout),
     };
-    worker.tick();
     let ready_by = started + policy.connect_timeout;
     let connection = Rc::new(Upstream::new(&worker, pool.clone(), &policy, ready_by));
     pool.add(connection.clone());

@@ -10,6 +10,8 @@
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
 
 mod connection;
+// When another one may be tried.
+mod pause;
 // Who waits for one.
 mod queue;
 // May an attempt follow, and at whose cost.
@@ -25,6 +27,7 @@ use std::{
 
 use connection::Congestion;
 pub(crate) use connection::Upstream;
+use pause::Pause;
 pub(crate) use queue::Place;
 use queue::{Queue, Waiting};
 
@@ -57,6 +60,8 @@ pub(crate) struct EndpointPool {
     /// Connections between the decision to open them and the peer's SETTINGS.
     opening: Cell<usize>,
     waiting: RefCell<Queue>,
+    /// After a connect that failed.
+    pause: Cell<Pause>,
     /// These, up to that place, wait in vain.
     in_vain: Cell<Option<(Failure, Place)>>,
     /// When the queue's timer fires next; one that fires earlier than that is left over.
@@ -97,7 +102,7 @@ impl Pool {
         };
         // One that takes no more streams, or leads elsewhere, has not to be avoided.
         let avoid = avoid.filter(|avoid| {
-            avoid.is_ready() && avoid.endpoint().id == endpoint.id && pool.has_other(avoid)
+            avoid.is_ready() && avoid.endpoint().id == endpoint.id && pool.has_other(avoid, now)
         });
         // Nobody is overtaken: who waits for another connection than these has no use for them.
         let overtakes = pool
@@ -107,7 +112,7 @@ impl Pool {
             .any(|(_, avoid)| avoid.is_none());
         let free = |most| pool.free_connection(avoid.as_ref(), most);
         if !overtakes
-            && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable()))
+            && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable(now)))
         {
             return Ok(Acquired::Connection(connection));
         }
@@ -157,7 +162,7 @@ impl Pool {
 
     /// Gives what room there is to those that wait longest.
     pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) {
-        pool.serve(worker, pool.bearable());
+        pool.serve(worker, pool.bearable(worker.now()));
         if pool.waiting.borrow().is_empty() {
             return;
         }
@@ -168,14 +173,19 @@ impl Pool {
         }
     }
 
-    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere. How many were told so.
+    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere, and another connection is
+    /// tried, if one was wanted during a pause. How many were told so.
     pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) -> usize {
         let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
         let Some(pool) = pool.filter(|pool| pool.wakes_at.get().is_some_and(|at| at <= now)) else {
             return 0;
         };
         pool.wakes_at.set(None);
+        let tries_again = pool.with_pause(|pause| pause.ends(now));
         let told = pool.turn_away(worker, now);
+        if tries_again {
+            Self::offer(worker, &pool);
+        }
         pool.remove_if_unused(worker);
         told
     }
@@ -224,6 +234,7 @@ impl EndpointPool {
             connections: RefCell::default(),
             opening: Cell::new(0),
             waiting: RefCell::default(),
+            pause: Cell::default(),
             in_vain: Cell::default(),
             wakes_at: Cell::default(),
             retired: Cell::new(false),
@@ -248,19 +259,27 @@ impl EndpointPool {
 
     /// How congested a connection may be that is to be used: as many uploads that nobody reads as there may be
     /// connections must not leave an endpoint without any.
-    fn bearable(&self) -> Congestion {
-        if self.may_open_another() {
+    fn bearable(&self, now: Instant) -> Congestion {
+        if self.may_open_another(now) {
             Congestion::None
         } else {
             Congestion::Stream
         }
     }
 
-    /// Whether there are fewer than the limit allows.
-    fn may_open_another(&self) -> bool {
+    /// Whether there are fewer than the limit allows, and the last one to be opened hasn't just failed.
+    fn may_open_another(&self, now: Instant) -> bool {
         let connections = self.connections.borrow();
         let ready = connections.iter().filter(|one| one.is_ready()).count();
-        ready + self.opening.get() < self.policy.borrow().max_connections
+        let pauses = ready > 0 && self.pause.get().holds(now);
+        !pauses && ready + self.opening.get() < self.policy.borrow().max_connections
+    }
+
+    fn with_pause<R>(&self, change: impl FnOnce(&mut Pause) -> R) -> R {
+        let mut pause = self.pause.get();
+        let result = change(&mut pause);
+        self.pause.set(pause);
+        result
     }
 
     /// Whether RPCs wait for what the connections that are there don't have, and no other is on its way.
@@ -288,9 +307,9 @@ impl EndpointPool {
     }
 
     /// Whether there is, or may be, another connection than this one.
-    fn has_other(&self, connection: &Rc<Upstream>) -> bool {
+    fn has_other(&self, connection: &Rc<Upstream>, now: Instant) -> bool {
         let other = |other: &Rc<Upstream>| other.is_ready() && !Rc::ptr_eq(other, connection);
-        self.may_open_another()
+        self.may_open_another(now)
             || self.opening.get() > 0
             || self.connections.borrow().iter().any(other)
     }
@@ -335,14 +354,17 @@ impl EndpointPool {
         Ok(Acquired::Place(place))
     }
 
-    /// Opens as many connections as those that wait would fill, within `max_connections`.
+    /// Opens as many connections as those that wait would fill, within `max_connections`; after a failure, where there is
+    /// one, not at once.
     ///
     /// # Errors
     /// The cluster may have no more of them, and there is none here to wait for.
     fn open_more(self: &Rc<Self>, worker: &Rc<Worker>) -> Result<(), Circuit> {
+        let now = worker.now();
         let streams = self.policy.borrow().per_connection_streams as usize;
         let waiting = self.waiting.borrow().len();
-        while self.opening.get() * streams < waiting && self.may_open_another() {
+        let is_wanted = || self.opening.get() * streams < waiting;
+        while is_wanted() && self.may_open_another(now) {
             let mut permits = Permits::default();
             if let Err(circuit) = permits.enter(&self.circuits, Circuit::Connections) {
                 return if self.is_alive() {
@@ -355,6 +377,11 @@ impl EndpointPool {
             let policy = self.policy.borrow().clone();
             let task = connection::open(worker.clone(), self.clone(), policy, permits);
             tokio::task::spawn_local(task);
+        }
+        if is_wanted()
+            && let Some(at) = self.with_pause(|pause| pause.defer(now))
+        {
+            self.wake_by(worker, at);
         }
         Ok(())
     }
@@ -372,6 +399,7 @@ impl EndpointPool {
     /// A connection attempt failed. Those that wait go elsewhere, unless another connection may still serve them.
     fn open_failed(self: &Rc<Self>, worker: &Rc<Worker>, failure: Failure) {
         self.opening.set(self.opening.get().saturating_sub(1));
+        self.with_pause(|pause| pause.begin(worker.now()));
         worker.hints.suspect(&self.shared);
         let alive = self.is_alive();
         // For each RPC that has to go elsewhere, as Envoy counts.
@@ -411,8 +439,10 @@ impl EndpointPool {
             told += 1;
         }
         if let Some(until) = self.waiting.borrow().first_until() {
-            let in_vain = self.in_vain.get().is_some();
-            self.wake_by(worker, if in_vain { now } else { until });
+            let in_vain = self.in_vain.get().map(|_| now);
+            let others = [in_vain, self.pause.get().next()];
+            let at = others.into_iter().flatten().fold(until, Instant::min);
+            self.wake_by(worker, at);
         }
         told
     }

@@ -4,6 +4,7 @@ mod congestion;
 use std::{cell::RefCell, ops::Range};
 
 use super::*;
+use crate::data_plane::stage::{Connecting, Network};
 use crate::data_plane::testing::{
     self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw,
     SETTINGS, WINDOW_UPDATE, at_once, backend, backend_behind, echo, frozen, pass, running, settle,
@@ -424,6 +425,77 @@ fn a_refused_stream_goes_to_the_same_connection_when_there_can_be_no_other() {
             assert_eq!(seen.get(), 2);
         });
     }
+}
+
+/// Refuses all connections, and counts them.
+#[derive(Default)]
+struct Refusing(Cell<usize>);
+
+impl Network for Refusing {
+    fn connect(&self, _: SocketAddr) -> Connecting {
+        self.0.set(self.0.get() + 1);
+        Box::pin(std::future::ready(Err(
+            io::ErrorKind::ConnectionRefused.into()
+        )))
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_full_and_takes_no_other_connection_is_asked_for_one_now_and_then() {
+    frozen(|| async {
+        let mut cluster = testing::cluster_policy();
+        cluster.per_connection_streams = 3;
+        let bench = Bench::with(&[backend(echo()).await], patient(), cluster);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let running: Vec<_> = (0..3)
+            .map(|_| client.call("/api.Echo/Echo", b"", false))
+            .collect();
+        client.flush().await;
+        let is_full = || {
+            let first = connections(&bench).first().cloned();
+            first.is_some_and(|c| c.link.engine().stream_count() == 3)
+        };
+        at_once(is_full).await;
+        let network = Rc::<Refusing>::default();
+        *bench.worker.network.borrow_mut() = Some(network.clone());
+        let tried = || network.0.get();
+        let counts = || {
+            let (_, opening, waiting) = bench.worker.pool.counts();
+            (opening, waiting)
+        };
+        let mut calls: Vec<_> = (0..10)
+            .map(|_| client.call("/api.Echo/Echo", b"", true))
+            .collect();
+        client.flush().await;
+        at_once(|| tried() > 0 && counts() == (0, 10)).await;
+        assert_eq!(tried(), 4, "as many as ten would fill");
+        // The room of one stream serves all of them, one after the other.
+        client
+            .engine
+            .send_data(running[0], b"", true, testing::now());
+        for call in calls.drain(..) {
+            assert_eq!(client.status(call).await, "0");
+        }
+        assert_eq!(tried(), 4, "though ten streams ended while others waited");
+        client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        at_once(is_full).await;
+        let last = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        at_once(|| counts() == (0, 1)).await;
+        settle().await;
+        assert_eq!(tried(), 4);
+        pass(Duration::from_millis(100)).await;
+        at_once(|| tried() == 5).await;
+        // Nobody has wanted one since.
+        pass(Duration::from_secs(1)).await;
+        settle().await;
+        assert_eq!((tried(), counts()), (5, (0, 1)));
+        client
+            .engine
+            .send_data(running[1], b"", true, testing::now());
+        assert_eq!(client.status(last).await, "0");
+    });
 }
 
 #[test]
