@@ -7,7 +7,7 @@
 //! reset. Further resets wait, their streams stay and swallow what comes. The PING is sent only
 //! when a reset waits: `grpc` servers count PINGs without traffic as strikes.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use crate::stream::Handle;
 
@@ -30,10 +30,18 @@ struct Pairs {
     gone: Vec<u32>,
     /// Pairs ever sent.
     sent: u64,
-    /// The PING under way: its payload, and the pairs sent before it.
-    ping: Option<(u64, u64)>,
+    ping: Option<Ping>,
     /// PINGs ever sent.
     pings: u32,
+}
+
+/// The PING under way.
+#[derive(Debug)]
+struct Ping {
+    payload: u64,
+    /// The pairs sent before it.
+    upto: u64,
+    since: Instant,
 }
 
 impl Cancels {
@@ -96,15 +104,25 @@ impl Cancels {
     }
 
     /// The payload of a PING to send now, if resets wait and none is under way.
-    pub(crate) fn ping(&mut self) -> Option<u64> {
+    pub(crate) fn ping(&mut self, now: Instant) -> Option<u64> {
         let pairs = self.pairs.as_mut()?;
         if pairs.waiting.is_empty() || pairs.ping.is_some() || pairs.may_send() {
             return None;
         }
         pairs.pings = pairs.pings.wrapping_add(1);
         let payload = ENGINE_PING | u64::from(pairs.pings);
-        pairs.ping = Some((payload, pairs.sent));
+        pairs.ping = Some(Ping {
+            payload,
+            upto: pairs.sent,
+            since: now,
+        });
         Some(payload)
+    }
+
+    /// Since when the answer to a PING is awaited.
+    #[inline]
+    pub(crate) fn unanswered_since(&self) -> Option<Instant> {
+        Some(self.pairs.as_ref()?.ping.as_ref()?.since)
     }
 
     /// An answer to a PING: whether it was the engine's own.
@@ -112,13 +130,12 @@ impl Cancels {
         let Some(pairs) = &mut self.pairs else {
             return false;
         };
-        match pairs.ping {
-            Some((ours, upto)) if ours == payload => {
-                pairs.ping = None;
+        match pairs.ping.take_if(|ping| ping.payload == payload) {
+            Some(Ping { upto, .. }) => {
                 pairs.unconfirmed.retain(|&(_, n)| n > upto);
                 true
             }
-            _ => false,
+            None => false,
         }
     }
 }
@@ -155,15 +172,18 @@ mod tests {
 
     #[test]
     fn the_eleventh_waits_for_a_ping_sent_after_the_tenth() {
+        let now = Instant::now();
         let mut c = full();
-        assert_eq!(c.ping(), None, "nothing waits");
+        assert_eq!(c.ping(now), None, "nothing waits");
         let at = Handle { slot: 0, id: 21 };
         c.wait(at);
         assert_eq!(c.next(), None);
-        let ping = c.ping().unwrap();
-        assert_eq!(c.ping(), None, "one at a time");
+        let ping = c.ping(now).unwrap();
+        assert_eq!(c.ping(now), None, "one at a time");
         assert!(!c.pong(1) && c.next().is_none());
+        assert_eq!(c.unanswered_since(), Some(now));
         assert!(c.pong(ping));
+        assert_eq!(c.unanswered_since(), None);
         assert_eq!(c.next(), Some(at));
         assert_ne!(ping, {
             let mut c2 = c;
@@ -171,7 +191,7 @@ mod tests {
                 c2.sent(100 + i);
             }
             c2.wait(at);
-            c2.ping().unwrap()
+            c2.ping(now).unwrap()
         });
     }
 
@@ -189,7 +209,7 @@ mod tests {
     fn a_ping_confirms_only_what_went_before_it() {
         let mut c = full();
         c.wait(Handle { slot: 0, id: 21 });
-        let ping = c.ping().unwrap();
+        let ping = c.ping(Instant::now()).unwrap();
         c.answered(3);
         c.sent(23);
         assert!(c.pong(ping));

@@ -28,7 +28,7 @@ impl Connection {
         self.flush_updates();
         self.flush_opens();
         self.flush_queues();
-        if let Some(payload) = self.cancels.ping() {
+        if let Some(payload) = self.cancels.ping(now) {
             frame::write_ping(self.out.frames(), payload, false);
         }
     }

@@ -136,6 +136,13 @@ impl Connection {
         self.settings_since
     }
 
+    /// Client role: since when the answer to a PING of the engine's own is awaited. Streams for which
+    /// [`cancel_waits`](Self::cancel_waits) is true may have to wait for it: an owner ends a connection whose peer is deaf.
+    #[inline]
+    pub fn ping_unanswered_since(&self) -> Option<Instant> {
+        self.cancels.unanswered_since()
+    }
+
     /// Since when a header block is incomplete.
     pub fn header_block_since(&self) -> Option<Instant> {
         self.header_since

@@ -393,11 +393,16 @@ impl Side for Rc<Upstream> {
             }
             next = next.min(stalled);
         }
-        match self.ping.get() {
-            Some(sent) if now >= sent + PING_TIMEOUT => {
+        // Of ours and of the engine's own.
+        let pings = [self.ping.get(), self.link.engine().ping_unanswered_since()];
+        if let Some(sent) = pings.into_iter().flatten().min() {
+            if now >= sent + PING_TIMEOUT {
                 return Check::Close(End::TimedOut("keepalive"));
             }
-            Some(sent) => next = next.min(sent + PING_TIMEOUT),
+            next = next.min(sent + PING_TIMEOUT);
+        }
+        match self.ping.get() {
+            Some(_) => {}
             None if now >= self.next_ping.get() => {
                 self.link.engine().ping(0);
                 self.link.wake();
@@ -424,6 +429,10 @@ impl Side for Rc<Upstream> {
             self.cancelling.borrow_mut().remove(&stream);
             // For the peer it was a stream until now.
             self.made_room.set(true);
+        }
+        let pinged = self.link.engine().ping_unanswered_since();
+        if let Some(since) = pinged {
+            self.link.check_by(since + PING_TIMEOUT);
         }
         self.watch_quiet(now);
         self.watch_credit(worker, now);

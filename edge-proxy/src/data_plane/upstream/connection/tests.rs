@@ -697,6 +697,35 @@ fn a_connection_on_which_many_cancels_wait_is_used_only_if_there_is_no_other() {
 }
 
 #[test]
+fn a_backend_that_leaves_cancels_without_a_pong_for_20_s_loses_its_connection() {
+    frozen(|| async {
+        let (address, seen) = without_pongs().await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        cancelled(&bench, &mut raw, &seen, 0..10).await;
+        let first = connections(&bench).remove(0);
+        let unanswered = || first.link.engine().ping_unanswered_since().is_some();
+        assert!(!unanswered(), "ten may go without one");
+        cancelled(&bench, &mut raw, &seen, 10..13).await;
+        at_once(unanswered).await;
+        assert_eq!(first.cancelling.borrow().len(), 3);
+        pass(Duration::from_secs(19)).await;
+        settle().await;
+        assert!(!first.link.is_closed(), "19 s are not 20");
+        open(&mut raw, 13).await;
+        at_once(|| seen.borrow().len() == 14).await;
+        pass(Duration::from_secs(1)).await;
+        at_once(|| first.link.is_closed()).await;
+        assert!(first.cancelling.borrow().is_empty());
+        let answer = raw.next_of(HEADERS).await;
+        assert_eq!(answer[4] & END_STREAM, END_STREAM, "by a status alone");
+        open(&mut raw, 14).await;
+        at_once(|| seen.borrow().len() == 15).await;
+        assert_eq!(connections(&bench).len(), 1, "on another one");
+    });
+}
+
+#[test]
 fn cancels_that_go_make_room_for_those_that_wait() {
     frozen(|| async {
         let (address, seen) = without_pongs().await;
