@@ -77,6 +77,8 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
     let in_use =
         |endpoint: &&EndpointState| endpoint.machine.is_healthy() && !endpoint.passive.is_ejected();
     let in_use = state.endpoints.values().filter(in_use).count();
+    let ids = state.endpoints.values().map(|endpoint| endpoint.shared.id);
+    let eligible = published.eligible.iter().map(|endpoint| endpoint.shared.id);
     ClusterReport {
         name: spec.name.to_string(),
         discovery: match spec.discovery {
@@ -96,17 +98,15 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
         endpoints: state
             .endpoints
             .iter()
-            .map(|(address, endpoint)| EndpointReport {
+            .zip(chosen(ids, eligible))
+            .map(|((address, endpoint), eligible)| EndpointReport {
                 shared: endpoint.shared.clone(),
                 health: endpoint.machine.health().clone(),
                 standing: state
                     .members
                     .standing(*address)
                     .unwrap_or(Standing::Leaving),
-                eligible: published
-                    .eligible
-                    .iter()
-                    .any(|e| e.shared.id == endpoint.shared.id),
+                eligible,
                 health_since_ms: endpoint.since_ms,
                 last_check: endpoint.last_check.clone(),
                 ejections: endpoint.passive.total(),
@@ -125,6 +125,16 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
         detections: state.detections.clone(),
         circuits: state.circuits.clone(),
     }
+}
+
+/// Of each whether it is one of `some`, which are in the same order. Each is looked at once: the report is made at each step
+/// of the loop, and there may be thousands.
+fn chosen<T: PartialEq>(
+    all: impl Iterator<Item = T>,
+    some: impl Iterator<Item = T>,
+) -> impl Iterator<Item = bool> {
+    let mut some = some.peekable();
+    all.map(move |one| some.next_if_eq(&one).is_some())
 }
 
 fn display(target: &Target) -> String {
@@ -208,6 +218,27 @@ mod tests {
         assert_eq!(count(3, 4, 100), (4, true));
         assert_eq!(count(4, 4, 100), (4, false));
         assert_eq!(count(0, 0, 100), (0, false));
+    }
+
+    #[test]
+    fn each_is_compared_once_to_tell_the_chosen_ones() {
+        use std::cell::Cell;
+        thread_local! {
+            static COMPARED: Cell<usize> = const { Cell::new(0) };
+        }
+        struct Id(usize);
+        impl PartialEq for Id {
+            fn eq(&self, other: &Self) -> bool {
+                COMPARED.set(COMPARED.get() + 1);
+                self.0 == other.0
+            }
+        }
+        // The last is chosen, and the first isn't.
+        let third = (1..1000).filter(|id| id % 3 == 0);
+        let told: Vec<_> = chosen((1..1000).map(Id), third.map(Id)).collect();
+        let expected: Vec<_> = (1..1000).map(|id| id % 3 == 0).collect();
+        assert_eq!(told, expected);
+        assert_eq!(COMPARED.get(), 999);
     }
 
     #[test]
