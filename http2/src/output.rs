@@ -55,6 +55,13 @@ impl Output {
         self.left
     }
 
+    /// Gives back what the bytes that wait don't need.
+    pub(crate) fn shrink(&mut self) {
+        self.buf.drain(..self.read);
+        self.read = 0;
+        self.buf.shrink_to_fit();
+    }
+
     /// The socket took `n` bytes (never more than there are).
     pub(crate) fn consume(&mut self, n: usize) {
         let n = n.min(self.len());
@@ -98,6 +105,24 @@ mod tests {
             (out.len(), out.left(), out.position()),
             (0, 100_001, 100_001)
         );
+    }
+
+    #[test]
+    fn what_waits_keeps_its_positions_and_no_more_room_than_it_needs() {
+        let mut out = Output::default();
+        out.shrink();
+        out.frames().reserve(100_000);
+        out.frames().extend_from_slice(&[1; 1000]);
+        out.frames().push(2);
+        out.consume(1000);
+        out.shrink();
+        assert_eq!(
+            (out.bytes(), out.left(), out.position()),
+            (&[2][..], 1000, 1001)
+        );
+        assert!(out.frames().capacity() < 1000);
+        out.frames().push(3);
+        assert_eq!(out.bytes(), [2, 3]);
     }
 
     #[test]

@@ -324,8 +324,9 @@ impl Connection {
             }))
     }
 
-    /// Gives memory back that only busy times need. For connections that have gone quiet.
+    /// Gives memory back that only busy times need. For connections that have gone quiet, whatever streams they have.
     pub fn shrink(&mut self) {
+        self.out.shrink();
         self.decoder.shrink();
         self.encoder.shrink();
         if self.partial.is_empty() {

@@ -1,4 +1,4 @@
-//! The engine against itself: random calls, random windows, the bytes cut anywhere.
+//! The engine against itself: random calls, random windows, the bytes cut anywhere, its memory given back at any moment.
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,9 @@ impl<O: Owner> End<O> {
         assert!(input.is_empty());
         self.inbox.drain(..n);
         self.owner.turn(&mut self.engine, now);
+        if rng.random_ratio(1, 4) {
+            self.engine.shrink();
+        }
         let n = some(rng, self.engine.output().len());
         inbox.extend_from_slice(&self.engine.output()[..n]);
         self.engine.consume(n);

@@ -296,6 +296,44 @@ fn a_connection_that_gave_its_memory_back_goes_on() {
 }
 
 #[test]
+fn memory_is_given_back_while_streams_are_in_all_states() {
+    let mut s = Script::server_after(Config::default(), &[(4, 4)]);
+    // The first leaves a place that nobody has; the second waits for its window, the third is to be credited.
+    for stream in [1, 3, 5] {
+        s.requested(stream, false);
+    }
+    s.one(&rst(1, 8));
+    s.engine.send_headers(3, &response(), false);
+    s.engine.send_data(3, b"twelve bytes", false, s.now);
+    s.one(&data(5, &[0; 16_384], false));
+    s.engine.credit(5, 16_384);
+    // Half a frame is here, and half of what was to be written has gone.
+    let ping = ping(7);
+    let (begun, rest) = ping.split_at(12);
+    s.quiet(begun);
+    s.engine.flush(s.now);
+    let written = s.engine.output().to_vec();
+    s.engine.consume(20);
+    s.engine.shrink();
+    assert_eq!(s.engine.output(), &written[20..]);
+    s.engine.consume(written.len());
+    s.quiet(rest);
+    assert_eq!(kinds(&s.sent()), [(PING, 0)]);
+    s.quiet(&window(3, 100));
+    assert_eq!(kinds(&s.sent()), [(DATA, 3)]);
+    s.one(&data(3, b"more", true));
+    s.engine.send_trailers(3, &trailers());
+    assert_eq!(kinds(&s.sent()), [(HEADERS, 3)]);
+    // One in the place of the first, and one behind the last.
+    for stream in [7, 9] {
+        s.requested(stream, true);
+        s.engine.send_headers(stream, &response(), true);
+        assert_eq!(kinds(&s.sent()), [(HEADERS, stream)]);
+    }
+    assert_eq!(s.engine.stream_count(), 1);
+}
+
+#[test]
 fn what_is_still_queued_can_be_taken_back() {
     let mut s = Script::server_after(Config::default(), &[(4, 4)]);
     s.requested(1, true);

@@ -181,9 +181,9 @@ impl Downstream {
                 }
             }
         }
-        if self.rpcs.get() == 0 && !self.shrunk.get() && due(self.since.get() + QUIET) {
-            let mut engine = self.link.engine();
-            engine.shrink();
+        // Streams may be open for days, and say something now and then.
+        if !self.shrunk.get() && due(self.quiet_at()) {
+            self.link.engine().shrink();
             self.shrunk.set(true);
         }
         let keys: Vec<_> = self.link.engine().keys().collect();
@@ -213,9 +213,12 @@ impl Downstream {
                 self.link
                     .check_by(self.since.get().max(now) + worker.idle(&self.policy.timeouts));
             }
-            if !self.shrunk.get() {
-                self.link.check_by(self.since.get() + QUIET);
-            }
+        }
+        if !self.shrunk.get() {
+            let age = now.saturating_duration_since(self.accepted);
+            let tenths = age.as_secs() * 10 + u64::from(age.subsec_millis()) / 100;
+            self.moved.set(u32::try_from(tenths).unwrap_or(u32::MAX));
+            self.link.check_by(self.quiet_at());
         }
         None
     }
@@ -230,6 +233,11 @@ impl Downstream {
         } else {
             at
         }
+    }
+
+    /// When nothing will have moved for so long that memory is given back.
+    fn quiet_at(&self) -> Instant {
+        self.accepted + Duration::from_millis(100) * self.moved.get() + QUIET
     }
 
     fn fix_last_stream(&self, now: Instant) {

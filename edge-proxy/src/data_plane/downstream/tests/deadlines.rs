@@ -91,6 +91,52 @@ fn a_quiet_connection_holds_little() {
 }
 
 #[test]
+fn a_connection_whose_only_stream_is_quiet_holds_little_too() {
+    frozen(|| async {
+        let seen = Rc::new(Cell::new(0));
+        let address = backend({
+            let (seen, mut echo) = (seen.clone(), echo());
+            move |engine, event| {
+                if let Event::Data { .. } = event {
+                    seen.set(seen.get() + 1);
+                }
+                echo(engine, event);
+            }
+        });
+        let bench = Bench::new(&[address.await]);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let quiet = client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
+        let shrunk = || only(&bench).shrunk.get();
+        pass(Duration::from_millis(1100)).await;
+        at_once(shrunk).await;
+        // Another one beside it, and what it says until it ends.
+        let other = client.call("/api.Echo/Echo", b"one", false);
+        client.flush().await;
+        at_once(|| seen.get() == 1).await;
+        for messages in 2..4 {
+            pass(Duration::from_millis(600)).await;
+            client
+                .engine
+                .send_data(other, b"more", false, testing::now());
+            client.flush().await;
+            at_once(|| seen.get() == messages).await;
+            assert!(!shrunk());
+        }
+        pass(Duration::from_millis(1100)).await;
+        at_once(shrunk).await;
+        client.engine.send_data(other, b"", true, testing::now());
+        assert_eq!(client.status(other).await, "0");
+        assert!(!shrunk(), "its trailers were sent");
+        pass(Duration::from_millis(1100)).await;
+        at_once(shrunk).await;
+        client.engine.send_data(quiet, b"", true, testing::now());
+        assert_eq!(client.status(quiet).await, "0");
+    });
+}
+
+#[test]
 fn a_tls_handshake_has_5_s() {
     frozen(|| async {
         let bench = Bench::new(&[]);
