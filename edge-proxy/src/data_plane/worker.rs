@@ -228,7 +228,7 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
             }
             _ = beat.tick() => {
                 parts.heartbeats.beat(parts.index);
-                give_memory_back();
+                worker.give_memory_back();
             }
             Some(accepted) = accepted.recv() => {
                 tokio::task::spawn_local(downstream::serve(worker.clone(), accepted));
@@ -236,14 +236,6 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
         }
     }
     timers.abort();
-}
-
-/// Lets memory go that only a burst has needed.
-fn give_memory_back() {
-    stock::halve();
-    // mimalloc returns what has been free for a second to the system, but looks whether there is any only when it gives
-    // out or takes back a block of pages of its own: a worker without a burst needs none for hours.
-    drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));
 }
 
 impl Worker {
@@ -423,6 +415,15 @@ impl Worker {
         let enough = search();
         let next = after_search(begun, self.tick(), enough);
         self.next_search.set(Some(next));
+    }
+
+    /// Lets memory go that only a burst has needed.
+    pub(crate) fn give_memory_back(&self) {
+        stock::halve();
+        self.rpcs.borrow_mut().shrink();
+        // mimalloc returns what has been free for a second to the system, but looks whether there is any only when it
+        // gives out or takes back a block of pages of its own: a worker without a burst needs none for hours.
+        drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {

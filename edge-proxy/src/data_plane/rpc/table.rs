@@ -91,6 +91,15 @@ impl Table {
             .collect()
     }
 
+    /// Gives back what a burst has left: the places behind the last RPC, which keeps its own. Of the others those in front
+    /// are the next to be taken. Generations go on, so that a key from before finds nothing in a place that is there again.
+    pub(crate) fn shrink(&mut self) {
+        let room = self.rpcs.capacity();
+        if room > MANY && room / 4 > self.rpcs.len() {
+            self.rpcs.shrink_to_fit();
+        }
+    }
+
     /// How many run: what tests wait for.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn len(&self) -> usize {
@@ -102,3 +111,57 @@ impl Table {
 /// an RPC longer than a turn after its end (but that its deadline has come, which is compared with the RPC's own).
 const PLACE_BITS: u32 = 20;
 const PLACES: u32 = (1 << PLACE_BITS) - 1;
+
+/// Room for so many isn't worth giving back: 16 KiB.
+const MANY: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::{rc::Rc, sync::Arc};
+
+    use http2::Headers;
+
+    use super::*;
+    use crate::data_plane::{
+        downstream::Downstream,
+        rpc::Client,
+        testing::{Bench, policy, running},
+    };
+
+    #[test]
+    fn what_a_burst_has_left_is_given_back_and_its_keys_find_nothing() {
+        running(|| async {
+            let bench = Bench::new(&[]);
+            let worker = &bench.worker;
+            let (peer, now) = (([127, 0, 0, 1], 1).into(), worker.now());
+            let connection = Downstream::new(worker, peer, Arc::new(policy()), now);
+            let connection = Rc::new(connection);
+            let add = |_| {
+                let (connection, stream) = (connection.clone(), 1);
+                let client = Client::Http2 { connection, stream };
+                let rpc = Rpc::new(client, Headers::new(), true, now);
+                worker.rpcs.borrow_mut().insert(rpc).ok().unwrap()
+            };
+            let room = || worker.rpcs.borrow().rpcs.capacity();
+            let remove = |key: &Key| worker.rpcs.borrow_mut().remove(*key).is_some();
+
+            let keys: Vec<_> = (0..10_000).map(add).collect();
+            let (first, last) = (keys[0], keys[9_999]);
+            assert!(keys[1..9_999].iter().all(remove));
+            worker.give_memory_back();
+            assert!(room() >= 10_000, "the last one keeps its place");
+            assert!(worker.rpcs.borrow().has(first) && remove(&last));
+            worker.give_memory_back();
+            assert!(room() < 100, "{}", room());
+            assert!(worker.rpcs.borrow().has(first));
+
+            let new: Vec<_> = (0..2000).map(add).collect();
+            assert!(new.iter().all(|key| worker.rpcs.borrow().has(*key)));
+            assert!(!keys[1..].iter().any(remove));
+            assert_eq!(worker.rpcs.borrow().len(), 2001);
+            let before = room();
+            worker.give_memory_back();
+            assert_eq!(room(), before, "half of it is used");
+        });
+    }
+}
