@@ -9,7 +9,8 @@ use std::{
 use super::*;
 use crate::data_plane::testing::{self, running};
 
-/// A session that a client has opened, and what the client wrote after `talk` used it.
+/// A session that a client has opened, and what the client writes after `talk` used it: when the session is accepted,
+/// since what comes together with the handshake's end is taken otherwise.
 async fn session(
     talk: impl FnOnce(&mut rustls::ClientConnection) -> Vec<u8> + Send + 'static,
 ) -> Box<Tls> {
@@ -18,6 +19,7 @@ async fn session(
         .await
         .unwrap();
     let address = listener.local_addr().unwrap();
+    let (begin, begun) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let name = "localhost".try_into().unwrap();
         let mut session = rustls::ClientConnection::new(client, name).unwrap();
@@ -26,15 +28,15 @@ async fn session(
             session.complete_io(&mut socket).unwrap();
         }
         let last = talk(&mut session);
+        begun.recv().unwrap();
         socket.write_all(&last).unwrap();
         // Kept open until the other side closes: what it still says is no reason to go.
         let _ = io::Read::read_to_end(&mut socket, &mut Vec::new());
     });
     let (socket, _) = listener.accept().await.unwrap();
-    Tls::accept(socket, server, &Gate::default(), || {})
-        .await
-        .unwrap()
-        .0
+    let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+    begin.send(()).unwrap();
+    accepted.unwrap().0
 }
 
 #[test]
@@ -317,6 +319,7 @@ fn garbage_is_told_with_an_alert() {
             .await
             .unwrap();
         let address = listener.local_addr().unwrap();
+        let (begin, begun) = std::sync::mpsc::channel();
         let talk = std::thread::spawn(move || {
             let name = "localhost".try_into().unwrap();
             let mut session = rustls::ClientConnection::new(client, name).unwrap();
@@ -327,6 +330,7 @@ fn garbage_is_told_with_an_alert() {
             // A record of application data that nobody has sealed.
             let mut record = vec![0x17, 3, 3, 0, 64];
             record.extend_from_slice(&[7; 64]);
+            begun.recv().unwrap();
             socket.write_all(&record).unwrap();
             loop {
                 session.read_tls(&mut socket).unwrap();
@@ -337,6 +341,7 @@ fn garbage_is_told_with_an_alert() {
         });
         let (socket, _) = listener.accept().await.unwrap();
         let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+        begin.send(()).unwrap();
         let mut transport = Transport::Tls(accepted.unwrap().0);
         let error = read(&mut transport, 1, 4096).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
