@@ -67,7 +67,7 @@ pub mod stage;
 
 /// A worker, a backend and a client's socket for the tests of these modules.
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 /// Clients, the data path and backends that fail, by a seed.
 #[cfg(test)]

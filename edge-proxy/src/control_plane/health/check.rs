@@ -244,10 +244,10 @@ mod tests {
         super::script::{Backend, Reply},
         *,
     };
+    use crate::data_plane::testing::{at_once, frozen, pass};
 
-    /// Long enough never to pass by chance, except where a test waits for it.
+    /// Long enough never to pass by chance.
     const LONG: Duration = Duration::from_secs(30);
-    const SHORT: Duration = Duration::from_millis(200);
 
     fn checker(address: SocketAddr, timeout: Duration) -> Checker {
         let spec = HealthCheckSpec {
@@ -337,20 +337,27 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn silence_is_a_time_out_and_the_next_check_has_a_new_connection() {
-        let backend = Backend::start(|n| {
-            if n == 0 {
-                Reply::Silence
-            } else {
-                Reply::Health(1)
-            }
-        })
-        .await;
-        let checker = checker(backend.address, SHORT);
-        assert_eq!(checker.check().await, Outcome::TimedOut(SHORT));
-        assert_eq!(checker.check().await, Outcome::Serving);
-        assert_eq!(backend.connections(), 2);
+    #[test]
+    fn silence_is_a_time_out_and_the_next_check_has_a_new_connection() {
+        frozen(|| async {
+            let backend = Backend::start(|n| {
+                if n == 0 {
+                    Reply::Silence
+                } else {
+                    Reply::Health(1)
+                }
+            })
+            .await;
+            let checker = checker(backend.address, LONG);
+            let silence = async {
+                at_once(|| backend.requests().len() == 1).await;
+                pass(LONG).await;
+            };
+            let (outcome, ()) = tokio::join!(checker.check(), silence);
+            assert_eq!(outcome, Outcome::TimedOut(LONG));
+            assert_eq!(checker.check().await, Outcome::Serving);
+            assert_eq!(backend.connections(), 2);
+        });
     }
 
     #[tokio::test]
