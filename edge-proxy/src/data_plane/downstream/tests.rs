@@ -236,6 +236,15 @@ fn a_panic_in_an_upstreams_engine_ends_its_rpcs_with_14_and_nothing_else() {
             .shared
             .clone();
         until(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+        // The next that the backend says is an answer to what follows.
+        until(|| {
+            let backends = bench.worker.pool.connections();
+            backends.iter().all(|one| {
+                let engine = one.link().engine();
+                engine.settings_unacked_since().is_none()
+            })
+        })
+        .await;
         testing::arm("Upstream", 0);
         let stream = client.call("/api.Echo/Echo", b"", true);
         assert_eq!(client.status(stream).await, "14");

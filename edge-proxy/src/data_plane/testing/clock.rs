@@ -31,7 +31,7 @@ pub(crate) fn paused<F: Future>(test: impl FnOnce() -> F) -> F::Output {
 /// Runs a test that has sockets.
 pub(crate) fn running<F: Future>(test: impl FnOnce() -> F) -> F::Output {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    on(&mut runtime, Duration::from_secs(60), test)
+    on(&mut runtime, PATIENCE, test)
 }
 
 /// Runs a test that has sockets while the clock stands still: what is seen to happen happens with no timer in between,
@@ -46,7 +46,7 @@ pub(crate) fn stopped<F: Future>(test: impl FnOnce() -> F) -> F::Output {
         // A paused clock jumps to the next timer when nothing can run, but not while a blocking task does.
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let clock = tokio::task::spawn_blocking(move || {
-            wait.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout)
+            wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
         });
         let limited = tokio::time::timeout(Duration::from_secs(24 * 3600), test()).await;
         drop(done);
@@ -64,7 +64,7 @@ pub(crate) fn frozen<F: Future>(test: impl FnOnce() -> F) -> F::Output {
         let started = Instant::now();
         // The paused clock moves by itself only when nothing is ready to run.
         let busy = async {
-            while started.elapsed() < Duration::from_secs(60) {
+            while started.elapsed() < PATIENCE {
                 tokio::task::yield_now().await;
             }
         };
@@ -101,9 +101,13 @@ fn on<F: Future>(
 /// Waits until `condition` holds, with no timer: a clock that stands still isn't moved.
 #[track_caller]
 pub(crate) fn at_once(condition: impl Fn() -> bool) -> impl Future<Output = ()> {
-    WAITS_AT.set(Some(Location::caller()));
+    let at = Location::caller();
+    WAITS_AT.set(Some(at));
     async move {
+        let started = Instant::now();
         while !condition() {
+            // While this asks again and again, no clock that stands still comes to a limit of its own.
+            assert!(started.elapsed() < PATIENCE, "waited in vain: {at}");
             tokio::task::yield_now().await;
         }
     }
@@ -119,3 +123,6 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+/// Of the kernel's time: far beyond what any test with sockets takes.
+const PATIENCE: Duration = Duration::from_secs(60);

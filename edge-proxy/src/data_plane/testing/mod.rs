@@ -100,6 +100,14 @@ impl Bench {
         }
     }
 
+    /// Moves a [`frozen`] clock; a PING that was due to a backend is answered then.
+    pub(crate) async fn pass_and_pong(&self, time: Duration) {
+        pass(time).await;
+        settle().await;
+        let backends = || self.worker.pool.connections();
+        at_once(|| !backends().iter().any(|one| one.awaits_pong())).await;
+    }
+
     /// The access log so far; nothing is logged after this.
     pub(crate) fn logged(&self) -> Vec<String> {
         assert!(self.log.borrow_mut().finish(Duration::from_secs(10)));

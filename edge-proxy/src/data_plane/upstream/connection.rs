@@ -218,6 +218,12 @@ impl Upstream {
         engine.can_open() && (engine.stream_count() as u32) < limit && !crowded
     }
 
+    /// The PING that was sent last isn't answered yet.
+    #[cfg(test)]
+    pub(crate) fn awaits_pong(&self) -> bool {
+        self.ping.get().is_some()
+    }
+
     /// It has no stream, nor has one for the peer only.
     fn is_quiet(&self) -> bool {
         let engine = self.link.engine();

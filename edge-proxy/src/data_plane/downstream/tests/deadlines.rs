@@ -360,10 +360,8 @@ fn an_rpc_without_a_deadline_has_none() {
         let stream = client.call("/api.Echo/Echo", b"\0", false);
         client.flush().await;
         at_once(|| waits.borrow().is_some()).await;
-        // A PING to the backend every five minutes is answered in time.
         for _ in 0..200 {
-            pass(seconds(100)).await;
-            settle().await;
+            bench.pass_and_pong(seconds(100)).await;
         }
         client.engine.send_data(stream, b"", true, testing::now());
         assert_eq!(client.status(stream).await, "0");
@@ -422,25 +420,23 @@ fn a_socket_that_takes_nothing_is_dropped_after_30_s_whatever_waits_for_it() {
         let block = raw.block(&testing::grpc("/api.Echo/Echo"));
         raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
             .await;
-        let stalled = || {
-            let connection = only(&bench);
-            let queued = connection.link.engine().output().len();
-            (connection.link.write_blocked(), queued)
-        };
-        at_once(|| stalled().0.is_some()).await;
-        // What the kernel still moves is progress.
-        let mut before = stalled();
+        let stalled = || only(&bench).link.write_blocked();
+        // What the kernel still moves is progress, and then it begins anew.
         loop {
-            for _ in 0..10 {
-                settle().await;
+            at_once(|| stalled().is_some()).await;
+            let since = stalled();
+            pass(Duration::from_millis(29_900)).await;
+            settle().await;
+            assert_eq!(open(&bench), 1, "before 30 s");
+            if stalled() != since {
+                continue;
             }
-            let now = stalled();
-            if now == before && now.0.is_some() {
+            pass(Duration::from_millis(200)).await;
+            at_once(|| open(&bench) == 0 || stalled() != since).await;
+            if open(&bench) == 0 {
                 break;
             }
-            before = now;
         }
-        ends_after(&bench, seconds(30)).await;
         assert_eq!(bench.shard.limits(Limit::WriteStall).get(), 1);
         at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
     });
@@ -489,11 +485,14 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
         let (mut raw, _) = Raw::open(&bench, policy).await;
         let block = raw.block(&testing::grpc("/api.Echo/Echo"));
         raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
-        at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
-        pass(seconds(1600)).await;
-        settle().await;
+        // The connection to the backend is to be open before its deadline passes.
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        at_once(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+        bench.pass_and_pong(seconds(1600)).await;
         assert!(matches!(only(&bench).leaving.get(), Leaving::At(_)));
-        pass(seconds(400)).await;
+        bench.pass_and_pong(seconds(400)).await;
         assert_eq!(
             raw.next_of(GOAWAY).await[9..17],
             [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]
@@ -504,8 +503,7 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
         assert_eq!(bench.shard.limits(Limit::ConnectionAge).get(), 1);
         // Grace has no end unless one is set.
         for _ in 0..100 {
-            pass(seconds(200)).await;
-            settle().await;
+            bench.pass_and_pong(seconds(200)).await;
         }
         raw.send(&frame(DATA, END_STREAM, 1, b"\0\0\0\0\0")).await;
         assert_eq!(raw.next_of(DATA).await[8], 1);

@@ -1,10 +1,8 @@
 //! What a client may have, and how much it may say at once.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
 use super::*;
 use crate::data_plane::testing::{
-    CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, SETTINGS,
+    CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
     WINDOW_UPDATE, at_once, frame, frozen,
 };
 
@@ -129,17 +127,16 @@ fn a_7th_frame_of_a_header_block_ends_the_connection() {
 fn cancels_that_a_backend_does_not_know_of_count_as_streams() {
     frozen(|| async {
         // It reads, and answers nothing: not even the PING that resets wait for.
-        let deaf = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
-        let address = deaf.local_addr().unwrap();
-        tokio::task::spawn_local(async move {
-            let (mut socket, _) = deaf.accept().await.unwrap();
-            socket.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-            let mut buffer = vec![0; 64 * 1024];
-            while socket.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
-        });
-        let bench = Bench::new(&[address]);
+        let heads = Rc::new(Cell::new(0));
+        let count = heads.clone();
+        let deaf = testing::backend_behind(
+            move |frame| {
+                count.set(count.get() + u32::from(frame[3] == HEADERS));
+                frame[3] != PING
+            },
+            |_, _| {},
+        );
+        let bench = Bench::new(&[deaf.await]);
         let mut policy = testing::policy();
         policy.http2.max_concurrent_streams = 12;
         let (mut raw, _) = Raw::open(&bench, policy).await;
@@ -167,9 +164,7 @@ fn cancels_that_a_backend_does_not_know_of_count_as_streams() {
                 continue;
             }
             // Its HEADERS leave before it is reset.
-            for _ in 0..3 {
-                testing::settle().await;
-            }
+            at_once(|| heads.get() + refused.len() as u32 == number + 1).await;
             raw.send(&frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])).await;
             at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
         }
