@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use edge_proxy::snapshot::pressure::Level;
 use http::StatusCode;
 use tokio::{
@@ -39,6 +39,7 @@ use crate::{
     h2attack::{Attacker, source},
     load::tally::Tally,
     proxy::{Known, Proxy},
+    wait,
 };
 
 /// What it is called.
@@ -180,7 +181,15 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         before,
     };
 
+    let started = "edge_rpcs_started_total";
+    let quietly = arena.metric(started, &[]).await;
     let victim = Victim::start(&victims, &known);
+    // Its connection is there before anybody attacks: with all of them at the door it may well be refused.
+    until(wait::PATIENCE, || async {
+        arena.metric(started, &[]).await > quietly
+    })
+    .await
+    .context("the victim sends nothing")?;
     let memory = group.memory();
     let watch = Watch::start(move || memory.usage().map_or(0, |usage| usage.used));
     let probed = Arc::<Mutex<Probed>>::default();
@@ -208,6 +217,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         })
         .collect();
     sleep(scale.of(Duration::from_secs(120), Duration::from_secs(6))).await;
+    // On a slow machine not all of them have come so far.
+    let has_written = || counts.iter().all(|(_, attacker, _)| attacker.written() > 0);
+    until(wait::PATIENCE, || async { has_written() }).await;
     let took = begun.elapsed();
     let attacker_cpu = usage::threads("attacker");
     // All of them end, wherever they are.
@@ -219,9 +231,12 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
 
     let opened = arena.backend.journal.look(|all| all.connections);
     let before = before.and_connections(opened.saturating_sub(connections));
-    let wait = scale.of(Duration::from_secs(60), Duration::from_secs(10));
-    let back = until(wait, || async { Usage::of(id).is_back(&before) }).await;
+    let soon = scale.of(Duration::from_secs(60), Duration::from_secs(10));
+    let back = until(soon, || async { Usage::of(id).is_back(&before) }).await;
     let rest = Usage::of(id);
+    // As long as memory is short, it is right to refuse.
+    let level = || arena.metric("edge_overload_level", &[]);
+    until(wait::PATIENCE, || async { level().await == 0.0 }).await;
     let afterwards = Victim::start(&victims, &known);
     sleep(scale.of(Duration::from_secs(10), Duration::from_secs(1))).await;
     let (afterwards, _) = afterwards.end().await?;
