@@ -7,7 +7,7 @@ use e2e::{
     payload,
     proxy::{Proxy, TEST},
     scripted::{Exchange, Scripted, framed},
-    wait::within,
+    wait::{eventually, within},
 };
 use serde_json::json;
 use tonic::Code;
@@ -188,22 +188,32 @@ async fn a_routes_timeout_covers_the_whole_rpc() {
         .cluster("test", [backend.address()])
         .start()
         .await;
-    let mut client = proxy.test_client().await;
-    let asked = request(
-        payload(""),
-        &[
-            ("x-test-replies", "2"),
-            ("x-test-late-gate", "never"),
-            ("x-test-id", "stream"),
-        ],
-    );
-    let start = Instant::now();
-    let mut replies = client.download(asked).await.unwrap().into_inner();
-    replies.message().await.unwrap().unwrap();
+    let client = proxy.test_client().await;
+    // On a slow machine it may be over before the first message.
+    let mut number = 0;
+    let (id, start, mut replies) = eventually("a response that has begun", || {
+        number += 1;
+        let (id, mut client) = (format!("stream-{number}"), client.clone());
+        let asked = request(
+            payload(""),
+            &[
+                ("x-test-replies", "2"),
+                ("x-test-late-gate", "never"),
+                ("x-test-id", &id),
+            ],
+        );
+        async move {
+            let start = Instant::now();
+            let mut replies = client.download(asked).await.ok()?.into_inner();
+            replies.message().await.ok()?;
+            Some((id, start, replies))
+        }
+    })
+    .await;
     let failure = within("the timeout", replies.message()).await.unwrap_err();
     assert_eq!(failure.code(), Code::DeadlineExceeded);
     assert!(start.elapsed() >= Duration::from_millis(300));
-    backend.journal.cancelled("stream").await;
+    backend.journal.cancelled(&id).await;
 }
 
 #[tokio::test]

@@ -218,16 +218,14 @@ async fn what_has_not_finished_at_the_deadline_is_told() {
 
 #[tokio::test]
 async fn without_clients_it_ends_soon() {
-    let proxy = Proxy::builder().set("drain.time", "60s").start().await;
+    let proxy = Proxy::builder().set("drain.time", "1h").start().await;
     let start = Instant::now();
     proxy.drain();
+    // Nobody waits for the end of `drain.time`.
     assert_eq!(proxy.ended().await, Outcome::Drained);
-    // A load balancer that learns late has a second to send somebody; nobody waits for the end of `drain.time`.
+    // A load balancer that learns late has a second to send somebody.
     let took = start.elapsed();
-    assert!(
-        took >= Duration::from_secs(1) && took < Duration::from_secs(20),
-        "{took:?}"
-    );
+    assert!(took >= Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test]

@@ -172,11 +172,7 @@ async fn a_backend_without_a_health_service_is_ejected_and_the_page_says_why() {
 #[tokio::test]
 async fn time_outs_count_and_then_close_the_connections() {
     let backends = [Backend::start().await, Backend::start().await];
-    let proxy = Proxy::to(&backends)
-        .checked()
-        .with("health_check.timeout", "100ms")
-        .start()
-        .await;
+    let proxy = Proxy::to(&backends).checked().start().await;
     let mut client = proxy.test_client().await;
     let mut running = Vec::new();
     for _ in 0..2 {

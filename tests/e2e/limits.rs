@@ -153,7 +153,14 @@ async fn the_preface_has_a_deadline_and_after_it_a_client_may_be_silent() {
         .set("listener.timeouts.preface", "300ms")
         .start()
         .await;
-    let warm = proxy.http2().await;
+    // On a slow machine a preface may come too late.
+    let warm = eventually("a client that was in time", async || {
+        let connect = client::Http2::connect(proxy.address(), proxy.tls_config(&["h2"]));
+        let warm = connect.await.ok()?;
+        warm.grpc("/a.B/C", &[]).await.ok()?;
+        Some(warm)
+    })
+    .await;
     let mut silent = proxy.tls(&["h2"]).await.unwrap();
     let mut rest = Vec::new();
     let _ = within(
@@ -218,14 +225,17 @@ async fn the_grace_of_an_old_connection_can_have_an_end() {
         .set("listener.max_connection_age_grace", "200ms")
         .start()
         .await;
-    let mut client = proxy.test_client().await;
-    let asked = client::request(
-        payload(""),
-        &[("x-test-gate", "never"), ("x-test-id", "long")],
-    );
-    let failure = within("the grace's end", client.unary(asked))
-        .await
-        .unwrap_err();
+    // On a slow machine a connection may be too old before its RPC is at the backend.
+    let failure = eventually("an RPC that runs at the grace's end", async || {
+        let asked = client::request(
+            payload(""),
+            &[("x-test-gate", "never"), ("x-test-id", "long")],
+        );
+        let mut client = proxy.test_client().await;
+        let failure = within("the grace's end", client.unary(asked)).await;
+        (backend.journal.count() > 0).then(|| failure.unwrap_err())
+    })
+    .await;
     assert_eq!(failure.code(), tonic::Code::Unavailable);
     backend.journal.cancelled("long").await;
 }
@@ -238,16 +248,26 @@ async fn a_client_that_does_not_answer_pings_is_let_go() {
         .set("listener.keepalive.timeout", "200ms")
         .start()
         .await;
-    let mut wire = proxy.wire(&[]).await;
+    let limit = [("limit", "keepalive_timeout")];
+    let let_go = || proxy.metric("edge_limits_total", &limit);
     let mut headers = e2e::frames::grpc_request("/e2e.Test/Upload");
     headers.extend([("x-test-gate", "never"), ("x-test-id", "gone")]);
-    wire.send(&[Frame::headers(1, &headers, false)])
-        .await
-        .unwrap();
-    backend.journal.begun("gone").await;
-    // It reads nothing, and so answers nothing.
+    // On a slow machine it may be let go before its RPC is at the backend.
+    eventually("a client that is let go while its RPC runs", async || {
+        let before = let_go().await;
+        let mut wire = proxy.wire(&[]).await;
+        wire.send(&[Frame::headers(1, &headers, false)])
+            .await
+            .unwrap();
+        // It reads nothing, and so answers nothing.
+        eventually("its end", || async {
+            (let_go().await > before).then_some(())
+        })
+        .await;
+        (backend.journal.count() > 0).then_some(())
+    })
+    .await;
     backend.journal.cancelled("gone").await;
-    drop(wire);
 }
 
 #[tokio::test]

@@ -331,7 +331,6 @@ async fn certificates_and_reloads() {
 async fn limits_that_acted() {
     let proxy = Proxy::builder()
         .set("listener.max_connections_per_source", 2)
-        .set("listener.timeouts.preface", "200ms")
         .start()
         .await;
     let client = proxy.http2().await;
@@ -354,6 +353,11 @@ async fn limits_that_acted() {
         1.0,
     )
     .await;
+    let proxy = Proxy::builder()
+        .set("listener.timeouts.preface", "200ms")
+        .start()
+        .await;
+    let _silent = proxy.tls(&["h2"]).await.unwrap();
     is(
         &proxy,
         "edge_limits_total",
