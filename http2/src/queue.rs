@@ -86,6 +86,10 @@ impl Queue {
 
     /// Drops everything; the number of bytes that it held.
     pub(crate) fn clear(&mut self) -> usize {
+        // As every stream's is that ends well.
+        if self.len == 0 && self.front.capacity() == 0 {
+            return 0;
+        }
         stock::give_chunk(std::mem::take(&mut self.front));
         for chunk in self.rest.drain(..) {
             stock::give_chunk(chunk);
