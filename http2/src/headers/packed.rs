@@ -4,15 +4,15 @@
 //! allocations of more than a KiB together. Whoever waits for an answer with a thousand of them in hand keeps them
 //! packed instead, in less than half of that, and reads single values where they lie.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, ops::Range};
 
-use super::{Headers, Known, Meta, NameId};
+use super::{Entry, Headers, Known, Meta, NameId};
 use crate::stock;
 
 /// See the module. Its memory is the thread's ([`stock`]).
 ///
-/// First eight bytes for each field: where its line, name and value in one piece, ends, and how long the name is. Then
-/// the lines, in order. What lies in one piece in the block is copied in one piece.
+/// First twelve bytes for each field: where its line, name and value in one piece, begins, and how long both are. Then
+/// the lines, as they lie in the block: all of them are copied in one piece, unless something was taken out.
 #[derive(Debug, Default)]
 pub struct Packed {
     bytes: Vec<u8>,
@@ -31,22 +31,23 @@ impl Packed {
         let mut bytes = stock::chunk();
         bytes.reserve(marks + block.live);
         bytes.resize(marks, 0);
-        let mut end = 0;
-        for (mark, entry) in bytes.as_chunks_mut().0.iter_mut().zip(&block.entries) {
-            end += entry.len();
-            *mark = pack(end, entry.name_len, entry.meta.never_indexed);
-        }
-        let mut run = 0..0;
-        for entry in &block.entries {
-            let line = entry.range();
-            if line.start != run.end {
-                bytes.extend_from_slice(&block.bytes[run]);
-                run = line;
-            } else {
-                run.end = line.end;
+        let places = bytes.as_chunks_mut().0.as_chunks_mut().0.iter_mut();
+        if block.bytes.len() == block.live {
+            for (mark, entry) in places.zip(&block.entries) {
+                *mark = pack(entry.start, entry);
+            }
+            bytes.extend_from_slice(&block.bytes);
+        } else {
+            // What was taken out isn't kept.
+            let mut start = 0;
+            for (mark, entry) in places.zip(&block.entries) {
+                *mark = pack(start, entry);
+                start += entry.name_len + entry.value_len;
+            }
+            for entry in &block.entries {
+                bytes.extend_from_slice(&block.bytes[entry.range()]);
             }
         }
-        bytes.extend_from_slice(&block.bytes[run]);
         Self {
             bytes,
             fields: block.entries.len(),
@@ -88,13 +89,8 @@ impl Packed {
     /// A field: its line, its name's length, and whether it is never indexed.
     fn line(&self, at: usize) -> Option<(&[u8], usize, bool)> {
         let (marks, lines) = self.bytes.split_at(self.fields * MARK);
-        let marks = marks.as_chunks().0;
-        let (end, name_len, never_indexed) = unpack(*marks.get(at)?);
-        let start = match at.checked_sub(1) {
-            Some(before) => unpack(marks[before]).0,
-            None => 0,
-        };
-        Some((&lines[start..end], name_len, never_indexed))
+        let (line, name_len, never_indexed) = unpack(*marks.as_chunks().0.as_chunks().0.get(at)?);
+        Some((&lines[line], name_len, never_indexed))
     }
 }
 
@@ -107,22 +103,26 @@ impl Headers {
     }
 }
 
-/// A mark: both lengths are below 2 GiB, as a block's are.
-#[inline]
-fn pack(end: usize, name_len: u32, never_indexed: bool) -> [u8; MARK] {
-    let flag = u64::from(never_indexed) << 63;
-    (flag | u64::from(name_len) << 32 | end as u64).to_le_bytes()
-}
-
-#[inline]
-fn unpack(mark: [u8; MARK]) -> (usize, usize, bool) {
-    let mark = u64::from_le_bytes(mark);
-    let name_len = (mark >> 32) as u32 & !(1 << 31);
-    (mark as u32 as usize, name_len as usize, mark >> 63 != 0)
-}
+/// Where a field's line begins, and the lengths of its name (the highest bit: it is never indexed) and value.
+type Mark = [[u8; 4]; 3];
 
 /// The size of a mark.
-const MARK: usize = size_of::<u64>();
+const MARK: usize = size_of::<Mark>();
+
+/// All three are below 2 GiB, as a block is.
+#[inline]
+fn pack(start: u32, entry: &Entry) -> Mark {
+    let flag = u32::from(entry.meta.never_indexed) << 31;
+    [start, entry.name_len | flag, entry.value_len].map(u32::to_le_bytes)
+}
+
+#[inline]
+fn unpack(mark: Mark) -> (Range<usize>, usize, bool) {
+    let [start, name, value_len] = mark.map(u32::from_le_bytes);
+    let (start, name_len) = (start as usize, (name & !(1 << 31)) as usize);
+    let end = start + name_len + value_len as usize;
+    (start..end, name_len, name >> 31 != 0)
+}
 
 #[cfg(test)]
 mod tests {
@@ -147,6 +147,17 @@ mod tests {
             .collect();
         assert_eq!(secret, [false, false, true, false]);
         packed.recycle();
+    }
+
+    #[test]
+    fn lines_may_lie_in_another_order_than_the_fields() {
+        let mut headers = Headers::from_iter([(":path", "/"), ("x-a", "1")]);
+        headers.set(b":authority", b"a");
+        assert_eq!(headers.0.bytes.len(), headers.0.live);
+        let packed = Packed::new(&headers);
+        assert_eq!(packed.unpack(), headers);
+        let authority = headers.place(Known::Authority).unwrap();
+        assert_eq!(packed.value(authority), b"a");
     }
 
     #[test]
