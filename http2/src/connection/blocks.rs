@@ -352,7 +352,7 @@ impl Connection {
             stock::recycle(headers);
             return self.malformed(at, rule);
         }
-        let informational = !large && matches!(headers.status(), Some(100..=199));
+        let informational = !large && headers.is_informational();
         if informational {
             self.limits.control(self.now)?;
             if end_stream {

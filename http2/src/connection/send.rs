@@ -50,7 +50,7 @@ impl Connection {
         let Some(at) = self.sendable(stream) else {
             return;
         };
-        let informational = matches!(headers.status(), Some(100..=199));
+        let informational = headers.is_informational();
         let end = end_stream && !informational;
         let Some(s) = self.streams.get_mut(at) else {
             return;

@@ -123,7 +123,7 @@ impl Memo {
 }
 
 /// How many bytes `a` and `b` begin with in common.
-fn common(a: &[u8], b: &[u8]) -> usize {
+pub(super) fn common(a: &[u8], b: &[u8]) -> usize {
     let differs = |(a, b): (&[u8; 8], &[u8; 8])| a != b;
     let (words, others) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
     let pairs = words.iter().zip(others);

@@ -7,6 +7,7 @@
 //! It is the other side of the decoder's [`memo`](super::memo). A field that might enter the table when it comes again
 //! isn't remembered, nor what is behind it: it would never be asked again.
 
+use super::memo::common;
 use crate::headers::Headers;
 
 /// See the module.
@@ -44,16 +45,8 @@ impl Prefix {
                 == (mark.line_end as usize, mark.name_len, mark.never_indexed)
         };
         let fields = headers.joined().zip(&self.marks).take_while(alike).count();
-        let lines = headers.bytes();
-        let is_same = |mark: &Mark| {
-            let end = mark.line_end as usize;
-            lines.get(..end) == self.lines.get(..end)
-        };
-        // All of them, most often; else as many as are.
-        let same = match self.marks[..fields].last() {
-            Some(last) if is_same(last) => fields,
-            _ => self.marks[..fields].partition_point(is_same),
-        };
+        let equal = common(headers.bytes(), &self.lines);
+        let same = self.marks[..fields].partition_point(|mark| mark.line_end as usize <= equal);
         self.misses = if same * 2 < self.marks.len() {
             self.misses.saturating_add(1)
         } else {
