@@ -14,7 +14,7 @@ use crate::{
         answer::{self, Form},
         balance,
         filters::{self, Flow as Filtered, Respond, timeout},
-        upstream::{Acquired, Upstream, retry::Outcome},
+        upstream::{Acquired, Caller, Upstream, retry::Outcome},
         wire::Side as _,
         worker::{Timer, Worker},
     },
@@ -138,10 +138,13 @@ impl Rpc {
         let endpoint = &endpoint.shared;
         self.tried.push(endpoint.id);
         self.record.attempted(endpoint, now);
-        match worker
-            .pool
-            .acquire(worker, endpoint, &cluster, key, refused_by, now)
-        {
+        let caller = Caller {
+            rpc: key,
+            client: self.client.peer(),
+            avoid: refused_by,
+        };
+        let acquired = worker.pool.acquire(worker, endpoint, &cluster, caller, now);
+        match acquired {
             Ok(Acquired::Connection(upstream)) => self.open(worker, key, upstream, now),
             Ok(Acquired::Place(place)) => {
                 self.state = State::Waiting(endpoint.clone(), place);

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use http2::{Config, Connection, Event, Headers, Reason, Role};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use super::{Bench, grpc, headers, now, policy};
@@ -40,7 +40,15 @@ impl Client {
     }
 
     pub(crate) async fn connect_with(bench: &Bench, policy: ListenerPolicy) -> Self {
-        let socket = http2(bench, policy).await;
+        Self::over(http2(bench, policy).await).await
+    }
+
+    /// A client at another of this machine's addresses.
+    pub(crate) async fn connect_from(bench: &Bench, source: [u8; 4]) -> Self {
+        Self::over(http2_from(source, bench, policy()).await).await
+    }
+
+    async fn over(socket: TcpStream) -> Self {
         let config = Config {
             stream_window: 65_535,
             max_header_list: 128 * 1024,
@@ -172,10 +180,15 @@ impl Client {
 
 /// The client's end of a connection on which HTTP/2 was chosen, without TLS.
 pub(super) async fn http2(bench: &Bench, policy: ListenerPolicy) -> TcpStream {
+    http2_from([127, 0, 0, 1], bench, policy).await
+}
+
+async fn http2_from(source: [u8; 4], bench: &Bench, policy: ListenerPolicy) -> TcpStream {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let socket = TcpStream::connect(listener.local_addr().unwrap())
-        .await
-        .unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let connected = socket.connect(listener.local_addr().unwrap()).await;
+    let socket = connected.unwrap();
     let (accepted, peer) = listener.accept().await.unwrap();
     let worker = bench.worker.clone();
     tokio::task::spawn_local(async move {

@@ -6,7 +6,7 @@
 //! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do,
 //! while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
-//! An RPC that has to wait has a place in the endpoint's queue. Whoever makes room (a connection that became ready, a
+//! An RPC that has to wait has a place in the endpoint's queue, and clients take turns. Whoever makes room (a connection that became ready, a
 //! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
 
 mod connection;
@@ -20,6 +20,7 @@ pub mod retry;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -70,7 +71,16 @@ pub(crate) struct EndpointPool {
     retired: Cell<bool>,
 }
 
-/// What an RPC that needs a connection gets.
+/// An RPC that needs a connection.
+pub(crate) struct Caller {
+    pub(crate) rpc: Key,
+    /// Its client's address.
+    pub(crate) client: IpAddr,
+    /// The connection that has refused it: it gets another one as long as there may be one.
+    pub(crate) avoid: Option<Rc<Upstream>>,
+}
+
+/// What it gets.
 pub(crate) enum Acquired {
     /// One with room for a stream, now.
     Connection(Rc<Upstream>),
@@ -79,8 +89,7 @@ pub(crate) enum Acquired {
 }
 
 impl Pool {
-    /// A connection to `endpoint` for `rpc`, or a place in the queue for one. `avoid` has refused the RPC: it gets another
-    /// one as long as there may be one.
+    /// A connection to `endpoint`, or a place in the queue for one.
     ///
     /// # Errors
     /// A circuit limit of the cluster: it doesn't wait.
@@ -89,8 +98,7 @@ impl Pool {
         worker: &Rc<Worker>,
         endpoint: &Arc<EndpointShared>,
         cluster: &Cluster,
-        rpc: Key,
-        avoid: Option<Rc<Upstream>>,
+        mut caller: Caller,
         now: Instant,
     ) -> Result<Acquired, Circuit> {
         let pool = {
@@ -101,22 +109,22 @@ impl Pool {
             pool.clone()
         };
         // One that takes no more streams, or leads elsewhere, has not to be avoided.
-        let avoid = avoid.filter(|avoid| {
+        caller.avoid = caller.avoid.filter(|avoid| {
             avoid.is_ready() && avoid.endpoint().id == endpoint.id && pool.has_other(avoid, now)
         });
         // Nobody is overtaken: who waits for another connection than these has no use for them.
         let overtakes = pool
             .waiting
             .borrow()
-            .firsts()
+            .next()
             .any(|(_, avoid)| avoid.is_none());
-        let free = |most| pool.free_connection(avoid.as_ref(), most);
+        let free = |most| pool.free_connection(caller.avoid.as_ref(), most);
         if !overtakes
             && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable(now)))
         {
             return Ok(Acquired::Connection(connection));
         }
-        pool.wait(worker, rpc, avoid, now)
+        pool.wait(worker, caller, now)
     }
 
     /// A connection to `endpoint` that nobody has to open: what is on it is its owner's affair.
@@ -294,16 +302,16 @@ impl EndpointPool {
         }
     }
 
-    /// The RPC that has waited longest and can be served, and by which connection; it waits no more.
+    /// The RPC whose turn it is of those that can be served, and by which connection; it waits no more.
     fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
         let mut queue = self.waiting.borrow_mut();
-        let served = queue.firsts().filter_map(|(place, avoid)| {
+        let served = queue.next().filter_map(|(turn, avoid)| {
             let free = |most| self.free_connection(avoid, most);
             let connection = free(Congestion::None).or_else(|| free(most))?;
-            Some((place, connection))
+            Some((turn, connection))
         });
-        let (place, connection) = served.min_by_key(|(place, _)| *place)?;
-        Some((queue.take(place)?.rpc, connection))
+        let (turn, connection) = served.min_by_key(|(turn, _)| *turn)?;
+        Some((queue.serve(turn)?.rpc, connection))
     }
 
     /// Whether there is, or may be, another connection than this one.
@@ -314,7 +322,7 @@ impl EndpointPool {
             || self.connections.borrow().iter().any(other)
     }
 
-    /// Puts `rpc` in the queue and opens a connection for it. Where none is on its way, one that is congested serves it
+    /// Puts it in the queue and opens a connection for it. Where none is on its way, one that is congested serves it
     /// now, if there is room on it.
     ///
     /// # Errors
@@ -322,15 +330,16 @@ impl EndpointPool {
     fn wait(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
-        rpc: Key,
-        avoid: Option<Rc<Upstream>>,
+        caller: Caller,
         now: Instant,
     ) -> Result<Acquired, Circuit> {
+        let Caller { rpc, client, avoid } = caller;
         let mut permits = Permits::default();
         permits.enter(&self.circuits, Circuit::PendingRequests)?;
         let until = now + self.policy.borrow().connect_timeout;
         let waiting = Waiting {
             rpc,
+            client,
             until,
             _permits: permits,
         };

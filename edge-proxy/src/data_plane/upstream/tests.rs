@@ -2,12 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use http2::Reason;
+use http2::{Event, Reason};
 use tokio::{net::TcpListener, time::advance};
 
 use super::*;
 use crate::data_plane::testing::{
-    Bench, Client, Got, at_once, cluster_policy, policy, running, settle, stopped, until,
+    Bench, Client, Got, at_once, backend, cluster_policy, echo, frozen, policy, running, settle,
+    stopped, until,
 };
 
 /// A backend that accepts and says nothing, as long as this value is kept.
@@ -143,5 +144,41 @@ fn requests_that_wait_count_as_held_back_and_are_given_up_when_memory_is_short()
         drop(client);
         until(|| waiting(&bench) == 0).await;
         until(|| bench.worker.memory.held() == 0).await;
+    });
+}
+
+#[test]
+fn an_rpc_waits_for_no_more_than_one_of_each_other_client() {
+    frozen(|| async {
+        let heads = Rc::new(RefCell::new(Vec::new()));
+        let (seen, mut echo) = (heads.clone(), echo());
+        let address = backend(move |engine, event| {
+            if let Event::Headers { headers, .. } = &event {
+                let path = headers.get(b":path").unwrap_or_default();
+                seen.borrow_mut().push(path.last().copied());
+            }
+            echo(engine, event);
+        });
+        let mut cluster = cluster_policy();
+        (cluster.max_connections, cluster.per_connection_streams) = (1, 1);
+        let bench = Bench::with(&[address.await], policy(), cluster);
+        let mut first = Client::connect(&bench).await;
+        let stream = first.call("/api.Echo/0", b"", false);
+        first.flush().await;
+        at_once(|| heads.borrow().len() == 1).await;
+        let mut clients = Vec::new();
+        for (number, calls, all) in [(1, 50, 50), (2, 1, 51)] {
+            let mut client = Client::connect_from(&bench, [127, 0, 1, number]).await;
+            for _ in 0..calls {
+                client.call(&format!("/api.Echo/{number}"), b"", true);
+            }
+            client.flush().await;
+            at_once(|| waiting(&bench) == all).await;
+            clients.push(client);
+        }
+        first.engine.reset(stream, Reason::CANCEL);
+        first.flush().await;
+        at_once(|| heads.borrow().len() == 52).await;
+        assert_eq!(heads.borrow()[..4], [b'0', b'1', b'2', b'1'].map(Some));
     });
 }

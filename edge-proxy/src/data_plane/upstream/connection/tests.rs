@@ -335,7 +335,7 @@ fn insisting(bench: &Bench) -> Vec<bool> {
     let waiting = endpoints.values().map(|pool| pool.waiting.borrow());
     waiting
         .flat_map(|queue| {
-            let firsts = queue.firsts().map(|(_, avoid)| avoid.is_some());
+            let firsts = queue.next().map(|(_, avoid)| avoid.is_some());
             firsts.collect::<Vec<_>>()
         })
         .collect()
