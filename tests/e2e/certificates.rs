@@ -117,7 +117,7 @@ async fn a_hundred_swaps_fail_no_handshake_whatever_comes_between() {
             })
         })
         .collect();
-    let mut times = Vec::new();
+    let mut longest = Duration::ZERO;
     for swap in 0..100 {
         let broken = Broken::ALL.get(swap % 10);
         if let Some(how) = broken {
@@ -131,16 +131,15 @@ async fn a_hundred_swaps_fail_no_handshake_whatever_comes_between() {
             (served(&proxy).await == leaf(&pair)).then_some(())
         })
         .await;
-        times.push(swapped.elapsed());
+        longest = longest.max(swapped.elapsed());
     }
     stop.store(true, Ordering::Relaxed);
     for client in clients {
         let handshakes = client.await.expect("no handshake fails");
         assert!(handshakes > 0);
     }
-    // A machine that has something else to do may be late with some, but none waits for the next look, a minute away.
-    times.sort_unstable();
-    assert!(times[50] < Duration::from_secs(2), "{times:?}");
+    // Promised are 2 s, on a machine with nothing else to do.
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
 }
 
 #[tokio::test]

@@ -204,9 +204,18 @@ async fn a_routes_timeout_covers_the_whole_rpc() {
         );
         async move {
             let start = Instant::now();
-            let mut replies = client.download(asked).await.ok()?.into_inner();
-            replies.message().await.ok()?;
-            Some((id, start, replies))
+            let begun = async {
+                let mut replies = client.download(asked).await?.into_inner();
+                replies.message().await?;
+                Ok::<_, tonic::Status>(replies)
+            };
+            match begun.await {
+                Ok(replies) => Some((id, start, replies)),
+                Err(late) => {
+                    assert_eq!(late.code(), Code::DeadlineExceeded);
+                    None
+                }
+            }
         }
     })
     .await;

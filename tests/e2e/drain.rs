@@ -225,7 +225,10 @@ async fn without_clients_it_ends_soon() {
     assert_eq!(proxy.ended().await, Outcome::Drained);
     // A load balancer that learns late has a second to send somebody.
     let took = start.elapsed();
-    assert!(took >= Duration::from_secs(1), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(20),
+        "{took:?}"
+    );
 }
 
 #[tokio::test]

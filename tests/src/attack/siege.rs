@@ -234,9 +234,6 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let soon = scale.of(Duration::from_secs(60), Duration::from_secs(10));
     let back = until(soon, || async { Usage::of(id).is_back(&before) }).await;
     let rest = Usage::of(id);
-    // As long as memory is short, it is right to refuse.
-    let level = || arena.metric("edge_overload_level", &[]);
-    until(wait::PATIENCE, || async { level().await == 0.0 }).await;
     let afterwards = Victim::start(&victims, &known);
     sleep(scale.of(Duration::from_secs(10), Duration::from_secs(1))).await;
     let (afterwards, _) = afterwards.end().await?;
