@@ -6,8 +6,8 @@
 //! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do,
 //! while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
-//! An RPC that has to wait has a place in the endpoint's queue, and clients take turns. Whoever makes room (a connection that became ready, a
-//! stream that ended) calls `Pool::offer` from its own turn; nobody polls.
+//! An RPC that has to wait has a place in the endpoint's queue, and clients take turns. Whoever makes room (a connection
+//! that became ready, a stream that ended) calls `Pool::offer` from its own turn; nobody polls.
 
 mod connection;
 // When another one may be tried.
@@ -112,14 +112,14 @@ impl Pool {
         caller.avoid = caller.avoid.filter(|avoid| {
             avoid.is_ready() && avoid.endpoint().id == endpoint.id && pool.has_other(avoid, now)
         });
-        // Nobody is overtaken: who waits for another connection than these has no use for them.
-        let overtakes = pool
+        // It isn't its turn while others wait; but who waits for another connection than these has no use for them.
+        let others_wait = pool
             .waiting
             .borrow()
             .next()
             .any(|(_, avoid)| avoid.is_none());
         let free = |most| pool.free_connection(caller.avoid.as_ref(), most);
-        if !overtakes
+        if !others_wait
             && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable(now)))
         {
             return Ok(Acquired::Connection(connection));
@@ -168,7 +168,7 @@ impl Pool {
         }
     }
 
-    /// Gives what room there is to those that wait longest.
+    /// Gives what room there is to those whose turn it is.
     pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) {
         pool.serve(worker, pool.bearable(worker.now()));
         if pool.waiting.borrow().is_empty() {

@@ -1,7 +1,9 @@
 use tokio::time::advance;
 
 use super::*;
-use crate::data_plane::testing::{Bench, Client, at_once, cluster_policy, policy, settle, stopped};
+use crate::data_plane::testing::{
+    self, Bench, Client, at_once, cluster_policy, policy, settle, stopped,
+};
 
 #[test]
 fn deadlines_that_are_the_same_fire_in_parts() {
@@ -11,20 +13,13 @@ fn deadlines_that_are_the_same_fire_in_parts() {
         let silent = silent.unwrap();
         let bench = Bench::new(&[silent.local_addr().unwrap()]);
         let timers = || bench.worker.timers.len();
-        let head = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":path", "/api.Echo/Echo"),
-            (":authority", "a.test"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            ("grpc-timeout", "1S"),
-        ];
+        let mut head = testing::grpc("/api.Echo/Echo");
+        head.push(b"grpc-timeout", b"1S");
         let mut clients = Vec::new();
         for calls in [100, 100, 50] {
             let mut client = Client::connect(&bench).await;
             for _ in 0..calls {
-                client.request(&head, b"", true);
+                client.engine.open(head.clone(), true, 0).unwrap();
             }
             client.flush().await;
             clients.push(client);
