@@ -95,8 +95,8 @@ pub(crate) struct Worker {
     next_search: Cell<Option<Instant>>,
     now: Cell<Instant>,
     next_client: Cell<u64>,
-    /// Pairs of a wall clock and a monotonic moment, so that log lines don't ask the kernel.
-    epoch: Cell<(SystemTime, Instant)>,
+    /// What the wall clock said at a moment of the last second, so that log lines don't ask the kernel.
+    clock: Cell<(SystemTime, Instant)>,
 }
 
 /// A cluster, as one worker serves it; kept across snapshots.
@@ -228,7 +228,7 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
             }
             _ = beat.tick() => {
                 parts.heartbeats.beat(parts.index);
-                worker.give_memory_back();
+                worker.beat();
             }
             Some(accepted) = accepted.recv() => {
                 tokio::task::spawn_local(downstream::serve(worker.clone(), accepted));
@@ -273,7 +273,7 @@ impl Worker {
             next_search: Cell::default(),
             now: Cell::new(now),
             next_client: Cell::new(0),
-            epoch: Cell::new((SystemTime::now(), now)),
+            clock: Cell::new((SystemTime::now(), now)),
         })
     }
 
@@ -284,7 +284,7 @@ impl Worker {
         *self.random.borrow_mut() = SmallRng::seed_from_u64(seed);
         *self.filters.borrow_mut() = Filters::with(SmallRng::seed_from_u64(!seed));
         *self.date.borrow_mut() = DateCache::new(wall);
-        self.epoch.set((wall, self.now()));
+        self.clock.set((wall, self.now()));
     }
 
     /// The moment of this turn; asked of the kernel here and nowhere else.
@@ -300,10 +300,14 @@ impl Worker {
         self.now.get()
     }
 
-    /// `moment` on the wall clock.
+    /// `moment` on the wall clock, as that stands now.
     pub(crate) fn wall(&self, moment: Instant) -> SystemTime {
-        let (wall, since) = self.epoch.get();
-        wall + moment.saturating_duration_since(since)
+        let (wall, at) = self.clock.get();
+        let time = match moment.checked_duration_since(at) {
+            Some(since) => wall.checked_add(since),
+            None => wall.checked_sub(at.saturating_duration_since(moment)),
+        };
+        time.unwrap_or(wall)
     }
 
     /// What is served now.
@@ -415,6 +419,13 @@ impl Worker {
         let enough = search();
         let next = after_search(begun, self.tick(), enough);
         self.next_search.set(Some(next));
+    }
+
+    /// What is done once a second.
+    fn beat(&self) {
+        // The wall clock may be set, and the monotonic one stands still while a machine sleeps or is moved.
+        self.clock.set((SystemTime::now(), self.tick()));
+        self.give_memory_back();
     }
 
     /// Lets memory go that only a burst has needed.

@@ -111,7 +111,7 @@ impl Filters {
     }
 
     /// Classifies the request, and takes it through the filters in order. On [`Flow::Continue`] the block is as the
-    /// backend shall see it, but for `grpc-timeout`, which is written at each attempt.
+    /// backend shall see it, but for a `grpc-timeout` that could be read, which is written at each attempt.
     pub fn run(
         &mut self,
         headers: &mut Headers,

@@ -69,6 +69,19 @@ pub(super) fn fields(
         Te::Foreign => headers.remove_known(Known::Te),
     }
 
+    // What differs from RPC to RPC goes last, and most of all what each attempt writes anew: the encoder copies what a
+    // block begins with in common with the one before.
+    if facts.grpc_timeout.is_some() {
+        headers.pop_known(Known::GrpcTimeout);
+    }
+
+    let scheme: &[u8] = if context.secure { b"https" } else { b"http" };
+    if facts.forwarded_proto {
+        headers.set_known(Known::XForwardedProto, scheme);
+    } else {
+        headers.push_known(Known::XForwardedProto, scheme);
+    }
+
     if facts.forwarded_for {
         buffer.clear();
         for value in headers
@@ -82,13 +95,6 @@ pub(super) fn fields(
         headers.set_known(Known::XForwardedFor, buffer);
     } else {
         headers.push_known(Known::XForwardedFor, context.peer.as_bytes());
-    }
-
-    let scheme: &[u8] = if context.secure { b"https" } else { b"http" };
-    if facts.forwarded_proto {
-        headers.set_known(Known::XForwardedProto, scheme);
-    } else {
-        headers.push_known(Known::XForwardedProto, scheme);
     }
 
     if facts.request_id != RequestId::Good {

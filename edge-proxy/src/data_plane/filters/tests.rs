@@ -72,8 +72,8 @@ fn passes(context: RequestContext<'_>, extra: &[(&str, &str)], wanted: &[(&str, 
 
 /// What every request gets.
 const ADDED: [(&str, &str); 3] = [
-    ("x-forwarded-for", "192.0.2.7"),
     ("x-forwarded-proto", "https"),
+    ("x-forwarded-for", "192.0.2.7"),
     ("x-request-id", ANY_ID),
 ];
 
@@ -235,8 +235,8 @@ fn a_lone_host_takes_its_place_among_the_pseudo_headers() {
             ":path",
             ":authority",
             "x-a",
-            "x-forwarded-for",
             "x-forwarded-proto",
+            "x-forwarded-for",
             "x-request-id"
         ]
     );
@@ -440,23 +440,31 @@ fn made_request_ids_differ() {
 }
 
 #[test]
-fn a_timeout_is_read_for_grpc_only_and_left_in_place() {
+fn a_timeout_is_read_for_grpc_only_and_taken_out_where_it_stands_last() {
     let request = |content_type, timeout| {
         let fields = [("content-type", content_type), ("grpc-timeout", timeout)];
         let (headers, facts, _) = run(HTTP2, &fields);
-        assert_eq!(
-            headers.known(Known::GrpcTimeout),
-            Some(str::as_bytes(timeout))
-        );
-        facts.grpc_timeout
+        let left = headers.known(Known::GrpcTimeout).map(<[u8]>::to_vec);
+        (facts.grpc_timeout, left)
     };
-    assert_eq!(
-        request("application/grpc", "2S"),
-        Some(Duration::from_secs(2))
-    );
-    assert_eq!(request("application/grpc", "0S"), Some(Duration::ZERO));
-    assert_eq!(request("application/grpc", "soon"), None);
-    assert_eq!(request("application/json", "2S"), None);
+    let kept = |timeout: &str| (None, Some(timeout.as_bytes().to_vec()));
+    let two = Duration::from_secs(2);
+    assert_eq!(request("application/grpc", "2S"), (Some(two), None));
+    let zero = (Some(Duration::ZERO), None);
+    assert_eq!(request("application/grpc", "0S"), zero);
+    assert_eq!(request("application/grpc", "soon"), kept("soon"));
+    assert_eq!(request("application/json", "2S"), kept("2S"));
+    // Before others it keeps its place, and so do several.
+    for more in [("x-a", "1"), ("grpc-timeout", "3S")] {
+        let fields = [
+            ("content-type", "application/grpc"),
+            ("grpc-timeout", "2S"),
+            more,
+        ];
+        let (headers, facts, _) = run(HTTP2, &fields);
+        assert_eq!(facts.grpc_timeout, Some(two));
+        assert_eq!(headers.known(Known::GrpcTimeout), Some(&b"2S"[..]));
+    }
 }
 
 #[test]

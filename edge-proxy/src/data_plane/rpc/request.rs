@@ -178,9 +178,12 @@ impl Rpc {
             return self.fail(worker, Failure::CircuitLimit(circuit), now);
         }
         let mut head = self.head.send();
-        if let Some(deadline) = self.deadline.filter(|_| self.has_grpc_timeout) {
-            let left = timeout::format(deadline.saturating_duration_since(now));
-            head.set_known(Known::GrpcTimeout, left.as_bytes());
+        if self.has_grpc_timeout {
+            // The filters may have taken it out. No deadline: more than an `Instant` holds is left.
+            let left = self.deadline.map_or(Duration::MAX, |deadline| {
+                deadline.saturating_duration_since(now)
+            });
+            head.set_known(Known::GrpcTimeout, timeout::format(left).as_bytes());
         }
         let ended = self.request_ended.is_some() && self.trailers.is_none();
         let stream = match upstream.open_stream(head, ended && self.replay.is_empty(), key) {

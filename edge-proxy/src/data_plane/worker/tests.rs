@@ -63,3 +63,22 @@ fn it_is_searched_again_when_it_may_be_and_then_now_and_then() {
         }
     });
 }
+
+#[test]
+fn the_wall_clock_is_looked_at_again_and_again() {
+    stopped(|| async {
+        let bench = Bench::new(&[]);
+        let worker = &bench.worker;
+        worker.seed(1, SystemTime::UNIX_EPOCH);
+        let began = worker.now();
+        assert_eq!(worker.wall(began), SystemTime::UNIX_EPOCH);
+        advance(Duration::from_secs(2)).await;
+        let before = SystemTime::now();
+        worker.beat();
+        let [then, now] = [began, worker.now()].map(|moment| worker.wall(moment));
+        assert!(now >= before && now <= SystemTime::now());
+        assert_eq!(then + Duration::from_secs(2), now);
+        let later = worker.wall(worker.now() + Duration::from_secs(1));
+        assert_eq!(now + Duration::from_secs(1), later);
+    });
+}
