@@ -22,7 +22,12 @@ pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
     cgroup::{MemoryGroup, Resources},
     cli,
-    control_plane::{ControlHandle, ControlPlane, SpawnError, admin, config::Config, overload},
+    control_plane::{
+        ControlHandle, ControlPlane, SpawnError,
+        admin::{self, Addresses},
+        config::Config,
+        overload,
+    },
     data_plane::{
         access_log::{AccessLog, Reopener},
         listener::Acceptor,
@@ -45,9 +50,7 @@ pub struct App;
 /// A proxy that runs, or is about to: it listens as soon as it has a certificate and its first answers from DNS.
 #[derive(Debug)]
 pub struct Running {
-    listener: SocketAddr,
-    admin: SocketAddr,
-    probes: SocketAddr,
+    addresses: Addresses,
     shutdown: ShutdownHandle,
     control: ControlHandle,
     access_log: Reopener,
@@ -127,9 +130,11 @@ impl App {
                 .and_then(|address| address.as_socket())
                 .unwrap_or(configured)
         };
-        let listener_address = address(&listener, config.listener_address);
-        let admin_address = address(&admin_listener, config.admin);
-        let probes_address = address(&probes_listener, config.probes);
+        let addresses = Addresses {
+            listener: address(&listener, config.listener_address),
+            admin: address(&admin_listener, config.admin),
+            probes: address(&probes_listener, config.probes),
+        };
 
         let resources = Resources::detect();
         let workers = match config.workers {
@@ -176,7 +181,7 @@ impl App {
             memory_limit: resources.memory_limit,
             pressure: pressure.clone(),
             listening: listening.clone(),
-            listener: listener_address,
+            addresses,
             hostname: hostname(),
             actions: Arc::new(Actions {
                 control: control.handle(),
@@ -207,9 +212,7 @@ impl App {
             .spawn(move || life.run())
             .map_err(StartError::Thread)?;
         Ok(Running {
-            listener: listener_address,
-            admin: admin_address,
-            probes: probes_address,
+            addresses,
             shutdown,
             control: handle,
             access_log: reopener,
@@ -233,17 +236,17 @@ impl StartError {
 impl Running {
     /// Where clients connect; the real port if the configuration says 0.
     pub fn listener(&self) -> SocketAddr {
-        self.listener
+        self.addresses.listener
     }
 
     /// Where the admin pages are.
     pub fn admin(&self) -> SocketAddr {
-        self.admin
+        self.addresses.admin
     }
 
     /// Where the probes are.
     pub fn probes(&self) -> SocketAddr {
-        self.probes
+        self.addresses.probes
     }
 
     /// Ends it.

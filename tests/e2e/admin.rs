@@ -42,13 +42,16 @@ async fn every_page_is_there_for_people_and_as_json() {
             .body()
             .contains(&backend.address().to_string())
     );
-    assert!(
-        proxy
-            .admin("/listeners")
-            .await
-            .body()
-            .contains(&proxy.address().to_string())
-    );
+    // With the ports that it really got: all are 0 in the configuration.
+    let listeners = proxy.admin_json("/listeners").await;
+    let address = |of: &str| listeners[of]["address"].as_str().map(str::to_owned);
+    for (of, at) in [
+        ("proxy", proxy.address()),
+        ("admin", proxy.admin_address()),
+        ("probes", proxy.probes_address()),
+    ] {
+        assert_eq!(address(of), Some(at.to_string()), "{of}");
+    }
     assert_eq!(proxy.admin("/nowhere").await.status(), 404);
 }
 

@@ -265,6 +265,7 @@ async fn certs_listeners_and_server_info_say_what_they_promise() {
     let listeners = server.json("/listeners?format=json").await;
     assert_eq!(listeners["proxy"]["address"], "0.0.0.0:8443");
     assert_eq!(listeners["admin"]["address"], "127.0.0.1:8090");
+    assert_eq!(listeners["probes"]["address"], "0.0.0.0:8091");
     let info = server.get("/server_info").await.body;
     assert!(
         info.contains(&format!("version: {}\n", env!("CARGO_PKG_VERSION"))),

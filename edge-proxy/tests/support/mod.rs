@@ -18,7 +18,7 @@ use std::{
 
 use edge_proxy::{
     control_plane::{
-        admin::{Actions, State},
+        admin::{Actions, Addresses, State},
         config::Config,
         status::{
             CertificateInfo, CertificateReport, CheckReport, CheckResult, ClusterReport,
@@ -116,7 +116,11 @@ pub(crate) fn state(report: Report) -> (State, Arc<Asked>) {
         memory_limit: Some(512 << 20),
         pressure: tokio::sync::watch::channel(Pressure::default()).1,
         listening: Arc::new(AtomicBool::new(true)),
-        listener: "0.0.0.0:8443".parse().unwrap(),
+        addresses: Addresses {
+            listener: ([0, 0, 0, 0], 8443).into(),
+            admin: ([127, 0, 0, 1], 8090).into(),
+            probes: ([0, 0, 0, 0], 8091).into(),
+        },
         hostname: "edge-proxy-6c9f7d5b8-x2x7k".into(),
         actions: asked.clone(),
     };

@@ -67,12 +67,23 @@ pub struct State {
     pub pressure: watch::Receiver<Pressure>,
     /// The listener is open: ready is neither before that nor after a drain.
     pub listening: Arc<AtomicBool>,
-    /// Where the proxy listens, with the port that it really got.
-    pub listener: SocketAddr,
+    /// Where the process listens.
+    pub addresses: Addresses,
     /// Whose pages these are: the pod's name.
     pub hostname: Arc<str>,
     /// What can be done.
     pub actions: Arc<dyn Actions>,
+}
+
+/// Where the process listens, with the ports that it really got.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// `listener.address`.
+    pub listener: SocketAddr,
+    /// `admin.address`.
+    pub admin: SocketAddr,
+    /// `probes.address`.
+    pub probes: SocketAddr,
 }
 
 /// What an operator can ask the process to do.

@@ -127,7 +127,7 @@ impl<'a> Server<'a> {
             name: &report.configuration.config.listener.server_name,
             version: env!("CARGO_PKG_VERSION"),
             hostname: &state.hostname,
-            listener: state.listener.to_string(),
+            listener: state.addresses.listener.to_string(),
             started_at_ms: report.started_at_ms,
             uptime_ms: state.metrics.uptime().as_millis() as u64,
             generation: report.generation,

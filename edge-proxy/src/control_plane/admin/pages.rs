@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Pages, config_dump,
+    Addresses, Pages, config_dump,
     overview::{Overview, Server},
     page, probes,
 };
@@ -120,12 +120,15 @@ pub(super) async fn certs(State(pages): State<Pages>, format: Query<Format>) -> 
 
 /// `/listeners`.
 pub(super) async fn listeners(State(pages): State<Pages>, format: Query<Format>) -> Response {
-    let report = pages.state.status.report();
-    let config = &report.configuration.config;
+    let Addresses {
+        listener,
+        admin,
+        probes,
+    } = pages.state.addresses;
     let listeners = json!({
-        "proxy": { "address": pages.state.listener },
-        "admin": { "address": config.admin },
-        "probes": { "address": config.probes },
+        "proxy": { "address": listener },
+        "admin": { "address": admin },
+        "probes": { "address": probes },
     });
     answer(&format, listeners)
 }
