@@ -154,6 +154,24 @@ impl Headers {
         }
     }
 
+    /// Removes the field that is `known`, if it is the last one and alone: then there is nothing to be moved, and what comes
+    /// next stands behind the others without a gap. Says whether.
+    pub fn pop_known(&mut self, known: Known) -> bool {
+        let block = &mut *self.0;
+        let is_last = |last: &&Entry| {
+            last.meta.name.known() == known && last.range().end == block.bytes.len()
+        };
+        let alone = known != Known::Other && block.repeated & known.bit() == 0;
+        let Some(last) = block.entries.last().filter(is_last).filter(|_| alone) else {
+            return false;
+        };
+        block.live -= last.len();
+        block.bytes.truncate(last.start as usize);
+        block.entries.pop();
+        block.seen &= !known.bit();
+        true
+    }
+
     /// Removes every field for which `keep` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
         self.retain_entries(|bytes, e| keep(e.field(bytes)));

@@ -136,3 +136,27 @@ fn known_names_spell_themselves() {
     headers.push_known(Known::Other, b"nothing");
     assert_eq!(text(&headers), "grpc-status=0");
 }
+
+#[test]
+fn what_stands_last_and_alone_is_popped() {
+    let mut headers = request();
+    for refused in [Known::Te, Known::Cookie, Known::Other] {
+        assert!(!headers.pop_known(refused), "{refused:?}");
+    }
+    let before = headers.clone();
+    headers.push_known(Known::GrpcTimeout, b"1S");
+    assert!(headers.pop_known(Known::GrpcTimeout));
+    assert_eq!(headers, before);
+    assert_eq!(headers.known(Known::GrpcTimeout), None);
+    assert_eq!(headers.list_size(), counted(&headers));
+    headers.push_known(Known::GrpcTimeout, b"2S");
+    assert_eq!(headers.known(Known::GrpcTimeout), Some(&b"2S"[..]));
+    // One of two, and one whose bytes lie before another's.
+    headers.push_known(Known::GrpcTimeout, b"3S");
+    assert!(!headers.pop_known(Known::GrpcTimeout));
+    let mut headers = request();
+    headers.push_known(Known::GrpcTimeout, b"1S");
+    headers.set_known(Known::Te, b"x");
+    assert!(!headers.pop_known(Known::GrpcTimeout));
+    assert!(!Headers::new().pop_known(Known::GrpcTimeout));
+}

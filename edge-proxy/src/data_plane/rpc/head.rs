@@ -38,8 +38,8 @@ impl Head {
             return self.packed.unpack();
         };
         if self.packed.is_empty() {
-            self.places = LOGGED.map(|known| block.place(known));
             self.packed = Packed::new(&block);
+            self.places = LOGGED.map(|known| self.packed.place(&block, known));
         }
         block
     }
