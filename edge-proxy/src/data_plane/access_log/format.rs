@@ -6,7 +6,6 @@
 
 use std::{
     io::Write,
-    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -18,7 +17,7 @@ use crate::telemetry::labels::{Flags, Label};
 pub(super) struct Formatter {
     json: bool,
     clock: Clock,
-    outcome: Outcome,
+    middle: Middle,
 }
 
 /// The formatted second that the last line was in: most lines are in the same one.
@@ -29,13 +28,28 @@ struct Clock {
     text: Vec<u8>,
 }
 
-/// How the last line says that its RPC ended: nearly all end alike.
+/// What a line says from the client to how its RPC ended, of one that was written before: most are alike in that.
 #[derive(Debug, Default)]
-struct Outcome {
-    /// The record's status, grpc-status, flags and detail.
-    of: Option<(u16, Option<u32>, Flags, Option<&'static str>)>,
-    /// Them with their keys.
+struct Middle {
+    of: Option<Alike>,
+    /// It, with its keys.
     text: Vec<u8>,
+    /// Lines in a row that say something else.
+    misses: u8,
+}
+
+/// What has to be the same in a [`Record`].
+#[derive(Debug)]
+struct Alike {
+    client: Box<str>,
+    protocol: &'static str,
+    method: Option<Box<[u8]>>,
+    authority: Option<Box<[u8]>>,
+    path: Option<Box<[u8]>>,
+    status: u16,
+    grpc_status: Option<u32>,
+    flags: Flags,
+    detail: Option<&'static str>,
 }
 
 /// Adds one key and its value at a time; in JSON, or as words. A constant, so that each key is a copy of known length.
@@ -52,7 +66,7 @@ impl Formatter {
         Self {
             json: format == AccessLogFormat::Json,
             clock,
-            outcome: Outcome::default(),
+            middle: Middle::default(),
         }
     }
 
@@ -60,30 +74,20 @@ impl Formatter {
     pub(super) fn line(&mut self, out: &mut Vec<u8>, record: &Record<'_>) {
         out.reserve(TYPICAL);
         if self.json {
-            Line::<true> { out }.write(&mut self.clock, &mut self.outcome, record);
+            Line::<true> { out }.write(&mut self.clock, &mut self.middle, record);
         } else {
-            Line::<false> { out }.write(&mut self.clock, &mut self.outcome, record);
+            Line::<false> { out }.write(&mut self.clock, &mut self.middle, record);
         }
     }
 }
 
 impl<const JSON: bool> Line<'_, JSON> {
-    fn write(&mut self, clock: &mut Clock, outcome: &mut Outcome, record: &Record<'_>) {
+    fn write(&mut self, clock: &mut Clock, middle: &mut Middle, record: &Record<'_>) {
         self.key(b"{\"time\":\"", b"time=");
         self.time(clock, record.time);
         self.key(b"Z\",\"request_id\":", b"Z request_id=");
         self.option(record.request_id, Self::text);
-        self.key(b",\"client\":\"", b" client=");
-        self.address(record.client);
-        self.key(b"\",\"protocol\":\"", b" protocol=");
-        self.out.extend_from_slice(record.protocol.as_bytes());
-        self.key(b"\",\"method\":", b" method=");
-        self.option(record.method, Self::text);
-        self.key(b",\"authority\":", b" authority=");
-        self.option(record.authority, Self::text);
-        self.key(b",\"path\":", b" path=");
-        self.option(record.path, Self::text);
-        self.outcome(outcome, record);
+        self.middle(middle, record);
         self.key(b",\"bytes_in\":", b" bytes_in=");
         self.number(record.bytes_in);
         self.key(b",\"bytes_out\":", b" bytes_out=");
@@ -103,18 +107,23 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.key(b"}\n", b"\n");
     }
 
-    fn outcome(&mut self, last: &mut Outcome, record: &Record<'_>) {
-        let of = (
-            record.status,
-            record.grpc_status,
-            record.flags,
-            record.detail,
-        );
-        if last.of == Some(of) {
-            self.out.extend_from_slice(&last.text);
+    fn middle(&mut self, one: &mut Middle, record: &Record<'_>) {
+        if one.of.as_ref().is_some_and(|of| of.is(record)) {
+            one.misses = 0;
+            self.out.extend_from_slice(&one.text);
             return;
         }
         let start = self.out.len();
+        self.key(b",\"client\":\"", b" client=");
+        self.out.extend_from_slice(record.client.as_bytes());
+        self.key(b"\",\"protocol\":\"", b" protocol=");
+        self.out.extend_from_slice(record.protocol.as_bytes());
+        self.key(b"\",\"method\":", b" method=");
+        self.option(record.method, Self::text);
+        self.key(b",\"authority\":", b" authority=");
+        self.option(record.authority, Self::text);
+        self.key(b",\"path\":", b" path=");
+        self.option(record.path, Self::text);
         self.key(b",\"status\":", b" status=");
         self.option((record.status != 0).then_some(record.status), Self::number);
         self.key(b",\"grpc_status\":", b" grpc_status=");
@@ -123,9 +132,7 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.flags(record.flags);
         self.key(b"\",\"detail\":", b" detail=");
         self.option(record.detail.map(str::as_bytes), Self::text);
-        last.of = Some(of);
-        last.text.clear();
-        last.text.extend_from_slice(&self.out[start..]);
+        one.missed(record, &self.out[start..]);
     }
 
     #[inline(always)]
@@ -155,15 +162,8 @@ impl<const JSON: bool> Line<'_, JSON> {
     fn millis(&mut self, duration: Duration) {
         let millis = duration.as_secs().saturating_mul(1000);
         self.number(millis.saturating_add(duration.subsec_millis().into()));
-        self.out.push(b'.');
-        self.three_digits((duration.subsec_micros() % 1000) as u16);
-    }
-
-    #[inline]
-    fn three_digits(&mut self, number: u16) {
-        let digit = |n: u16| b'0' + (n % 10) as u8;
-        self.out
-            .extend_from_slice(&[digit(number / 100), digit(number / 10), digit(number)]);
+        let [a, b, c] = three_digits((duration.subsec_micros() % 1000) as u16);
+        self.out.extend_from_slice(&[b'.', a, b, c]);
     }
 
     /// RFC 3339, UTC, with milliseconds; its `Z` stands in the key that follows.
@@ -175,24 +175,8 @@ impl<const JSON: bool> Line<'_, JSON> {
             clock.set(since_epoch.as_secs());
         }
         self.out.extend_from_slice(&clock.text);
-        self.three_digits(since_epoch.subsec_millis() as u16);
-    }
-
-    fn address(&mut self, address: IpAddr) {
-        match address {
-            IpAddr::V4(address) => {
-                let [a, b, c, d] = address.octets();
-                self.number(a);
-                for octet in [b, c, d] {
-                    self.out.push(b'.');
-                    self.number(octet);
-                }
-            }
-            IpAddr::V6(address) => {
-                // Writing to a Vec can't fail.
-                let _ = write!(self.out, "{address}");
-            }
-        }
+        let millis = three_digits(since_epoch.subsec_millis() as u16);
+        self.out.extend_from_slice(&millis);
     }
 
     /// `UF,URX`, or Envoy's `-` for none.
@@ -231,6 +215,53 @@ impl<const JSON: bool> Line<'_, JSON> {
     }
 }
 
+impl Middle {
+    /// `record` says something else: `text`. Another one is remembered when that has become the rule.
+    fn missed(&mut self, record: &Record<'_>, text: &[u8]) {
+        self.misses += 1;
+        if self.of.is_some() && self.misses < MISSES {
+            return;
+        }
+        self.misses = 0;
+        self.of = Alike::of(record);
+        self.text.clear();
+        self.text.extend_from_slice(text);
+    }
+}
+
+impl Alike {
+    /// `None`: a text of it is longer than lines have it, which isn't worth the memory.
+    fn of(record: &Record<'_>) -> Option<Self> {
+        let texts = [record.method, record.authority, record.path];
+        if texts.into_iter().flatten().any(|text| text.len() > FIELD) {
+            return None;
+        }
+        let [method, authority, path] = texts.map(|text| text.map(Box::from));
+        Some(Self {
+            client: record.client.into(),
+            protocol: record.protocol,
+            method,
+            authority,
+            path,
+            status: record.status,
+            grpc_status: record.grpc_status,
+            flags: record.flags,
+            detail: record.detail,
+        })
+    }
+
+    fn is(&self, record: &Record<'_>) -> bool {
+        self.path.as_deref() == record.path
+            && *self.client == *record.client
+            && self.authority.as_deref() == record.authority
+            && self.method.as_deref() == record.method
+            && (self.status, self.grpc_status, self.flags)
+                == (record.status, record.grpc_status, record.flags)
+            && self.detail == record.detail
+            && self.protocol == record.protocol
+    }
+}
+
 impl Clock {
     fn set(&mut self, second: u64) {
         self.second = second;
@@ -242,6 +273,12 @@ impl Clock {
         let time = time.unwrap_or(jiff::Timestamp::MAX);
         let _ = write!(self.text, "{}.", time.strftime("%Y-%m-%dT%H:%M:%S"));
     }
+}
+
+/// Of what is below 1000.
+#[inline]
+fn three_digits(number: u16) -> [u8; 3] {
+    [number / 100, number / 10, number].map(|n| b'0' + (n % 10) as u8)
 }
 
 /// The first [`FIELD`] bytes; less, when those would end inside a character.
@@ -382,6 +419,9 @@ const CLASSES: [u8; 256] = {
 
 /// Bytes of a client's field that are kept.
 const FIELD: usize = 256;
+/// Another middle of a line is remembered after so many in a row that are not like the one that is: where two kinds come
+/// in turn, half of them are.
+const MISSES: u8 = 4;
 /// Room for most lines.
 const TYPICAL: usize = 768;
 

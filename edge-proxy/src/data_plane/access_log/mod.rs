@@ -17,7 +17,6 @@ mod output;
 
 use std::{
     io,
-    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
@@ -59,8 +58,8 @@ pub struct Record<'a> {
     pub time: SystemTime,
     /// `x-request-id`, the client's or ours; `None`: the proxy answered before it made one.
     pub request_id: Option<&'a [u8]>,
-    /// The peer of the connection.
-    pub client: IpAddr,
+    /// The address of the connection's peer, as `x-forwarded-for` has it.
+    pub client: &'a str,
     /// `:method`.
     pub method: Option<&'a [u8]>,
     /// `:path`.

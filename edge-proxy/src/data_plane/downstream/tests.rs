@@ -53,6 +53,24 @@ fn a_quiet_connection_takes_little_memory() {
 /// What the runtime has of a task beside its future.
 const TASK: usize = 104;
 
+/// As the access log and `x-forwarded-for` have it.
+#[test]
+fn a_client_of_ipv4_is_one_on_an_ipv6_socket_too() {
+    stopped(|| async {
+        let bench = Bench::new(&[]);
+        for (peer, text) in [
+            ("[::ffff:192.0.2.7]:5", "192.0.2.7"),
+            ("[2001:db8::7]:5", "2001:db8::7"),
+            ("192.0.2.7:5", "192.0.2.7"),
+        ] {
+            let policy = bench.worker.snapshot().listener.clone();
+            let now = bench.worker.now();
+            let client = Downstream::new(&bench.worker, peer.parse().unwrap(), policy, now);
+            assert_eq!(&*client.peer_text, text);
+        }
+    });
+}
+
 /// The bench's snapshot with its only cluster changed.
 fn change(bench: &Bench, change: impl FnOnce(&mut Cluster)) {
     let mut snapshot = Snapshot::clone(&bench.worker.snapshot());

@@ -51,7 +51,7 @@ impl Connection {
         worker.log.write(&access_log::Record {
             time: worker.wall(now),
             request_id: None,
-            client: self.peer.ip(),
+            client: &self.peer_text,
             method: None,
             path: None,
             authority: None,

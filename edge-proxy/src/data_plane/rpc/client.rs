@@ -28,17 +28,14 @@ pub(crate) enum Client {
 impl Client {
     /// What the filters need to know of it.
     pub(super) fn context(&self) -> RequestContext<'_> {
-        match self {
-            Self::Http2 { connection, .. } => RequestContext {
-                peer: &connection.peer_text,
-                secure: true,
-                version: Version::Http2,
-            },
-            Self::Http1(exchange) => RequestContext {
-                peer: exchange.peer_text(),
-                secure: true,
-                version: Version::Http1,
-            },
+        let version = match self {
+            Self::Http2 { .. } => Version::Http2,
+            Self::Http1(_) => Version::Http1,
+        };
+        RequestContext {
+            peer: self.peer_text(),
+            secure: true,
+            version,
         }
     }
 
@@ -52,6 +49,14 @@ impl Client {
         match self {
             Self::Http2 { connection, .. } => connection.peer().ip(),
             Self::Http1(exchange) => exchange.peer().ip(),
+        }
+    }
+
+    /// Its text, an IPv4 address as one also where the socket is IPv6.
+    pub(super) fn peer_text(&self) -> &str {
+        match self {
+            Self::Http2 { connection, .. } => &connection.peer_text,
+            Self::Http1(exchange) => exchange.peer_text(),
         }
     }
 

@@ -248,7 +248,7 @@ impl Record {
         worker.log.write(&access_log::Record {
             time: worker.wall(self.started),
             request_id: head.value(Logged::RequestId),
-            client: client.peer(),
+            client: client.peer_text(),
             method: head.value(Logged::Method),
             path,
             authority: head

@@ -9,7 +9,7 @@ pub(in super::super) fn record() -> Record<'static> {
     Record {
         time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_390_764_042),
         request_id: Some(b"0b6f8a52-5d0c-4f3e-9a53-0f3c3a3f2c11"),
-        client: IpAddr::from([203, 0, 113, 9]),
+        client: "203.0.113.9",
         method: Some(b"POST"),
         path: Some(b"/api.Echo/Echo"),
         authority: Some(b"grpc.example.com"),
@@ -54,7 +54,7 @@ fn text_has_every_field_in_one_line() {
 #[test]
 fn what_is_not_there_is_null() {
     let refused = Record {
-        client: "2001:db8::1".parse().unwrap(),
+        client: "2001:db8::1",
         status: 0,
         grpc_status: None,
         flags: Flags::from(Flag::UpstreamConnectFailure).with(Flag::UpstreamRetryLimit),
@@ -75,6 +75,34 @@ fn what_is_not_there_is_null() {
 fn a_line_says_nothing_of_the_last_one() {
     let records = [
         record(),
+        Record {
+            client: "203.0.113.90",
+            ..record()
+        },
+        Record {
+            protocol: "HTTP/1.1",
+            ..record()
+        },
+        Record {
+            method: None,
+            ..record()
+        },
+        Record {
+            method: Some(b"GET"),
+            ..record()
+        },
+        Record {
+            authority: Some(b""),
+            ..record()
+        },
+        Record {
+            path: Some(b"/api.Echo/Echo2"),
+            ..record()
+        },
+        Record {
+            path: Some(&[b'/'; FIELD + 1]),
+            ..record()
+        },
         Record {
             status: 503,
             ..record()
@@ -98,7 +126,8 @@ fn a_line_says_nothing_of_the_last_one() {
             .iter()
             .flat_map(|one| records.iter().map(move |r| (one, r)))
         {
-            for record in [one, other] {
+            // As often as it takes to be remembered.
+            for record in [one, one, one, one, one, other, one, other] {
                 let mut out = Vec::new();
                 formatter.line(&mut out, record);
                 assert_eq!(String::from_utf8(out).unwrap(), line(format, record));
