@@ -280,6 +280,23 @@ async fn what_a_strict_server_would_end_a_connection_for_stays_at_the_edge() {
             })
             .collect(),
     );
+    let instead = |name: &str, other: (&'static str, &'static str)| {
+        let fields = base.iter().copied();
+        let fields = fields.map(|field| if field.0 == name { other } else { field });
+        fields.collect::<Vec<_>>()
+    };
+    const LONG: &str = "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh";
+    bad.push(instead(":scheme", (":scheme", LONG)));
+    bad.push(instead(":authority", (":authority", "[ffff:::::::::]")));
+    let zeros = ("content-length", "00000000000000000000000000000");
+    bad.push(base.iter().copied().chain([zeros]).collect());
+    // Where there is no `:authority`, `host` takes its place.
+    for host in ["a b", "a%41", "a/b", "", "<a>", "a@b"] {
+        let mut headers = base.clone();
+        headers.retain(|(name, _)| *name != ":authority");
+        headers.push(("host", host));
+        bad.push(headers);
+    }
     for headers in bad {
         let mut wire = proxy.wire(&[]).await;
         // Some of these end the client's own connection, which may be before its next frame is written.
@@ -291,6 +308,12 @@ async fn what_a_strict_server_would_end_a_connection_for_stays_at_the_edge() {
         within("another client's answer", innocent.unary(payload("")))
             .await
             .unwrap();
+    }
+    // The backend wasn't asked for one of them.
+    for result in ["reset", "protocol_error"] {
+        let labels = [("cluster", "test"), ("result", result)];
+        let attempts = proxy.metric("edge_attempts_total", &labels).await;
+        assert_eq!(attempts, 0.0, "{result}");
     }
     assert_eq!(backend.journal.read().connections_ended, 0);
 }

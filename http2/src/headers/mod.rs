@@ -20,13 +20,15 @@ mod rules;
 
 pub use name::{Known, KnownSet};
 pub use packed::{Packed, Place};
-pub use rules::Kind;
+pub use rules::{Kind, is_authority};
 
 use entry::Entry;
 pub(crate) use entry::Meta;
 use name::KNOWN;
 pub(crate) use name::{Indexing, NameId};
 pub(crate) use rules::Check;
+
+use crate::stock;
 
 /// One field of a [`Headers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,6 +305,38 @@ impl Headers {
     /// that it breaks, one of a fixed set of texts.
     pub fn validate(&self, kind: Kind) -> Result<(), &'static str> {
         rules::validate(self, 0, kind)
+    }
+
+    /// A copy without spaces and tabs at the ends of values; `None`: there are none.
+    pub(crate) fn trimmed(&self) -> Option<Self> {
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let padded = |field: Field<'_>| {
+            [field.value.first(), field.value.last()]
+                .iter()
+                .flatten()
+                .any(|b| is_space(b))
+        };
+        if !self.iter().any(padded) {
+            return None;
+        }
+        let mut copy = stock::arena();
+        for (line, name_len, meta) in self.lines() {
+            let (name, value) = line.split_at(name_len);
+            let start = value
+                .iter()
+                .position(|b| !is_space(b))
+                .unwrap_or(value.len());
+            let end = value
+                .iter()
+                .rposition(|b| !is_space(b))
+                .map_or(start, |last| last + 1);
+            let meta = Meta {
+                never_indexed: meta.never_indexed,
+                ..Meta::of(meta.name)
+            };
+            copy.push_with(meta, name, &value[start..end]);
+        }
+        Some(copy)
     }
 
     /// [`validate`](Self::validate), where a valid block of this kind began with the same `known` fields: they aren't

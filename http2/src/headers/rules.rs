@@ -8,6 +8,8 @@
 //! Where the RFC leaves a choice we refuse what h2 (tonic's servers), grpc-core, nghttp2 or Node refuse: many clients
 //! share one connection to a backend, and some servers end the connection for what we let through.
 
+use std::net::Ipv6Addr;
+
 use super::{Entry, Headers, Known, KnownSet, Meta, NameId};
 
 /// Which rules a block stands under.
@@ -146,7 +148,8 @@ fn content_lengths_agree(headers: &Headers) -> Result<(), &'static str> {
 
 /// RFC 9110 §8.6: digits only. A number that u64 can't hold is no length of anything that could follow.
 pub(super) fn content_length(value: &[u8]) -> Option<u64> {
-    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    // The crate `h2` takes no more digits than a u64 has, be they zeros.
+    let digits = matches!(value.len(), 1..20) && value.iter().all(u8::is_ascii_digit);
     let text = digits.then(|| std::str::from_utf8(value).ok())??;
     text.parse().ok()
 }
@@ -231,6 +234,11 @@ fn path_fault(value: &[u8]) -> Option<Fault> {
     }
 }
 
+/// Whether this may stand in `:authority`; for who puts another field's value there, as of `host`.
+pub fn is_authority(value: &[u8]) -> bool {
+    authority_fault(value).is_none()
+}
+
 /// `host`, `host:port`, `[IPv6]`, `[IPv6]:port` (RFC 3986 §3.2, without user information).
 fn authority_fault(value: &[u8]) -> Option<Fault> {
     if value.contains(&b'@') {
@@ -240,10 +248,8 @@ fn authority_fault(value: &[u8]) -> Option<Fault> {
         [b'[', rest @ ..] => {
             let end = rest.iter().position(|&b| b == b']').unwrap_or(0);
             let (address, rest) = rest.split_at(end);
-            let fine = end > 0
-                && address
-                    .iter()
-                    .all(|&b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
+            let address = std::str::from_utf8(address).unwrap_or_default();
+            let fine = address.parse::<Ipv6Addr>().is_ok();
             (fine, rest.get(1..).unwrap_or_default())
         }
         _ => {
@@ -274,8 +280,13 @@ fn is_token(value: &[u8]) -> bool {
 
 fn is_scheme(value: &[u8]) -> bool {
     let rest = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
-    value.first().is_some_and(u8::is_ascii_alphabetic) && value.iter().all(rest)
+    value.first().is_some_and(u8::is_ascii_alphabetic)
+        && value.len() <= MAX_SCHEME
+        && value.iter().all(rest)
 }
+
+/// What the crate `http` takes.
+const MAX_SCHEME: usize = 64;
 
 /// RFC 9113 §8.3.
 const PSEUDO: KnownSet = KnownSet::of(&[

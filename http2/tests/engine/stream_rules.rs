@@ -433,3 +433,77 @@ fn a_peer_s_reset_is_told_with_its_reason() {
     ));
     assert!(s.engine.is_empty());
 }
+
+/// Literals that no table is asked for nor changed by: equal fields are equal bytes.
+fn literals(fields: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let field = |(name, value): &(&str, &str)| [vec![0], text(name), text(value)].concat();
+    fields.iter().flat_map(field).collect()
+}
+
+/// A connection may have learnt a block by heart: it says of each beginning of it what one says that never saw it.
+#[test]
+fn a_request_that_ends_before_the_remembered_one_is_looked_at_as_a_whole() {
+    let pseudo = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/"),
+        (":authority", "a"),
+    ];
+    for turn in 0..4 {
+        let mut whole = pseudo.to_vec();
+        whole.rotate_left(turn);
+        whole.extend([("content-type", "application/grpc"), ("te", "trailers")]);
+        for cut in 0..=whole.len() {
+            let said = |learnt: u32| {
+                let mut s = Script::server(Config::default());
+                let head =
+                    |stream, fields: &[_]| frame(HEADERS, END_HEADERS, stream, &literals(fields));
+                for i in 0..learnt {
+                    let stream = 2 * i + 1;
+                    assert!(matches!(s.one(&head(stream, &whole)), Got::Headers(..)));
+                }
+                let got = s.one(&head(99, &whole[..cut]));
+                let reset = s.sent().iter().any(|f| f.kind == RST_STREAM);
+                (got, reset)
+            };
+            let fresh = said(0);
+            let needed = |name| whole[..cut].iter().any(|field| field.0 == name);
+            let fine = [":method", ":scheme", ":path"].into_iter().all(needed);
+            assert_eq!(fresh.1, !fine, "{:?}", &whole[..cut]);
+            assert_eq!(said(10), fresh, "{:?}", &whole[..cut]);
+        }
+    }
+}
+
+#[test]
+fn what_a_server_pads_with_spaces_is_read_without_them() {
+    let head = [
+        (":status", "200"),
+        ("content-type", " application/grpc"),
+        ("x-empty", " \t "),
+    ];
+    let end = [("grpc-status", "5"), ("grpc-message", "user not found: ")];
+    let owned = |fields: &[(&str, &str)]| -> Vec<_> {
+        let trimmed = |(name, value): &(&str, &str)| (name.to_string(), value.trim().to_owned());
+        fields.iter().map(trimmed).collect()
+    };
+    let mut s = Script::client(Config::default());
+    // Often enough to be learnt by heart.
+    for _ in 0..8 {
+        let stream = s.opened(4, true);
+        let bytes = s.headers(stream, &list(&head), false);
+        assert_eq!(s.one(&bytes), Got::Headers(stream, 4, owned(&head), false));
+        let bytes = s.headers(stream, &list(&end), true);
+        assert_eq!(s.one(&bytes), Got::Trailers(stream, 4, owned(&end)));
+    }
+    // What is wrong besides stays wrong, and so does a client that does it.
+    let stream = s.opened(4, true);
+    let bytes = s.headers(stream, &list(&[(":status", "2000 ")]), false);
+    s.breaks(&bytes, stream, Reason::PROTOCOL_ERROR);
+    let mut s = Script::server(Config::default());
+    let mut padded = request();
+    padded.push(b"x-padded", b"x ");
+    let bytes = s.headers(1, &padded, true);
+    s.breaks(&bytes, 1, Reason::PROTOCOL_ERROR);
+}

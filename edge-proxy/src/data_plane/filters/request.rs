@@ -16,7 +16,7 @@ use super::{
 use crate::error::Failure;
 
 /// `host` that differs from `:authority` is refused, one that repeats it is dropped, one that stands alone takes its
-/// place (RFC 9113 §8.3.1).
+/// place if it can (RFC 9113 §8.3.1).
 pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u8>) -> Flow {
     match facts.authority {
         Authority::Alone => {}
@@ -27,6 +27,9 @@ pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u
         Authority::FromHost => {
             buffer.clear();
             buffer.extend_from_slice(headers.known(Known::Host).unwrap_or_default());
+            if !http2::is_authority(buffer) {
+                return Flow::Respond(Respond::Failure(Failure::InvalidAuthority));
+            }
             headers.remove_known(Known::Host);
             headers.set_known(Known::Authority, buffer);
         }

@@ -214,6 +214,10 @@ fn host_and_authority() {
         ("host", "b.test"),
     ];
     assert_eq!(authority(&second).0, refused);
+    // What no server takes in `:authority` isn't put there.
+    for host in ["a b", "a%41", "<a>", "", "a/b", "a\\b", "user@a", "[:]"] {
+        assert_eq!(authority(&[("host", host)]).0, refused, "{host}");
+    }
 }
 
 #[test]

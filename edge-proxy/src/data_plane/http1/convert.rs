@@ -109,14 +109,7 @@ fn host_is_wrong(head: &request::Parts) -> bool {
     match (hosts.next(), hosts.next()) {
         (None, _) => head.version != Version::HTTP_10,
         (Some(_), Some(_)) => true,
-        (Some(host), None) => {
-            let mut probe = Headers::new();
-            probe.push_known(Known::Method, b"GET");
-            probe.push_known(Known::Scheme, b"https");
-            probe.push_known(Known::Path, b"/");
-            probe.push_known(Known::Authority, host.as_bytes());
-            probe.validate(Kind::Request).is_err()
-        }
+        (Some(host), None) => !http2::is_authority(host.as_bytes()),
     }
 }
 

@@ -140,7 +140,8 @@ fn a_request_has_its_three() {
             "{method:?}"
         );
     }
-    for scheme in ["", "1http", "ht tp", "http:"] {
+    let long = "h".repeat(MAX_SCHEME + 1);
+    for scheme in ["", "1http", "ht tp", "http:", &long] {
         let all: Fields<'_> = &[GET[0], (":scheme", scheme), GET[2]];
         let broken = rule(Kind::Request, &[all]);
         assert_eq!(broken, fault(Fault::Scheme), "{scheme:?}");
@@ -187,11 +188,31 @@ fn authorities() {
         fault(Fault::AuthorityUser)
     );
     for wrong in [
-        "", ":80", "a:b", "a:1:2", "a/b", "a?b", "a#b", "a b", "a%41", "[::1", "[]", "::1",
-        "[::1]x", "a[", "a\u{e9}", "[g]", "a:123456",
+        "",
+        ":80",
+        "a:b",
+        "a:1:2",
+        "a/b",
+        "a?b",
+        "a#b",
+        "a b",
+        "a%41",
+        "[::1",
+        "[]",
+        "::1",
+        "[::1]x",
+        "a[",
+        "a\u{e9}",
+        "[g]",
+        "a:123456",
+        "[ffff:::::::::]",
+        "[:]",
+        "[1.2.3.4]",
     ] {
         assert!(request(&[(":authority", wrong)]).is_err(), "{wrong:?}");
+        assert!(!is_authority(wrong.as_bytes()), "{wrong:?}");
     }
+    assert!(is_authority(b"[2001:db8::1]:443"));
     assert_eq!(request(&[(":authority", "a/b")]), fault(Fault::Authority));
 }
 
@@ -302,5 +323,14 @@ fn static_entries() {
             seen == Some(real) || seen == Some(Check::UNKNOWN),
             "{index}"
         );
+    }
+}
+
+#[test]
+fn a_content_length_has_no_more_digits_than_servers_read() {
+    let zeros = "0".repeat(18) + "9";
+    assert_eq!(content_length(zeros.as_bytes()), Some(9));
+    for wrong in [&*format!("0{zeros}"), "", "-1", "+1", "1 "] {
+        assert_eq!(content_length(wrong.as_bytes()), None, "{wrong:?}");
     }
 }
