@@ -21,7 +21,7 @@ pub(crate) struct Limits {
     data: Bucket<DATA, DATA_PER_SECOND>,
     /// Stream errors that the peer makes us answer with RST_STREAM.
     provoked: Tokens<PROVOKED>,
-    /// HEADERS for streams that we reset.
+    /// HEADERS and RST_STREAM for streams that we reset.
     late: Tokens<LATE>,
     resets: Resets,
 }
@@ -70,12 +70,13 @@ impl Limits {
         self.data.draw((DATA_COST - payload) as u32, now, rule)
     }
 
-    /// We sent a DATA frame of `payload` bytes: the peer may answer with updates and PINGs.
+    /// We sent a DATA frame of `payload` bytes, `all` that there was for its stream or not: the peer may answer with updates
+    /// and PINGs, as grpc-go does for each frame.
     #[inline]
-    pub(crate) fn data_sent(&mut self, payload: usize) {
-        // Smaller frames earn nothing: a peer that gives a byte of window at a time must not pay
+    pub(crate) fn data_sent(&mut self, payload: usize, all: bool) {
+        // Small frames that a window has cut earn nothing: a peer that gives a byte of window at a time must not pay
         // for the next WINDOW_UPDATE with the frame that the last one caused.
-        if payload >= EARNING_PAYLOAD {
+        if all || payload >= EARNING_PAYLOAD {
             self.updates.earn(2 + (payload / 64) as u32);
             self.control.earn(1);
         }
@@ -100,16 +101,18 @@ impl Limits {
         self.data.earn(64);
     }
 
-    /// We reset a stream of our own accord: its head and trailers may still come.
+    /// We reset a stream of our own accord: its head, trailers and RST_STREAM may still come, and the latter when it is
+    /// forgotten who reset it.
     pub(crate) fn stream_cancelled(&mut self) {
         self.late.earn(4);
+        self.control.earn(1);
     }
 
-    /// HEADERS came for a stream that we reset.
-    pub(crate) fn late_headers(&mut self) -> Verdict {
+    /// HEADERS or RST_STREAM came for a stream that we reset.
+    pub(crate) fn late(&mut self) -> Verdict {
         self.late.draw(
             1,
-            "flood of HEADERS on streams that were reset (RFC 9113 §5.1)",
+            "flood of frames on streams that were reset (RFC 9113 §5.1)",
         )
     }
 
@@ -260,13 +263,13 @@ const DATA_COST: usize = 5;
 const DATA: u32 = 1000 * DATA_COST as u32;
 const DATA_PER_SECOND: u32 = 100 * DATA_COST as u32;
 
-/// Frames below this earn the peer no WINDOW_UPDATE.
+/// Frames below this, with more behind them, earn the peer no WINDOW_UPDATE.
 const EARNING_PAYLOAD: usize = 16;
 
 /// The 1025th stream error that the peer provokes without completing streams in between.
 const PROVOKED: u32 = 1024;
 
-/// Late HEADERS beyond the ones of streams that we have reset.
+/// Late frames beyond the ones of streams that we have reset.
 const LATE: u32 = 1000;
 
 /// Streams within a second before the share of resets among them is looked at.
@@ -307,8 +310,18 @@ mod tests {
         let t = Instant::now();
         let mut l = Limits::new(t);
         for _ in 0..100_000 {
-            l.data_sent(16_384);
+            l.data_sent(16_384, false);
             assert!(l.control(t).is_ok() && l.update(t).is_ok() && l.update(t).is_ok());
+        }
+    }
+
+    #[test]
+    fn so_is_one_per_message_however_small() {
+        let t = Instant::now();
+        let mut l = Limits::new(t);
+        for _ in 0..100_000 {
+            l.data_sent(7, true);
+            assert!(l.control(t).is_ok() && l.update(t).is_ok());
         }
     }
 
@@ -317,7 +330,7 @@ mod tests {
         let t = Instant::now();
         let mut l = Limits::new(t);
         let n = many(100_000, || {
-            l.data_sent(1);
+            l.data_sent(1, false);
             l.update(t)
         });
         assert_eq!(n, UPDATES);
@@ -408,8 +421,8 @@ mod tests {
         let mut l = Limits::new(t);
         for _ in 0..10_000 {
             l.stream_cancelled();
-            assert!(l.late_headers().is_ok() && l.late_headers().is_ok());
+            assert!(l.late().is_ok() && l.late().is_ok());
         }
-        assert_eq!(many(5000, || l.late_headers()), LATE - 2);
+        assert_eq!(many(5000, || l.late()), LATE - 2);
     }
 }

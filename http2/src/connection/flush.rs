@@ -150,7 +150,7 @@ impl Connection {
             rest = later;
             s.send.take(n);
             self.send.take(n);
-            self.limits.data_sent(n);
+            self.limits.data_sent(n, n == have);
         }
         let went = bytes.len() - rest.len();
         self.queued -= from_queue;

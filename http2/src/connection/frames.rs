@@ -120,8 +120,11 @@ impl Connection {
             if self.is_idle(head.stream) {
                 return protocol("RST_STREAM on an idle stream (RFC 9113 §6.4)");
             }
-            // It crossed our end of the stream.
-            self.limits.control(self.now)?;
+            // It crossed our end of the stream. A server whose clock ends RPCs as ours does sends one for each cancel.
+            match self.streams.cause(head.stream) {
+                Closed::ByUs => self.limits.late()?,
+                _ => self.limits.control(self.now)?,
+            }
             return Ok(None);
         };
         let Some(s) = self.streams.get(at).filter(|s| s.state != State::Opening) else {

@@ -184,3 +184,50 @@ fn cancels_of_running_streams_are_honest() {
         s.one(&rst(stream, 8));
     }
 }
+
+/// grpc-go probes the bandwidth with a PING for each frame, and updates the connection's window, however small the message is.
+#[test]
+fn a_ping_for_each_tiny_message_is_honest_in_both_roles() {
+    let mut server = Script::server(Config::default());
+    server.requested(1, false);
+    server.engine.send_headers(1, &response(), false);
+    let mut client = Script::client(Config::default());
+    client.opened(1, false);
+    for s in [&mut server, &mut client] {
+        for _ in 0..5000 {
+            s.engine.send_data(1, &[7; 7], false, s.now);
+            assert!(s.sent().iter().any(|f| f.kind == DATA));
+            s.quiet(&[window(0, 7), window(1, 7), ping(2)].concat());
+        }
+    }
+}
+
+/// Both ends have the same deadline.
+#[test]
+fn resets_that_cross_our_own_are_honest() {
+    for at_once in [1, 100, 1000] {
+        let mut s = Script::client(Config::default());
+        for _ in 0..4000 / at_once {
+            let streams: Vec<u32> = (0..at_once).map(|key| s.opened(key, true)).collect();
+            for stream in &streams {
+                s.engine.reset(*stream, Reason::CANCEL);
+            }
+            // All are reset only when PINGs sent after some of them are answered.
+            while s.engine.cancels_waiting() > 0 {
+                let pings = s
+                    .sent()
+                    .into_iter()
+                    .filter(|f| f.kind == PING && f.flags == 0);
+                let pongs: Vec<u8> = pings
+                    .flat_map(|f| frame(PING, ACK, 0, &f.payload))
+                    .collect();
+                assert!(!pongs.is_empty());
+                s.feed(&pongs).expect("answers to PINGs");
+            }
+            s.sent();
+            for stream in streams {
+                s.quiet(&rst(stream, 8));
+            }
+        }
+    }
+}
