@@ -72,7 +72,8 @@ impl RecvWindow {
     #[inline]
     pub(crate) fn take(&mut self, n: usize, slack: u32) -> Result<(), Overflow> {
         let left = self.open - n as i64;
-        if left < -i64::from(slack) {
+        // A frame without a byte may come whatever the window is (RFC 9113 §6.9.1), also below zero.
+        if n > 0 && left < -i64::from(slack) {
             return Err(Overflow);
         }
         self.open = left;
@@ -148,6 +149,7 @@ mod tests {
         assert_eq!(w.take(1, 0), Err(Overflow));
         assert_eq!(w.take(1, 5), Ok(()), "the old, larger window still holds");
         assert_eq!(w.take(5, 5), Err(Overflow));
+        assert_eq!(w.take(0, 0), Ok(()), "below zero, and nothing more");
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl Connection {
     }
 
     fn may_open(&self) -> Result<(), OpenError> {
-        if self.role == Role::Server || self.going_away() || self.next_id > MAX_ID {
+        if self.role == Role::Server || self.going_away() || self.used_up() {
             Err(OpenError::GoingAway)
         } else if !self.peer_ready {
             Err(OpenError::NotReady)

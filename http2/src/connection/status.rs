@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
-use super::{Blocked, BlockedBy, Connection, OVERFULL, Unread, Windows};
-use crate::stream::{State, Stream};
+use super::{Blocked, BlockedBy, Connection, OVERFULL, Role, Unread, Windows};
+use crate::{
+    frame::MAX_ID,
+    stream::{State, Stream},
+};
 
 impl Connection {
     /// Whether no stream is live. Streams whose reset waits don't count.
@@ -44,6 +47,18 @@ impl Connection {
     /// Whether a GOAWAY went either way: no new streams.
     pub fn going_away(&self) -> bool {
         self.dead.is_some() || self.peer_goaway.is_some() || self.our_goaway.is_some()
+    }
+
+    /// Client role: whether every stream number was given, so that another connection has to take its place (RFC 9113
+    /// §5.1.1).
+    pub fn used_up(&self) -> bool {
+        self.role == Role::Client && self.next_id > MAX_ID
+    }
+
+    /// Client role: leaves out stream numbers up to `next`, an odd one, as RFC 9113 §5.1.1 allows. For tests of what comes
+    /// after a thousand million RPCs.
+    pub fn skip_to(&mut self, next: u32) {
+        self.next_id = self.next_id.max(next | 1);
     }
 
     /// Whether the peer has ended its half of this stream. True for streams that are gone.

@@ -1,6 +1,6 @@
 //! Flow control both ways (RFC 9113 §5.2, §6.9).
 
-use http2::{BlockedBy, Config, Reason, Sent};
+use http2::{BlockedBy, Config, Reason, Role, Sent};
 
 use crate::support::*;
 
@@ -86,7 +86,7 @@ fn data_beyond_the_connection_s_window_ends_it() {
 
 #[test]
 fn until_our_settings_are_acknowledged_the_initial_window_holds() {
-    let mut s = Script::raw(http2::Role::Server, small());
+    let mut s = Script::raw(Role::Server, small());
     s.feed(&[PREFACE, &settings(&[])].concat()).unwrap();
     s.requested(1, false);
     for _ in 0..4 {
@@ -352,4 +352,32 @@ fn large_frames_don_t_make_turns_longer() {
     s.engine.send_headers(1, &response(), false);
     s.engine.send_data(1, &[1; 100_000], true, s.now);
     assert_eq!(data_of(&s.sent()), [(1, 65_536, false), (1, 34_464, true)]);
+}
+
+/// The client has used the larger window that it had before it read our SETTINGS (RFC 9113 §6.9.3).
+#[test]
+fn an_end_without_a_byte_comes_through_a_window_below_zero() {
+    let mut s = Script::raw(
+        Role::Server,
+        Config {
+            stream_window: 16_384,
+            ..Config::default()
+        },
+    );
+    assert_eq!(
+        s.feed(&[PREFACE, &settings(&[])].concat()),
+        Ok(vec![Got::Settings(true)])
+    );
+    s.requested(1, false);
+    for _ in 0..3 {
+        assert!(matches!(
+            s.one(&data(1, &[0; 16_384], false)),
+            Got::Data(..)
+        ));
+    }
+    s.quiet(&frame(SETTINGS, ACK, 0, &[]));
+    assert_eq!(
+        s.one(&data(1, b"", true)),
+        Got::Data(1, u32::MAX, vec![], true)
+    );
 }

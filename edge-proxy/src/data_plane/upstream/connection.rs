@@ -442,6 +442,11 @@ impl Side for Rc<Upstream> {
         }
         self.watch_quiet(now);
         self.watch_credit(worker, now);
+        if self.state.get() == State::Ready && self.link.engine().used_up() {
+            self.state.set(State::Leaving);
+            // Another one may be opened in its place.
+            self.made_room.set(true);
+        }
         if self.made_room.replace(false) && !self.link.is_closed() {
             Pool::offer(worker, &self.pool);
         }

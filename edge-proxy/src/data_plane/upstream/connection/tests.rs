@@ -59,6 +59,28 @@ fn a_peer_that_acknowledges_nothing_for_10_s_is_given_up_by_the_kernel() {
 }
 
 #[test]
+fn a_connection_whose_stream_numbers_are_used_up_is_replaced() {
+    running(|| async {
+        let mut policy = testing::cluster_policy();
+        policy.max_connections = 1;
+        let bench = Bench::with(&[backend(echo()).await], patient(), policy);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        let first = connections(&bench)[0].clone();
+        // Two are left.
+        first.link.engine().skip_to((1 << 31) - 3);
+        for _ in 0..4 {
+            let stream = client.call("/api.Echo/Echo", b"", true);
+            assert_eq!(client.status(stream).await, "0");
+        }
+        at_once(|| first.link.is_closed()).await;
+        let left = connections(&bench);
+        assert!(left.len() == 1 && !Rc::ptr_eq(&left[0], &first));
+    });
+}
+
+#[test]
 fn no_ping_to_a_backend_in_the_first_five_minutes_and_one_after() {
     for busy in [false, true] {
         frozen(|| async {
