@@ -81,6 +81,45 @@ fn a_connection_whose_stream_numbers_are_used_up_is_replaced() {
 }
 
 #[test]
+fn a_connection_on_which_the_backend_calls_much_malformed_is_replaced_and_what_runs_there_ends_well()
+ {
+    running(|| async {
+        let mut echo = echo();
+        let picky = move |engine: &mut Connection, event: Event<'_>| match &event {
+            Event::Headers {
+                stream, headers, ..
+            } if headers.path() == Some(b"/api.Echo/Odd") => {
+                engine.reset(*stream, Reason::PROTOCOL_ERROR);
+            }
+            _ => echo(engine, event),
+        };
+        let bench = Bench::with(
+            &[backend(picky).await],
+            patient(),
+            testing::cluster_policy(),
+        );
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let runs = client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        at_once(|| !connections(&bench).is_empty()).await;
+        let first = connections(&bench)[0].clone();
+        at_once(|| first.is_ready()).await;
+        for _ in 0..COMPLAINTS {
+            assert!(first.is_ready());
+            let odd = client.call("/api.Echo/Odd", b"", true);
+            assert_eq!(client.status(odd).await, "14");
+        }
+        at_once(|| !first.is_ready()).await;
+        let other = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(other).await, "0");
+        assert!(!first.link.is_closed());
+        client.engine.send_data(runs, b"", true, testing::now());
+        assert_eq!(client.status(runs).await, "0");
+        at_once(|| first.link.is_closed()).await;
+    });
+}
+
+#[test]
 fn no_ping_to_a_backend_in_the_first_five_minutes_and_one_after() {
     for busy in [false, true] {
         frozen(|| async {
