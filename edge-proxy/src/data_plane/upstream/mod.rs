@@ -227,6 +227,8 @@ impl Pool {
                             connection.abandon();
                         }
                     }
+                    // There may be more room now, and nothing else would say so.
+                    Self::offer(worker, &pool);
                 }
             }
         }

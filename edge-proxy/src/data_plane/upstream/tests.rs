@@ -173,3 +173,37 @@ fn an_rpc_waits_for_no_more_than_one_of_each_other_client() {
         assert_eq!(heads.borrow()[..4], [b'0', b'1', b'2', b'1'].map(Some));
     });
 }
+
+#[test]
+fn room_that_a_new_configuration_makes_is_given_at_once() {
+    for (connections, streams) in [(1, 3), (3, 1)] {
+        frozen(|| async move {
+            let heads = Rc::new(Cell::new(0));
+            let seen = heads.clone();
+            let address = backend(move |_, event| {
+                let is_head = matches!(event, Event::Headers { .. });
+                seen.set(seen.get() + usize::from(is_head));
+            });
+            let mut rules = cluster_policy();
+            (rules.max_connections, rules.per_connection_streams) = (1, 1);
+            let bench = Bench::with(&[address.await], policy(), rules.clone());
+            let mut client = Client::connect(&bench).await;
+            client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            at_once(|| heads.get() == 1).await;
+            client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            at_once(|| waiting(&bench) == 1).await;
+            let mut snapshot = Snapshot::clone(&bench.worker.snapshot());
+            let mut cluster = Cluster::clone(&snapshot.clusters[0]);
+            (rules.max_connections, rules.per_connection_streams) = (connections, streams);
+            cluster.policy = Arc::new(rules);
+            snapshot.clusters = vec![Arc::new(cluster)];
+            bench.worker.follow(Arc::new(snapshot));
+            at_once(|| heads.get() == 2).await;
+            client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            at_once(|| heads.get() == 3).await;
+        });
+    }
+}
