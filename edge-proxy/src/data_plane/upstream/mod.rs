@@ -345,17 +345,15 @@ impl EndpointPool {
             until,
             _permits: permits,
         };
-        let place = self.waiting.borrow_mut().push(waiting, avoid.clone());
+        let place = self.waiting.borrow_mut().push(waiting, avoid);
         let first = self.waiting.borrow().len() == 1;
         if let Err(circuit) = self.open_more(worker) {
             self.waiting.borrow_mut().take(place);
             return Err(circuit);
         }
         if self.opening.get() == 0 {
-            if first
-                && let Some(connection) = self.free_connection(avoid.as_ref(), Congestion::Stream)
-            {
-                self.waiting.borrow_mut().take(place);
+            // Nobody else is there to be the next.
+            if first && let Some((_, connection)) = self.next_served(Congestion::Stream) {
                 return Ok(Acquired::Connection(connection));
             }
             // Every connection that there may be is there, and full.
@@ -378,11 +376,13 @@ impl EndpointPool {
         while is_wanted() && self.may_open_another(now) {
             let mut permits = Permits::default();
             if let Err(circuit) = permits.enter(&self.circuits, Circuit::Connections) {
-                return if self.is_alive() {
-                    Ok(())
-                } else {
-                    Err(circuit)
-                };
+                if !self.is_alive() {
+                    return Err(circuit);
+                }
+                if self.opening.get() == 0 {
+                    self.accept_the_only_one();
+                }
+                return Ok(());
             }
             self.opening.set(self.opening.get() + 1);
             let policy = self.policy.borrow().clone();
@@ -395,6 +395,16 @@ impl EndpointPool {
             self.wake_by(worker, at);
         }
         Ok(())
+    }
+
+    /// No other connection may be opened: where there is none to wait for, the one that refused is better than none.
+    fn accept_the_only_one(&self) {
+        let connections = self.connections.borrow();
+        let is_only = |refused: &Rc<Upstream>| {
+            let mut ready = connections.iter().filter(|one| one.is_ready());
+            ready.all(|one| Rc::ptr_eq(one, refused))
+        };
+        self.waiting.borrow_mut().accept(is_only);
     }
 
     /// There is a connection to wait for.

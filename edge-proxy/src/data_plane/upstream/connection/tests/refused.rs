@@ -135,6 +135,31 @@ fn a_refused_stream_goes_to_the_same_connection_when_there_can_be_no_other() {
     }
 }
 
+#[test]
+fn a_refused_stream_goes_to_the_same_connection_when_the_cluster_may_have_no_other() {
+    for calls in [1, 3] {
+        frozen(|| async move {
+            let seen = Rc::default();
+            let address = backend(refusing(calls, &seen)).await;
+            let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+            let mut limits = CircuitLimits::default();
+            limits.0[Circuit::Connections as usize] = Some(1);
+            bench
+                .worker
+                .with_snapshot(|snapshot| snapshot.clusters[0].circuits.limit(&limits));
+            let mut client = Client::connect_with(&bench, patient()).await;
+            let streams: Vec<_> = (0..calls)
+                .map(|_| client.call("/api.Echo/Echo", b"one", true))
+                .collect();
+            for stream in streams {
+                assert_eq!(client.status(stream).await, "0", "of {calls}");
+            }
+            assert_eq!(seen.get(), 2 * calls);
+            assert_eq!(connections(&bench).len(), 1);
+        });
+    }
+}
+
 /// Refuses all connections, and counts them.
 #[derive(Default)]
 struct Refusing(Cell<usize>);
