@@ -255,6 +255,12 @@ impl Headers {
         self.0.live + FIELD_OVERHEAD * self.0.entries.len()
     }
 
+    /// The memory that the block takes, in bytes: what its buffers have grown to.
+    pub fn memory(&self) -> usize {
+        let Block { bytes, entries, .. } = &*self.0;
+        size_of::<Block>() + bytes.capacity() + entries.capacity() * size_of::<Entry>()
+    }
+
     /// Removes all fields and keeps the buffers for another block.
     pub fn clear(&mut self) {
         self.0.bytes.clear();

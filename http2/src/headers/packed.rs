@@ -98,6 +98,11 @@ impl Packed {
         self.fields == 0
     }
 
+    /// The memory that it takes, in bytes.
+    pub fn memory(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Gives the memory back to the thread.
     pub fn recycle(self) {
         stock::give_chunk(self.bytes);

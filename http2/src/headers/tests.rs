@@ -87,6 +87,21 @@ fn endless_edits_leave_bounded_garbage() {
 }
 
 #[test]
+fn the_memory_of_a_block_is_what_its_buffers_have_grown_to() {
+    let mut headers = Headers::with_capacity(10, 1000);
+    let room = headers.memory();
+    assert!(room >= 1000 + 10 * size_of::<Entry>());
+    headers.push(b"x", &[b'v'; 900]);
+    assert_eq!(headers.memory(), room);
+    headers.push(b"x", &[b'v'; 900]);
+    let grown = headers.memory();
+    assert!(grown >= room + 800);
+    assert!(Packed::new(&headers).memory() >= 1802);
+    headers.clear();
+    assert_eq!(headers.memory(), grown);
+}
+
+#[test]
 fn names_are_found_wherever_they_stand() {
     let mut headers = Headers::new();
     for at in 0..600 {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::Reason;
+use http2::{Headers, Reason};
 
 use super::{Key, Rpc, State, Step};
 use crate::{
@@ -258,8 +258,14 @@ impl Rpc {
     /// Bytes that count as held back because of it, beside what its connections hold. Clients decide how many wait for
     /// a connection, and nothing else bounds them.
     pub(super) fn kept(&self) -> usize {
-        let waits = matches!(self.state, State::Waiting(..));
-        self.replay.len() + if waits { WAITS } else { 0 }
+        let waits = match self.state {
+            State::Waiting(..) => {
+                let trailers = self.trailers.as_ref().map_or(0, Headers::memory);
+                WAITS + self.head.memory() + trailers
+            }
+            _ => 0,
+        };
+        self.replay.len() + waits
     }
 
     /// What it holds is needed elsewhere, says `limit`.
@@ -315,5 +321,6 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(5);
 /// A response that was cut short waits this long for the client's window before its stream is reset.
 const CUT_FLUSH: Duration = Duration::from_secs(5);
 
-/// Bytes of an RPC that waits for a connection: its own, its head's, its stream's and its place in the queue.
+/// Bytes of an RPC that waits for a connection, beside its head and trailers: its own, its stream's and its place in the
+/// queue.
 const WAITS: usize = 2048;

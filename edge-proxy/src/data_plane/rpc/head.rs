@@ -53,6 +53,11 @@ impl Head {
         }
     }
 
+    /// The memory that it takes, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.block.as_ref().map_or(0, Headers::memory) + self.packed.memory()
+    }
+
     /// Gives the memory back to the thread.
     pub(super) fn recycle(self) {
         if let Some(block) = self.block {

@@ -148,6 +148,11 @@ impl Rpc {
             Ok(Acquired::Connection(upstream)) => self.open(worker, key, upstream, now),
             Ok(Acquired::Place(place)) => {
                 self.state = State::Waiting(endpoint.clone(), place);
+                if worker.memory.is_short() {
+                    // Those that wait are looked at in a moment, in which thousands may come.
+                    worker.shard.limits(Limit::Memory).inc();
+                    return self.fail(worker, Failure::Overloaded, now);
+                }
                 Step::On
             }
             Err(circuit) => {

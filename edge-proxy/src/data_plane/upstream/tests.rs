@@ -7,8 +7,8 @@ use tokio::{net::TcpListener, time::advance};
 
 use super::*;
 use crate::data_plane::testing::{
-    Bench, Client, Got, at_once, backend, cluster_policy, echo, frozen, policy, running, settle,
-    stopped, until,
+    self, Bench, Client, Got, at_once, backend, cluster_policy, echo, frozen, policy, running,
+    settle, stopped, until,
 };
 
 /// A backend that accepts and says nothing, as long as this value is kept.
@@ -136,6 +136,61 @@ fn what_requests_that_wait_have_sent_is_given_up_when_memory_is_short() {
 #[test]
 fn requests_that_wait_count_as_held_back_whatever_they_have_sent() {
     given_up_when_memory_is_short(61, 0);
+}
+
+/// Requests whose heads and trailers are as long as they may be.
+async fn large(client: &mut Client, calls: usize) -> Vec<u32> {
+    let value = vec![b'x'; 7900];
+    let mut streams = Vec::new();
+    for _ in 0..calls {
+        let mut head = testing::grpc("/api.Echo/Echo");
+        head.push(b"x", &value[head.list_size()..]);
+        let stream = client.engine.open(head, false, 0).unwrap();
+        let trailers: http2::Headers = [(b"x", &value)].into_iter().collect();
+        client.engine.send_trailers(stream, &trailers);
+        streams.push(stream);
+    }
+    client.flush().await;
+    streams
+}
+
+#[test]
+fn heads_and_trailers_of_rpcs_that_wait_count_as_held_back() {
+    stopped(|| async {
+        let (_silent, address) = silent().await;
+        let bench = Bench::new(&[address]);
+        let mut client = Client::connect(&bench).await;
+        let held = || bench.worker.memory.held();
+        let calls = 10;
+        large(&mut client, calls).await;
+        at_once(|| waiting(&bench) == calls && held() >= calls * 16 * 1024).await;
+        drop(client);
+        at_once(|| waiting(&bench) == 0 && held() == 0).await;
+    });
+}
+
+#[test]
+fn while_memory_is_short_no_more_rpcs_wait() {
+    stopped(|| async {
+        let (_silent, address) = silent().await;
+        let bench = Bench::within(Some(1 << 20), &[address], policy(), cluster_policy());
+        let mut client = Client::connect(&bench).await;
+        let memory = &bench.worker.memory;
+        client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        at_once(|| waiting(&bench) == 1).await;
+        // Somebody else's.
+        let others = 1 << 20;
+        memory.change(0, others);
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        assert_eq!(client.status(stream).await, "8");
+        assert_eq!(bench.shard.limits(Limit::Memory).get(), 1);
+        assert_eq!(waiting(&bench), 1);
+        memory.change(others, 0);
+        drop(client);
+        at_once(|| waiting(&bench) == 0 && memory.held() == 0).await;
+    });
 }
 
 #[test]
