@@ -174,10 +174,13 @@ impl Downstream {
                 }
             }
             Leaving::Fixed(since) => {
-                if let Some(grace) = self.policy.max_connection_age_grace
-                    && due(since + grace)
-                {
-                    self.cut(worker, now);
+                if let Some(grace) = self.policy.max_connection_age_grace {
+                    // No deadline any more once it has passed: every later check would name it as the next.
+                    if now >= since + grace {
+                        self.cut(worker, now);
+                    } else {
+                        due(since + grace);
+                    }
                 }
             }
         }
@@ -243,6 +246,9 @@ impl Downstream {
     fn fix_last_stream(&self, now: Instant) {
         self.link.engine().shutdown(Reason::NO_ERROR);
         self.leaving.set(Leaving::Fixed(now));
+        if let Some(grace) = self.policy.max_connection_age_grace {
+            self.link.check_by(now + grace);
+        }
         self.link.wake();
     }
 

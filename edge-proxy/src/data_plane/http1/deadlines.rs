@@ -74,11 +74,14 @@ impl Connection {
                 self.leaving.set(Some(now));
             }
             Some(since) => {
-                if let Some(grace) = self.policy.max_connection_age_grace
-                    && due(since + grace)
-                {
-                    for key in &keys {
-                        rpc::cut(&self.worker, *key, now);
+                if let Some(grace) = self.policy.max_connection_age_grace {
+                    // No deadline any more once it has passed: every later check would name it as the next.
+                    if now >= since + grace {
+                        for key in &keys {
+                            rpc::cut(&self.worker, *key, now);
+                        }
+                    } else {
+                        due(since + grace);
                     }
                 }
             }

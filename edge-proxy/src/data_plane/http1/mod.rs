@@ -372,6 +372,11 @@ impl Connection {
                 self.leaving.set(self.leaving.get().or(Some(now)));
             }
         }
+        if let (Some(since), Some(grace)) =
+            (self.leaving.get(), self.policy.max_connection_age_grace)
+        {
+            self.check_by(since + grace);
+        }
         let (head, body) = request.into_parts();
         let end_stream = body.is_end_stream();
         let mut framing = self.framing.get();

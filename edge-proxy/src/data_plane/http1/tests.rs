@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::{serve_on, *};
 use crate::data_plane::testing::{
-    self, Bench, backend, frozen, headers, pass, paused, running, settle, until,
+    self, Bench, at_once, backend, frozen, headers, pass, paused, running, settle, until,
 };
 
 /// A client's end of a connection to `bench`.

@@ -153,6 +153,20 @@ impl Rpc {
         }
     }
 
+    /// It has to end. What is left of its response has no more time than the rest of one that was cut short.
+    pub(super) fn cut(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
+        if !matches!(self.state, State::Flushing(_))
+            && self.fail(worker, Failure::Draining, now) == Step::Done
+        {
+            return Step::Done;
+        }
+        if let State::Flushing(None) = self.state {
+            self.state = State::Flushing(Some(now));
+            self.client.check_by(now + CUT_FLUSH);
+        }
+        Step::On
+    }
+
     /// An answer of the proxy's own.
     pub(super) fn answer(
         &mut self,
@@ -216,13 +230,12 @@ impl Rpc {
             now >= at
         };
         if let Some(since) = self.client.blocked() {
-            let cut = matches!(self.state, State::Flushing(Some(_)));
-            let limit = if cut {
-                CUT_FLUSH
-            } else {
-                timeouts.stream_window_stall
+            let at = match self.state {
+                // Its window may have been shut long before.
+                State::Flushing(Some(cut)) => since.max(cut) + CUT_FLUSH,
+                _ => since + timeouts.stream_window_stall,
             };
-            if due(since + limit) {
+            if due(at) {
                 self.record.window_stalled(worker);
                 self.client.reset(Reason::CANCEL);
                 self.leave_upstream(worker, true);

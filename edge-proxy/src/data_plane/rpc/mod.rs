@@ -332,10 +332,7 @@ pub(crate) fn check(
 
 /// The RPC has to end now: the process, or its connection's grace, has come to its end.
 pub(crate) fn cut(worker: &Rc<Worker>, key: Key, now: Instant) {
-    step(worker, key, |rpc| match rpc.state {
-        State::Flushing(_) => Step::On,
-        _ => rpc.fail(worker, Failure::Draining, now),
-    });
+    step(worker, key, |rpc| rpc.cut(worker, now));
 }
 
 /// [`cut`], for every RPC of the worker.

@@ -511,3 +511,60 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
         at_once(|| open(&bench) == 0).await;
     });
 }
+
+#[test]
+fn what_waits_for_a_shut_window_has_5_s_after_the_grace() {
+    // The backend's response, or what the proxy says in its place.
+    for answers in [true, false] {
+        frozen(|| async move {
+            let address = backend(move |engine, event| {
+                if let (Event::Headers { stream, .. }, true) = (event, answers) {
+                    engine.send_headers(stream, &testing::headers(&[(":status", "200")]), false);
+                    engine.send_data(stream, b"all", true, testing::now());
+                }
+            })
+            .await;
+            let mut policy = patient();
+            policy.max_connection_age = seconds(10);
+            policy.max_connection_age_grace = Some(seconds(1));
+            let bench = Bench::with(&[address], policy.clone(), testing::cluster_policy());
+            let (mut raw, _) = Raw::open(&bench, policy).await;
+            raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+            let block = raw.block(&testing::headers(&[
+                (":method", "GET"),
+                (":scheme", "https"),
+                (":path", "/plain/"),
+                (":authority", "a.test"),
+            ]));
+            raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
+                .await;
+            let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+                .shared
+                .clone();
+            let asked = || endpoint.active.load(Ordering::Relaxed) == 1;
+            let waits = || only(&bench).link.blocked(1).is_some();
+            at_once(|| waits() == answers && asked() != answers).await;
+
+            pass(seconds(11)).await;
+            let ping = raw.next_of(PING).await;
+            raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
+            at_once(|| matches!(only(&bench).leaving.get(), Leaving::Fixed(_))).await;
+            pass(seconds(1)).await;
+            at_once(waits).await;
+            for tenths in [0, 1, 48] {
+                pass(Duration::from_millis(100) * tenths).await;
+                settle().await;
+                let now = bench.worker.tick();
+                match only(&bench).check_deadlines(&bench.worker, now) {
+                    Check::Until(at) => assert!(at > now, "it would be looked at without end"),
+                    Check::Close(end) => panic!("{end:?}"),
+                }
+                assert_eq!(bench.worker.rpcs.borrow().len(), 1);
+            }
+            pass(Duration::from_millis(100)).await;
+            let reset = raw.next_of(RST_STREAM).await;
+            assert_eq!(reset[5..], [0, 0, 0, 1, 0, 0, 0, 8]);
+            at_once(|| open(&bench) == 0).await;
+        });
+    }
+}

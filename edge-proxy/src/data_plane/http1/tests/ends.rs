@@ -1,5 +1,7 @@
 //! How connections and requests end that don't end by themselves: one side goes away, a deadline passes, the process drains.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::telemetry::metrics::ResetCause;
 
@@ -456,5 +458,73 @@ fn a_silent_stream_is_answered_after_stream_idle_and_a_stalled_reader_cut() {
         let mut client = connect_with(&bench, policy, 4096);
         send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
         until(|| bench.shard.limits(Limit::WriteStall).get() == 1).await;
+    });
+}
+
+#[test]
+fn what_a_client_does_not_take_has_5_s_after_the_grace() {
+    frozen(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+                engine.send_data(stream, &vec![b'x'; 200 * 1024], true, testing::now());
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut policy = testing::policy();
+        policy.max_connection_age = Duration::from_secs(10);
+        policy.max_connection_age_grace = Some(Duration::from_secs(1));
+        let mut client = connect_with(&bench, policy, 4096);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let connection = || match bench.worker.clients.borrow().values().next() {
+            Some(ClientConnection::Http1(connection)) => connection.clone(),
+            _ => panic!("no connection"),
+        };
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        let waits = |exchange: &Rc<Exchange>| exchange.blocked().is_some();
+        let ended = || endpoint.active.load(Ordering::Relaxed) == 0;
+        at_once(|| !bench.worker.clients.borrow().is_empty()).await;
+        at_once(|| connection().exchanges.borrow().iter().any(waits) && ended()).await;
+        pass(Duration::from_secs(11)).await;
+        at_once(|| connection().leaving.get().is_some()).await;
+        pass(Duration::from_secs(1)).await;
+        settle().await;
+        for tenths in [0, 1, 48] {
+            pass(Duration::from_millis(100) * tenths).await;
+            settle().await;
+            let now = bench.worker.tick();
+            let next = connection().check(now).unwrap();
+            assert!(next > now, "it would be looked at without end");
+            assert_eq!(bench.worker.rpcs.borrow().len(), 1);
+        }
+        pass(Duration::from_millis(100)).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
+        assert_eq!(bench.shard.limits(Limit::WindowStall).get(), 1);
+    });
+}
+
+#[test]
+fn a_request_whose_head_is_complete_only_after_the_grace_is_cut() {
+    frozen(|| async {
+        let (bench, _, _) = unanswered().await;
+        let mut policy = testing::policy();
+        policy.max_connection_age = Duration::from_secs(10);
+        policy.max_connection_age_grace = Some(Duration::from_secs(1));
+        let mut client = connect_with(&bench, policy, 4096);
+        direct(&mut client).await;
+        pass(Duration::from_secs(8)).await;
+        send(&mut client, "GET /plain/ HTTP/1.1\r\n").await;
+        settle().await;
+        pass(Duration::from_secs(3)).await;
+        settle().await;
+        pass(Duration::from_secs(1)).await;
+        settle().await;
+        send(&mut client, "host: a\r\n\r\n").await;
+        let answer = read_all(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.ends_with("the proxy is shutting down"), "{answer}");
     });
 }
