@@ -54,6 +54,8 @@ pub(super) struct TargetState {
     pub(super) since_ms: u64,
     /// The last answer, of either kind.
     pub(super) answered_at_ms: Option<u64>,
+    /// Some answer has named an address.
+    found: bool,
     pub(super) last_result: Option<LookupResult>,
     pub(super) last_error: Option<Problem>,
 }
@@ -216,16 +218,16 @@ impl ClusterState {
             return;
         };
         *self.lookups.entry(lookup.result).or_default() += 1;
-        let answered = lookup.answer != Answer::Failed;
-        // Until the first answer there is nothing to serve: no time to lose.
-        let first = !answered && state.answered_at_ms.is_none();
-        let wait = if first {
-            self.spec.refresh.min(FIRST_ANSWER)
-        } else {
+        state.found |= matches!(lookup.answer, Answer::Addresses(_));
+        // Until the first address there is nothing to serve: no time to lose, also where DNS says that there is none. It
+        // may not have heard of the name yet.
+        let wait = if state.found {
             self.spec.refresh
+        } else {
+            self.spec.refresh.min(FIRST_ADDRESS)
         };
         state.pace.end(now + jittered(wait, chance));
-        if answered {
+        if lookup.answer != Answer::Failed {
             state.answered_at_ms = Some(now_ms());
         }
         self.tell(target, &lookup);
@@ -388,20 +390,59 @@ impl ClusterState {
         }
     }
 
-    /// Every name has been answered.
+    /// Every name has been answered, and not all with nothing.
     pub(super) fn answered(&self) -> bool {
-        self.targets
-            .iter()
-            .all(|target| target.answered_at_ms.is_some())
+        !self.endpoints.is_empty()
+            && self
+                .targets
+                .iter()
+                .all(|target| target.answered_at_ms.is_some())
     }
 
-    /// Every name has been answered, and every endpoint's first check has ended.
+    /// That, and every endpoint's first check has ended.
     pub(super) fn warmed_up(&self) -> bool {
         self.answered()
             && self
                 .endpoints
                 .values()
                 .all(|endpoint| endpoint.machine.decided())
+    }
+
+    /// Some endpoint is healthy.
+    pub(super) fn has_healthy(&self) -> bool {
+        self.endpoints.values().any(|e| e.machine.is_healthy())
+    }
+
+    /// Why none is, by endpoint, or by name where there is no endpoint.
+    pub(super) fn why_none_is_healthy(&self) -> String {
+        let endpoints = self.endpoints.values().map(|endpoint| {
+            let label = &endpoint.shared.label;
+            match endpoint.machine.health() {
+                Health::Unhealthy(reason) => format!("{label}: {reason}"),
+                Health::Unknown | Health::Healthy => {
+                    format!("{label}: its first check hasn't ended")
+                }
+            }
+        });
+        let targets = self.spec.targets.iter().zip(&self.targets);
+        let names = targets.filter(|_| self.endpoints.is_empty());
+        let names = names.map(|(target, state)| match &state.last_error {
+            Some(error) => format!("{}: {}", target.host, error.message),
+            None => format!("{}: no answer yet", target.host),
+        });
+        let reasons: Vec<_> = endpoints.chain(names).take(REASONS).collect();
+        reasons.join("; ")
+    }
+
+    /// Has endpoints that aren't healthy checked again a second after the last time, whatever the intervals: somebody waits
+    /// for a healthy one.
+    pub(super) fn hurry_checks(&mut self, now: Instant) {
+        for endpoint in self.endpoints.values_mut() {
+            // One that runs is new enough.
+            if !endpoint.machine.is_healthy() && endpoint.pace.due().is_some() {
+                endpoint.pace.hurry(now);
+            }
+        }
     }
 
     /// Begins with what `previous` knows of the names that both ask for.
@@ -423,6 +464,7 @@ impl ClusterState {
             self.members.answer(i, Answer::Addresses(known));
             let (state, old) = (&mut self.targets[i], &previous.targets[at]);
             state.answered_at_ms = old.answered_at_ms;
+            state.found = true;
             state.last_result = old.last_result;
             state.last_error = old.last_error.clone();
             // The checks come first: of what an empty answer withdraws only those stay that have passed one.
@@ -529,6 +571,7 @@ impl TargetState {
             pace: Pace::new(now),
             since_ms: now_ms(),
             answered_at_ms: None,
+            found: false,
             last_result: None,
             last_error: None,
         }
@@ -551,8 +594,11 @@ fn tell_health(cluster: &str, endpoint: &EndpointShared, health: &Health) {
     }
 }
 
-/// Between look-ups until a name's first answer, if its refresh is longer.
-const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// Between look-ups until a name's first address, if its refresh is longer.
+const FIRST_ADDRESS: Duration = Duration::from_secs(1);
 
 /// Before the first look-up of a name whose addresses are known.
 const AFTER_THE_CHECKS: Duration = Duration::from_secs(1);
+
+/// So many names or endpoints say why none is healthy; there may be thousands.
+const REASONS: usize = 3;

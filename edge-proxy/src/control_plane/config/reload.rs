@@ -1,8 +1,8 @@
 //! From a file that may have changed to a configuration in force.
 //!
 //! Read and judged off the loop ([`read`]), then planned ([`Plan`], pure): which clusters stay as they are, which are new.
-//! The old routes serve until the new clusters are resolved and checked, or [`Plan::PATIENCE`] is over; then all
-//! of it changes in one publication. Whatever is wrong is found before anything changes.
+//! The old routes serve until the new clusters are resolved and checked and each has a healthy endpoint, or
+//! [`Plan::PATIENCE`] is over; then all of it changes in one publication. Whatever is wrong is found before anything changes.
 
 use std::{
     path::{Path, PathBuf},
@@ -171,9 +171,12 @@ impl Plan {
             })
     }
 
-    /// It may come into force: every new cluster is resolved and checked, or time is up.
+    /// It may come into force: every new cluster is resolved and checked and has a healthy endpoint, or time is up.
+    /// Without one it would take the place of a cluster that works, perhaps for a name server's or a backend's one wrong
+    /// answer.
     pub(in crate::control_plane) fn is_ripe(&self, now: Instant) -> bool {
-        now >= self.deadline || self.fresh().all(ClusterState::warmed_up)
+        let ready = |cluster: &ClusterState| cluster.warmed_up() && cluster.has_healthy();
+        now >= self.deadline || self.fresh().all(ready)
     }
 
     /// When it comes into force at the latest.

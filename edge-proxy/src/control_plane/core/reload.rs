@@ -151,11 +151,20 @@ impl Core {
         }
     }
 
-    /// Puts the plan into force if its time has come.
+    /// Puts the plan into force if its time has come, else has what it waits for looked at soon.
     pub(super) fn advance_reload(&mut self, now: Instant) {
         let Some(plan) = self.reloads.plan.take_if(|plan| plan.is_ripe(now)) else {
+            let fresh = self.reloads.plan.iter_mut().flat_map(Plan::fresh_mut);
+            fresh.for_each(|cluster| cluster.hurry_checks(now));
             return;
         };
+        for cluster in plan.fresh().filter(|cluster| !cluster.has_healthy()) {
+            tracing::warn!(
+                cluster = &*cluster.spec.name,
+                reason = cluster.why_none_is_healthy(),
+                "waited in vain for a healthy endpoint; the cluster is reloaded without one"
+            );
+        }
         let Plan {
             config,
             pair,

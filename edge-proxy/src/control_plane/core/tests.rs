@@ -288,22 +288,35 @@ async fn first_answers_are_waited_for_but_not_more_than_five_seconds() {
     assert_eq!(begin.elapsed(), 5 * SECOND);
     drop(running);
 
-    // A failure is no answer.
-    let network = Scripted::default();
-    network.look_up_says(
-        "echo.",
+    // A failure is no answer, nor is one without an address.
+    for lookup in [
         Lookup::failed(LookupResult::ServFail, "on purpose".into()),
-    );
-    let begin = Instant::now();
-    let running = Running::start(network.clone());
-    sleep(SECOND / 2).await;
-    network.name("echo.", &[1]);
-    running.handle.first_answers().await;
-    assert!(
-        begin.elapsed() <= SECOND + SECOND / 5,
-        "asked again soon: {:?}",
-        begin.elapsed()
-    );
+        Lookup::empty("on purpose"),
+    ] {
+        let network = Scripted::default();
+        network.look_up_says("echo.", lookup.clone());
+        let begin = Instant::now();
+        let running = Running::start(network.clone());
+        sleep(SECOND / 2).await;
+        assert!(!running.report().readiness.warmed_up, "{lookup:?}");
+        network.name("echo.", &[1]);
+        running.handle.first_answers().await;
+        assert!(
+            begin.elapsed() <= SECOND + SECOND / 5,
+            "asked again soon: {:?}",
+            begin.elapsed()
+        );
+        drop(running);
+
+        // One that never has an address holds up nothing else.
+        let network = Scripted::default();
+        network.look_up_says("echo.", lookup);
+        let begin = Instant::now();
+        let running = Running::start(network.clone());
+        running.handle.first_answers().await;
+        assert_eq!(begin.elapsed(), 5 * SECOND);
+        assert!(running.report().readiness.warmed_up);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,6 +87,123 @@ async fn a_reload_waits_at_most_five_seconds_for_its_clusters() {
     assert_eq!(running.reader.load().clusters.len(), 2);
 }
 
+/// How long a reload of this file takes; in no snapshot until then, nor in the first with it, is the cluster without an
+/// endpoint. `after` half a second something happens.
+async fn reloads_without_a_gap(
+    file: &File,
+    running: &mut Running,
+    text: &str,
+    after: impl FnOnce(),
+) -> Duration {
+    file.write(text);
+    let handle = running.handle.clone();
+    let begin = Instant::now();
+    let reload = tokio::spawn(async move { handle.reload().await.map(|()| begin.elapsed()) });
+    let mut after = Some(after);
+    while !reload.is_finished() {
+        let cluster = running.reader.load().clusters[0].clone();
+        assert!(!cluster.eligible.is_empty(), "{:?}", begin.elapsed());
+        if begin.elapsed() >= SECOND / 2
+            && let Some(after) = after.take()
+        {
+            assert_eq!(eligible(&cluster), [1], "the old one");
+            after();
+        }
+        sleep(SECOND / 1000).await;
+    }
+    assert!(after.is_none(), "it didn't wait");
+    let cluster = running.reader.load().clusters[0].clone();
+    assert_eq!(eligible(&cluster), [2], "the new one");
+    reload.await.unwrap().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_without_addresses_yet_takes_no_working_cluster_down() {
+    let no_name = Lookup {
+        result: LookupResult::NoName,
+        ..Lookup::empty("no such name")
+    };
+    for (check, lookup) in [
+        (CHECKED, Lookup::empty("no addresses")),
+        (CHECKED, no_name.clone()),
+        (UNCHECKED, no_name),
+    ] {
+        let log = Log::default();
+        let _guard = log.capture();
+        let network = Scripted::default();
+        let old = yaml(&[("echo", check)]);
+        let (file, mut running, _) = serving(&network, &old).await;
+        network.look_up_says("new.", lookup);
+        let new = old.replace("\"echo.:", "\"new.:");
+        let took = reloads_without_a_gap(&file, &mut running, &new, || {
+            network.name("new.", &[2]);
+        });
+        let took = took.await;
+        assert!(took <= SECOND + SECOND / 5, "{took:?}");
+        assert_eq!(log.lines("in vain"), [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_check_that_fails_takes_no_working_cluster_down() {
+    for failure in [refused(), Outcome::NotServing("NOT_SERVING".into())] {
+        let network = Scripted::default();
+        let old =
+            yaml(&[("echo", CHECKED)]).replace("unhealthy_threshold: 2", "unhealthy_threshold: 1");
+        let (file, mut running, _) = serving(&network, &old).await;
+        network.name("new.", &[2]);
+        network.check(2, failure);
+        let new = old.replace("\"echo.:", "\"new.:");
+        let took = reloads_without_a_gap(&file, &mut running, &new, || {
+            network.check(2, Outcome::Serving);
+        });
+        let took = took.await;
+        assert!(took <= SECOND + SECOND / 5, "{took:?}");
+        // From then on at the interval.
+        let checked = network.checked(2);
+        sleep(8 * SECOND).await;
+        assert_eq!(network.checked(2), checked);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_says_why_a_reloaded_cluster_has_no_healthy_endpoint() {
+    let status = Outcome::Status {
+        code: 5,
+        text: "NotFound".into(),
+    };
+    for (from, to, reason) in [
+        ("\"echo.:", "\"typo.:", "typo.: no such name"),
+        ("\"echo.:", "\"silent.:", "silent.: no answer yet"),
+        (
+            "api.Echo, ",
+            "api.Typo, ",
+            "10.0.0.1:8081: the backend doesn't know the service",
+        ),
+    ] {
+        let log = Log::default();
+        let _guard = log.capture();
+        let network = Scripted::default();
+        network.look_up_says("typo.", Lookup::empty("no such name"));
+        let old = yaml(&[("echo", CHECKED)]);
+        let (file, mut running, _) = serving(&network, &old).await;
+        network.check(1, status.clone());
+        file.write(&old.replace(from, to));
+        let begin = Instant::now();
+        assert_eq!(running.handle.reload().await, Ok(()));
+        assert!(about(begin.elapsed(), 5 * SECOND), "{:?}", begin.elapsed());
+        assert!(running.reader.load().clusters[0].eligible.is_empty());
+        let lines = log.lines("in vain");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].contains("WARN")
+                && lines[0].contains("cluster=\"echo\"")
+                && lines[0].contains(reason),
+            "{lines:?}"
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_invalid_file_changes_nothing() {
     let network = Scripted::default();
