@@ -2,19 +2,20 @@
 //!
 //! hickory-resolver asks the name servers (UDP, then TCP if the answer is truncated); its cache is off, and so is the
 //! hosts file: what the proxy knows comes from DNS or isn't known.
+//!
+//! Whoever is asked for several things that may each fail (servers, families) weighs the answers alike: addresses win,
+//! then a failure, and only where nothing failed there are none. What isn't known must not take endpoints away.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use hickory_resolver::{
     TokioResolver,
-    config::{
-        ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-        ServerOrderingStrategy,
-    },
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::ResponseCode,
@@ -32,8 +33,20 @@ use crate::control_plane::{
 /// Asks the name servers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Resolver {
-    /// `Err`: why there is none; every look-up fails with it.
-    resolver: Result<TokioResolver, String>,
+    /// `Err`: why there are none; every look-up fails with it.
+    servers: Result<Arc<Servers>, String>,
+    /// Hosts whose last addresses by `auto` were IPv6.
+    six: Arc<Mutex<HashSet<String>>>,
+}
+
+/// The name servers in their order, each with a resolver of its own: one for all of them asks two at once, believes
+/// the faster one's error, and leaves the others no time while those two are silent.
+struct Servers {
+    each: Vec<TokioResolver>,
+    /// How often each may be asked.
+    attempts: usize,
+    /// For one attempt at one server.
+    patience: Duration,
 }
 
 /// How a look-up ended.
@@ -54,7 +67,7 @@ impl Resolver {
         Self::with(nameservers, TRY)
     }
 
-    /// With at most `patience` for one question to one server.
+    /// With at most `patience` for one attempt at one server.
     fn with(nameservers: &[SocketAddr], patience: Duration) -> Self {
         let configured = if nameservers.is_empty() {
             read_system_conf().map_err(|error| format!("cannot read /etc/resolv.conf: {error}"))
@@ -65,18 +78,12 @@ impl Resolver {
                 ResolverOpts::default(),
             ))
         };
-        let resolver = configured.and_then(|(config, mut options)| {
-            options.cache_size = 0;
-            options.use_hosts_file = ResolveHosts::Never;
-            options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
-            options.timeout = options.timeout.min(patience);
-            options.attempts = options.attempts.min(2);
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-                .with_options(options)
-                .build()
-                .map_err(|error| format!("cannot set up the resolver: {error}"))
-        });
-        Self { resolver }
+        let servers =
+            configured.and_then(|(config, options)| Servers::new(&config, options, patience));
+        Self {
+            servers: servers.map(Arc::new),
+            six: Arc::default(),
+        }
     }
 
     /// The addresses of `target`, asked of the name servers now.
@@ -84,48 +91,127 @@ impl Resolver {
         if let Ok(address) = target.host.parse::<IpAddr>() {
             return Lookup::found([address], target.port);
         }
-        let asked = tokio::time::timeout(WHOLE, async {
-            match family {
-                LookupFamily::V4Only => self.ask(target, RecordType::A).await,
-                LookupFamily::V6Only => self.ask(target, RecordType::AAAA).await,
-                LookupFamily::Auto => self.ask_both(target).await,
-            }
-        });
-        asked.await.unwrap_or_else(|_| Lookup::timed_out())
+        match family {
+            LookupFamily::V4Only => self.ask(target, RecordType::A).await,
+            LookupFamily::V6Only => self.ask(target, RecordType::AAAA).await,
+            LookupFamily::Auto => self.ask_both(target).await,
+        }
     }
 
-    /// AAAA, and A when there is none. That there are no addresses is believed only if both say so.
+    /// AAAA, and A when there is none; asked at once, so that silence about one leaves the other its time. While AAAA
+    /// fails for a host that has had some, A is no answer: a hiccup of DNS would move all connections twice.
     async fn ask_both(&self, target: &Target) -> Lookup {
-        let six = self.ask(target, RecordType::AAAA).await;
-        if matches!(six.answer, Answer::Addresses(_)) {
-            return six;
-        }
-        let four = self.ask(target, RecordType::A).await;
-        match (&four.answer, &six.answer) {
-            (Answer::Empty, Answer::Failed) => six,
+        let (six, four) = tokio::join!(
+            self.ask(target, RecordType::AAAA),
+            self.ask(target, RecordType::A)
+        );
+        // A panic elsewhere leaves a set of strings whole.
+        let mut known = self.six.lock().unwrap_or_else(PoisonError::into_inner);
+        let lookup = match (&six.answer, &four.answer) {
+            (Answer::Addresses(_), _) | (Answer::Failed, Answer::Empty) => six,
+            (Answer::Failed, Answer::Addresses(_)) if known.contains(&target.host) => six,
             _ => four,
+        };
+        match &lookup.answer {
+            Answer::Addresses(addresses) if addresses.iter().all(SocketAddr::is_ipv6) => {
+                known.insert(target.host.clone());
+            }
+            Answer::Addresses(_) | Answer::Empty => {
+                known.remove(&target.host);
+            }
+            Answer::Failed => {}
         }
+        lookup
     }
 
     async fn ask(&self, target: &Target, record_type: RecordType) -> Lookup {
-        let resolver = match &self.resolver {
-            Ok(resolver) => resolver,
+        let servers = match &self.servers {
+            Ok(servers) => servers,
             Err(why) => return Lookup::failed(LookupResult::Error, why.clone()),
         };
-        match resolver.lookup(target.host.as_str(), record_type).await {
-            Ok(lookup) => {
-                let found = lookup
-                    .answers()
-                    .iter()
-                    .filter_map(|record| match &record.data {
-                        RData::A(a) if record_type == RecordType::A => Some(IpAddr::V4(a.0)),
-                        RData::AAAA(a) if record_type == RecordType::AAAA => Some(IpAddr::V6(a.0)),
-                        _ => None,
-                    });
-                Lookup::found(found, target.port)
+        tokio::time::timeout(WHOLE, servers.ask(target, record_type))
+            .await
+            .unwrap_or_else(|_| Lookup::timed_out())
+    }
+}
+
+impl Servers {
+    fn new(
+        config: &ResolverConfig,
+        mut options: ResolverOpts,
+        patience: Duration,
+    ) -> Result<Self, String> {
+        let attempts = options.attempts.clamp(1, 2);
+        // At least one each, since a configuration without a name server isn't one.
+        let turns = u32::try_from(config.name_servers().len() * attempts).unwrap_or(u32::MAX);
+        let patience = options
+            .timeout
+            .max(LEAST_TIMEOUT)
+            .min(patience)
+            .min(WHOLE / turns.max(1));
+        options.timeout = patience;
+        // Of its own, after the first.
+        options.attempts = 0;
+        options.cache_size = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        let resolver = |server: &NameServerConfig| {
+            let config = ResolverConfig::from_parts(
+                config.domain().cloned(),
+                config.search().to_vec(),
+                vec![server.clone()],
+            );
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+                .with_options(options.clone())
+                .build()
+                .map_err(|error| format!("cannot set up the resolver: {error}"))
+        };
+        Ok(Self {
+            each: config
+                .name_servers()
+                .iter()
+                .map(resolver)
+                .collect::<Result<_, _>>()?,
+            attempts,
+            patience,
+        })
+    }
+
+    /// The first server's answer; the next one's if that fails. That there are no addresses, said by a server after one
+    /// that failed, is no answer.
+    async fn ask(&self, target: &Target, record_type: RecordType) -> Lookup {
+        let mut failed = Lookup::timed_out();
+        for _ in 0..self.attempts {
+            let mut known = true;
+            for server in &self.each {
+                let asked =
+                    tokio::time::timeout(self.patience, ask_one(server, target, record_type));
+                let lookup = asked.await.unwrap_or_else(|_| Lookup::timed_out());
+                match lookup.answer {
+                    Answer::Addresses(_) => return lookup,
+                    Answer::Empty if known => return lookup,
+                    Answer::Empty => {}
+                    Answer::Failed => (failed, known) = (lookup, false),
+                }
             }
-            Err(error) => Lookup::from_error(&error),
         }
+        failed
+    }
+}
+
+async fn ask_one(server: &TokioResolver, target: &Target, record_type: RecordType) -> Lookup {
+    match server.lookup(target.host.as_str(), record_type).await {
+        Ok(lookup) => {
+            let found = lookup
+                .answers()
+                .iter()
+                .filter_map(|record| match &record.data {
+                    RData::A(a) if record_type == RecordType::A => Some(IpAddr::V4(a.0)),
+                    RData::AAAA(a) if record_type == RecordType::AAAA => Some(IpAddr::V6(a.0)),
+                    _ => None,
+                });
+            Lookup::found(found, target.port)
+        }
+        Err(error) => Lookup::from_error(&error),
     }
 }
 
@@ -209,10 +295,14 @@ fn name_server(address: &SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.into())
 }
 
-/// One question to one server. Cluster DNS answers in milliseconds; a lost datagram is asked again soon.
+/// One attempt at one server, at most: less where several have to fit into [`WHOLE`]. Cluster DNS answers in
+/// milliseconds, and within an attempt a lost datagram is sent again.
 const TRY: Duration = Duration::from_secs(2);
 
-/// A whole look-up, whatever the resolver does inside.
+/// resolv.conf may say `timeout:0`, in which nobody can answer.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Everything that is asked for one type of address, whatever the resolver does inside.
 const WHOLE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -367,6 +457,110 @@ mod tests {
         assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
     }
 
+    /// Servers that say this, one after the other.
+    async fn servers<const N: usize>(replies: [Reply; N]) -> Vec<NameServer> {
+        let mut servers = Vec::new();
+        for reply in replies {
+            servers.push(NameServer::start(move |_, _| reply.clone()).await);
+        }
+        servers
+    }
+
+    async fn look_up_at(servers: &[NameServer]) -> Lookup {
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        Resolver::new(&addresses)
+            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .await
+    }
+
+    /// By the real clock, since hickory's pool of servers has a deadline of its own by that.
+    #[tokio::test]
+    async fn the_last_of_four_servers_is_asked_while_the_others_are_silent() {
+        let answer = Reply::Addresses(vec![address("10.0.0.1")]);
+        let servers = servers([Reply::Silence, Reply::Silence, Reply::Silence, answer]).await;
+        let lookup = look_up_at(&servers).await;
+        assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
+    }
+
+    #[tokio::test]
+    async fn the_next_server_is_asked_only_after_a_failure() {
+        let answer = || Reply::Addresses(vec![address("10.0.0.1")]);
+        let code = Reply::Code;
+        for (first, second, expected) in [
+            (code(ResponseCode::ServFail), answer(), None),
+            (code(ResponseCode::Refused), answer(), None),
+            (
+                code(ResponseCode::NXDomain),
+                answer(),
+                Some(LookupResult::NoName),
+            ),
+            (
+                code(ResponseCode::ServFail),
+                code(ResponseCode::NXDomain),
+                Some(LookupResult::ServFail),
+            ),
+        ] {
+            let lookup = look_up_at(&servers([first.clone(), second]).await).await;
+            match expected {
+                None => assert_eq!(lookup.answer, addresses(&["10.0.0.1"]), "{first:?}"),
+                Some(result) => assert_eq!(lookup.result, result, "{first:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_timeout_of_0_leaves_time_to_answer() {
+        let server = NameServer::start(|_, _| Reply::Addresses(vec![address("10.0.0.1")])).await;
+        let config = ResolverConfig::from_name_servers(vec![name_server(&server.address)]);
+        let mut options = ResolverOpts::default();
+        options.timeout = Duration::ZERO;
+        let servers = Servers::new(&config, options, TRY).unwrap();
+        assert_eq!(servers.patience, LEAST_TIMEOUT);
+        let lookup = servers.ask(&target("echo.example."), RecordType::A).await;
+        assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
+    }
+
+    /// A datagram on the loopback is there at once, so time passes only in silence.
+    #[tokio::test(start_paused = true)]
+    async fn auto_takes_a_while_aaaa_is_never_answered() {
+        let four = Reply::Addresses(vec![address("10.0.0.1")]);
+        assert_eq!(
+            auto(Reply::Silence, four).await.answer,
+            addresses(&["10.0.0.1"])
+        );
+    }
+
+    #[tokio::test]
+    async fn auto_keeps_to_ipv6_while_aaaa_fails() {
+        let six = Arc::new(Mutex::new(Reply::Silence));
+        let says = six.clone();
+        let server = NameServer::start(move |_, kind| match kind {
+            RecordType::AAAA => says.lock().unwrap().clone(),
+            _ => Reply::Addresses(vec![address("10.0.0.1")]),
+        })
+        .await;
+        let resolver = Resolver::new(&[server.address]);
+        let answer = async |reply: Reply| {
+            *six.lock().unwrap() = reply;
+            let target = target("echo.example.");
+            resolver.look_up(&target, LookupFamily::Auto).await.answer
+        };
+        let broken = || Reply::Code(ResponseCode::ServFail);
+        let addresses_six = || Reply::Addresses(vec![address("fd00::1")]);
+        assert_eq!(answer(broken()).await, addresses(&["10.0.0.1"]));
+        assert_eq!(answer(addresses_six()).await, addresses(&["fd00::1"]));
+        assert_eq!(answer(broken()).await, Answer::Failed);
+        assert_eq!(
+            answer(broken()).await,
+            Answer::Failed,
+            "as long as it lasts"
+        );
+        assert_eq!(answer(addresses_six()).await, addresses(&["fd00::1"]));
+        let none = Reply::Code(ResponseCode::NoError);
+        assert_eq!(answer(none).await, addresses(&["10.0.0.1"]), "DNS says so");
+        assert_eq!(answer(broken()).await, addresses(&["10.0.0.1"]));
+    }
+
     /// What `auto` makes of the answers for AAAA and for A.
     async fn auto(six: Reply, four: Reply) -> Lookup {
         let server = NameServer::start(move |_, kind| match kind {
@@ -413,7 +607,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_as_the_host_needs_no_server() {
         let resolver = Resolver {
-            resolver: Err("there is none".into()),
+            servers: Err("there is none".into()),
+            six: Arc::default(),
         };
         let lookup = resolver
             .look_up(&target("10.0.0.9"), LookupFamily::V4Only)
