@@ -148,7 +148,8 @@ impl Rpc {
             Ok(Acquired::Connection(upstream)) => self.open(worker, key, upstream, now),
             Ok(Acquired::Place(place)) => {
                 self.state = State::Waiting(endpoint.clone(), place);
-                if worker.memory.is_short() {
+                let client = self.client.peer();
+                if worker.memory.is_short() && worker.pool.has_enough(endpoint, client) {
                     // Those that wait are looked at in a moment, in which thousands may come.
                     worker.shard.limits(Limit::Memory).inc();
                     return self.fail(worker, Failure::Overloaded, now);

@@ -89,6 +89,14 @@ pub(crate) enum Acquired {
 }
 
 impl Pool {
+    /// So many RPCs of this client wait for `endpoint` that no other is to, while memory is short. Some may, or a client that
+    /// holds nothing would be turned away for what others hold.
+    pub(crate) fn has_enough(&self, endpoint: &EndpointShared, client: IpAddr) -> bool {
+        let endpoints = self.endpoints.borrow();
+        let pool = endpoints.get(&endpoint.id);
+        pool.is_some_and(|pool| pool.waiting.borrow().of(client) > ENOUGH)
+    }
+
     /// A connection to `endpoint`, or a place in the queue for one.
     ///
     /// # Errors
@@ -514,6 +522,9 @@ impl EndpointPool {
         }
     }
 }
+
+/// See [`Pool::has_enough`]: a third of a MiB with the largest heads and trailers.
+const ENOUGH: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -155,6 +155,15 @@ impl<C> Queue<C> {
         }
     }
 
+    /// How many RPCs of this client wait.
+    pub(super) fn of(&self, client: IpAddr) -> usize {
+        let parts = self
+            .lines
+            .iter()
+            .filter_map(|line| line.clients.get(&client));
+        parts.map(|part| part.places.len()).sum()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.lines.iter().map(|line| line.waiting.len()).sum()
     }

@@ -170,25 +170,31 @@ fn heads_and_trailers_of_rpcs_that_wait_count_as_held_back() {
 }
 
 #[test]
-fn while_memory_is_short_no_more_rpcs_wait() {
+fn while_memory_is_short_few_rpcs_of_each_client_wait() {
     stopped(|| async {
         let (_silent, address) = silent().await;
         let bench = Bench::within(Some(1 << 20), &[address], policy(), cluster_policy());
         let mut client = Client::connect(&bench).await;
         let memory = &bench.worker.memory;
-        client.call("/api.Echo/Echo", b"", true);
-        client.flush().await;
-        at_once(|| waiting(&bench) == 1).await;
         // Somebody else's.
         let others = 1 << 20;
         memory.change(0, others);
+        for _ in 0..ENOUGH {
+            client.call("/api.Echo/Echo", b"", true);
+        }
+        client.flush().await;
+        at_once(|| waiting(&bench) == ENOUGH).await;
         let stream = client.call("/api.Echo/Echo", b"", true);
         client.flush().await;
         assert_eq!(client.status(stream).await, "8");
         assert_eq!(bench.shard.limits(Limit::Memory).get(), 1);
-        assert_eq!(waiting(&bench), 1);
+        assert_eq!(waiting(&bench), ENOUGH);
+        let mut other = Client::connect_from(&bench, [127, 0, 0, 2]).await;
+        other.call("/api.Echo/Echo", b"", true);
+        other.flush().await;
+        at_once(|| waiting(&bench) == ENOUGH + 1).await;
         memory.change(others, 0);
-        drop(client);
+        drop((client, other));
         at_once(|| waiting(&bench) == 0 && memory.held() == 0).await;
     });
 }
