@@ -111,6 +111,8 @@ impl Rpc {
     /// The proxy answers, or ends what it can't complete.
     pub(super) fn fail(&mut self, worker: &Rc<Worker>, failure: Failure, now: Instant) -> Step {
         self.record.failed_with(failure);
+        // What is said now has time to leave, also where the failure is that nothing moved.
+        self.active = now;
         let relayed = matches!(self.state, State::Relaying(_));
         if relayed || matches!(self.state, State::Open(_)) {
             // These leave a backend's stream by a reset; the other failures begin with its end.

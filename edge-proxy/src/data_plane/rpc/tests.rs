@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     data_plane::testing::{
         self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy,
-        running, serve, stopped, until,
+        running, serve, settle, stopped, until,
     },
     snapshot::{Cluster, streak::Thresholds},
     telemetry::captured::Log,
@@ -223,7 +223,7 @@ fn bytes_of_either_side_keep_a_stream_from_being_idle() {
 enum Ends {
     /// The deadline, and 5 s later nobody has read its trailers either.
     Deadline,
-    /// `stream_idle`.
+    /// `stream_idle`, and where the response went on, 5 s later nobody has read its trailers either.
     Idle,
     /// `stream_window_stall`.
     Stall,
@@ -253,6 +253,12 @@ fn a_status_that_never_left_is_not_the_clients() {
             Ends::Cancel,
             Cancelled,
             "grpc_status=1 flags=DR detail=-",
+        ),
+        (
+            "going-on",
+            Ends::Idle,
+            TimedOut,
+            "grpc_status=- flags=LR,SI detail=\"stream timeout\"",
         ),
         (
             "ended",
@@ -298,13 +304,13 @@ fn a_status_that_never_left_is_not_the_clients() {
             };
             at_once(|| has_come(path.ends_with("ended"))).await;
             match ends {
-                Ends::Deadline => {
+                Ends::Deadline | Ends::Idle => {
                     advance(Duration::from_secs(10)).await;
-                    at_once(|| has_come(true)).await;
-                    // Since the window is shut.
-                    advance(Duration::from_secs(5)).await;
+                    if path.ends_with("going-on") {
+                        at_once(|| has_come(true)).await;
+                        advance(Duration::from_secs(5)).await;
+                    }
                 }
-                Ends::Idle => advance(Duration::from_secs(10)).await,
                 Ends::Stall => advance(Duration::from_secs(20)).await,
                 Ends::Cancel => {
                     client.engine.reset(stream, Reason::CANCEL);
@@ -323,7 +329,8 @@ fn a_status_that_never_left_is_not_the_clients() {
                 assert_eq!(reason, Reason::CANCEL);
             }
             let resets = |cause| bench.shard.resets(cause).get();
-            let stalls = u64::from(matches!(ends, Ends::Deadline | Ends::Stall));
+            let idle_then = ends == Ends::Idle && path.ends_with("going-on");
+            let stalls = u64::from(matches!(ends, Ends::Deadline | Ends::Stall) || idle_then);
             assert_eq!(resets(labels::ResetCause::WindowStall), stalls);
             assert_eq!(
                 resets(labels::ResetCause::IdleTimeout),
@@ -337,6 +344,42 @@ fn a_status_that_never_left_is_not_the_clients() {
             assert!(lines[0].contains(line), "{path} {ends:?}: {lines:?}");
         });
     }
+}
+
+#[test]
+fn an_idle_response_that_a_client_takes_within_5_s_ends_with_its_status() {
+    stopped(|| async {
+        let bench = Bench::new(&[backend(large).await]);
+        let mut rules = policy();
+        rules.timeouts.stream_idle = Duration::from_secs(10);
+        let mut client = Browser::connect_with(&bench, rules).await;
+        let stream = client.call("/api.Echo/going-on", b"", true);
+        client.flush().await;
+        let has_come = |flushing| {
+            let mut so = false;
+            let rpcs = bench.worker.rpcs.borrow();
+            rpcs.for_each(|_, rpc| {
+                so = rpc.record.bytes_out == LARGE as u64
+                    && matches!(rpc.state, State::Flushing(_)) == flushing;
+            });
+            so
+        };
+        at_once(|| has_come(false)).await;
+        advance(Duration::from_secs(10)).await;
+        at_once(|| has_come(true)).await;
+        advance(Duration::from_millis(4900)).await;
+        settle().await;
+        let (_, body, trailers) = client.answer(stream).await;
+        assert_eq!(body.len(), LARGE);
+        assert_eq!(trailers.known(Known::GrpcStatus), Some(&b"4"[..]));
+        assert_eq!(
+            trailers.known(Known::GrpcMessage),
+            Some(&b"stream timeout"[..])
+        );
+        let lines = bench.logged();
+        let line = "grpc_status=4 flags=SI detail=\"stream timeout\"";
+        assert!(lines[0].contains(line), "{lines:?}");
+    });
 }
 
 /// Answers with one message, so that there is no boundary to cut it at; to a path that ends in `ended` with trailers too.
