@@ -96,7 +96,7 @@ pub(crate) struct Rpc {
     deadline: Option<Instant>,
     /// The client said so itself, in a `grpc-timeout` that could be read: each attempt is told what is left.
     has_grpc_timeout: bool,
-    /// The last byte, either way.
+    /// When a byte last came or went on, either way.
     active: Instant,
     record: Record,
 }
@@ -222,8 +222,9 @@ pub(crate) fn request_trailers(worker: &Rc<Worker>, key: Key, headers: Headers, 
 
 /// Queued DATA of the request was framed.
 pub(crate) fn request_sent(worker: &Rc<Worker>, key: Key, bytes: usize) {
+    let now = worker.now();
     step(worker, key, |rpc| {
-        rpc.request_forwarded(bytes);
+        rpc.request_forwarded(bytes, now);
         Step::On
     });
 }
@@ -259,7 +260,8 @@ pub(crate) fn response_trailers(worker: &Rc<Worker>, key: Key, headers: Headers,
 
 /// Queued DATA of the response was framed; with `end_stream`, all of it.
 pub(crate) fn response_sent(worker: &Rc<Worker>, key: Key, bytes: usize, end_stream: bool) {
-    step(worker, key, |rpc| rpc.response_sent(bytes, end_stream));
+    let now = worker.now();
+    step(worker, key, |rpc| rpc.response_sent(bytes, end_stream, now));
 }
 
 /// The backend's stream ended before its time.

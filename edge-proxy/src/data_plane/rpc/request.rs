@@ -206,7 +206,7 @@ impl Rpc {
             let framed = upstream
                 .link()
                 .send_data(stream, self.replay.bytes(), ended, now);
-            self.request_forwarded(framed);
+            self.request_forwarded(framed, now);
             self.replay.bound();
             if worker.memory.is_short() {
                 self.replay.release();
@@ -248,13 +248,13 @@ impl Rpc {
                 let framed = attempt
                     .link()
                     .send_data(attempt.stream, bytes, end_stream, now);
-                self.request_forwarded(framed);
+                self.request_forwarded(framed, now);
             }
             State::Relaying(attempt) => {
                 let framed = attempt
                     .link()
                     .send_data(attempt.stream, bytes, end_stream, now);
-                self.request_forwarded(framed);
+                self.request_forwarded(framed, now);
             }
             // The response is there, the rest of the request is of no interest; its sender isn't to be held up.
             State::Flushing(_) => self.client.credit(bytes.len()),
@@ -283,7 +283,10 @@ impl Rpc {
     }
 
     /// `bytes` more of the request were framed in this attempt: the client gets credit, once.
-    pub(super) fn request_forwarded(&mut self, bytes: usize) {
+    pub(super) fn request_forwarded(&mut self, bytes: usize, now: Instant) {
+        if bytes > 0 {
+            self.active = now;
+        }
         let credit = self.replay.forwarded(bytes);
         if credit > 0 {
             self.client.credit(credit);

@@ -86,11 +86,12 @@ impl Rpc {
         self.response_ended()
     }
 
-    pub(super) fn response_sent(&mut self, bytes: usize, end_stream: bool) -> Step {
-        if let State::Relaying(attempt) = &self.state
-            && bytes > 0
-        {
-            attempt.link().credit(attempt.stream, bytes);
+    pub(super) fn response_sent(&mut self, bytes: usize, end_stream: bool, now: Instant) -> Step {
+        if bytes > 0 {
+            self.active = now;
+            if let State::Relaying(attempt) = &self.state {
+                attempt.link().credit(attempt.stream, bytes);
+            }
         }
         match self.state {
             State::Flushing(_) if end_stream => Step::Done,

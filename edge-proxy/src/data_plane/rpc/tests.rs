@@ -218,6 +218,24 @@ fn bytes_of_either_side_keep_a_stream_from_being_idle() {
     });
 }
 
+#[test]
+fn bytes_that_a_backend_takes_keep_an_upload_from_being_idle() {
+    stopped(|| async {
+        let noted = Rc::<Noted>::default();
+        let bench = Bench::new(&[backend(noting(&noted)).await]);
+        let mut client = Browser::connect(&bench).await;
+        client.call("/api.Echo/silent", b"\0\0\0\0\0", false);
+        client.flush().await;
+        at_once(|| noted.requests() == 1).await;
+        advance(Duration::from_secs(5)).await;
+        let now = bench.worker.tick();
+        let key = bench.worker.rpcs.borrow().keys()[0];
+        request_sent(&bench.worker, key, 1);
+        let mut rpcs = bench.worker.rpcs.borrow_mut();
+        assert_eq!(rpcs.get_mut(key).unwrap().active, now);
+    });
+}
+
 /// What ends an RPC whose response is larger than the window of a client that reads nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ends {

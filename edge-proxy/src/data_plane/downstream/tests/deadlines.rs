@@ -332,6 +332,52 @@ fn a_stream_on_which_nothing_moves_ends_after_5_min() {
 }
 
 #[test]
+fn a_stream_whose_client_takes_some_bytes_a_second_is_not_idle() {
+    frozen(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                let head = [(":status", "200"), ("content-type", "application/grpc")];
+                engine.send_headers(stream, &testing::headers(&head), false);
+                engine.send_data(stream, &[0; 200 * 1024], false, testing::now());
+            }
+        })
+        .await;
+        let mut policy = patient();
+        policy.timeouts.stream_idle = seconds(10);
+        let bench = Bench::with(&[address], policy.clone(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, policy).await;
+        let more =
+            |stream, bytes: u32| frame(testing::WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes());
+        raw.send(&more(0, 1 << 20)).await;
+        let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block))
+            .await;
+        // All of the window, and all the rest is here.
+        let mut got = 0;
+        while got < 65_535 {
+            got += raw.next_of(DATA).await.len() - 9;
+        }
+        at_once(|| only(&bench).link.engine().pending_bytes() == 200 * 1024 - 65_535).await;
+        for _ in 0..21 {
+            pass(seconds(1)).await;
+            settle().await;
+            raw.send(&more(1, 1024)).await;
+            assert_eq!(raw.next_of(DATA).await.len(), 9 + 1024);
+        }
+        // It takes nothing any more: idle, and 5 s later it hasn't read so.
+        pass(Duration::from_millis(9900)).await;
+        settle().await;
+        let idle = || bench.shard.resets(ResetCause::IdleTimeout).get();
+        assert_eq!(idle(), 0);
+        pass(Duration::from_millis(200)).await;
+        at_once(|| idle() == 1).await;
+        pass(Duration::from_millis(5100)).await;
+        let reset = raw.next_of(RST_STREAM).await;
+        assert_eq!(reset[5..], [0, 0, 0, 1, 0, 0, 0, 8]);
+    });
+}
+
+#[test]
 fn an_rpc_without_a_deadline_has_none() {
     frozen(|| async {
         let waits = Rc::new(RefCell::new(None));
