@@ -396,19 +396,19 @@ impl Worker {
     }
 
     /// Waits until more is held than may be, and it may be looked for again. While it is so, that is now and then: what
-    /// can't be freed yet may have stood still for long enough then.
+    /// can't be freed yet may have stood still for long enough then. Another worker's bytes wake nobody here: they are seen
+    /// when this is called again, with each beat at the latest.
     pub(crate) async fn short(&self) {
         let next = self.next_search.get();
         if let Some(next) = next.filter(|next| *next > self.tick()) {
             tokio::time::sleep_until(next.into()).await;
         }
-        match next.filter(|_| self.memory.is_short()) {
-            Some(last) => {
-                let again = (last + SEARCH_AGAIN).into();
-                // Whichever comes first.
-                let _ = tokio::time::timeout_at(again, self.memory.short()).await;
-            }
-            None => self.memory.short().await,
+        if self.memory.is_short() {
+            // Whichever comes first. At once, where there was no search yet.
+            let again = next.map_or(self.now(), |last| last + SEARCH_AGAIN);
+            let _ = tokio::time::timeout_at(again.into(), self.memory.short()).await;
+        } else {
+            self.memory.short().await;
         }
     }
 

@@ -65,6 +65,38 @@ fn it_is_searched_again_when_it_may_be_and_then_now_and_then() {
 }
 
 #[test]
+fn what_other_workers_hold_is_a_reason_to_search_too() {
+    stopped(|| async {
+        let bench = Bench::new(&[]);
+        let memory = Memory::new(Some(4 * 1024), 2);
+        let other = Account::new(memory.clone(), 1);
+        let worker = Worker::new(
+            bench.worker.snapshot().snapshot.clone(),
+            bench.shard.clone(),
+            bench.log.borrow().writer(),
+            Arc::default(),
+            Account::new(memory, 0),
+        );
+        worker.memory.change(0, 512);
+        let ended = Rc::new(Cell::new(false));
+        let search = || {
+            let (worker, ended) = (worker.clone(), ended.clone());
+            tokio::task::spawn_local(async move {
+                worker.short().await;
+                ended.set(true);
+            })
+        };
+        let search_before = search();
+        settle().await;
+        assert!(!ended.get(), "there is enough");
+        search_before.abort();
+        other.change(0, 1024);
+        search();
+        at_once(|| ended.get()).await;
+    });
+}
+
+#[test]
 fn the_wall_clock_is_looked_at_again_and_again() {
     stopped(|| async {
         let bench = Bench::new(&[]);
