@@ -367,6 +367,8 @@ impl Worker {
 
     /// Serves by a new snapshot from now on.
     pub(crate) fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        // It may have been quiet for long.
+        self.tick();
         *self.served.borrow_mut() = Rc::new(snapshot.clone().into());
         Pool::apply(self, &snapshot);
     }

@@ -97,6 +97,18 @@ fn what_other_workers_hold_is_a_reason_to_search_too() {
 }
 
 #[test]
+fn a_new_snapshot_is_followed_at_the_moment_it_comes() {
+    stopped(|| async {
+        let bench = Bench::new(&[]);
+        let worker = &bench.worker;
+        advance(Duration::from_secs(5)).await;
+        assert!(worker.now() < testing::now());
+        worker.follow(worker.snapshot().snapshot.clone());
+        assert_eq!(worker.now(), testing::now());
+    });
+}
+
+#[test]
 fn the_wall_clock_is_looked_at_again_and_again() {
     stopped(|| async {
         let bench = Bench::new(&[]);
