@@ -3,8 +3,9 @@
 //! hickory-resolver asks the name servers (UDP, then TCP if the answer is truncated); its cache is off, and so is the
 //! hosts file: what the proxy knows comes from DNS or isn't known.
 //!
-//! Whoever is asked for several things that may each fail (servers, families) weighs the answers alike: addresses win,
-//! then a failure, and only where nothing failed there are none. What isn't known must not take endpoints away.
+//! Where several things are asked that may each fail (names of the search list, servers, families), the answers are
+//! weighed alike: addresses win, then a failure, and only where nothing failed there are none. What isn't known must
+//! not take endpoints away.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -19,7 +20,7 @@ use hickory_resolver::{
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
         op::ResponseCode,
-        rr::{RData, RecordType},
+        rr::{IntoName as _, Name, RData, RecordType},
     },
     system_conf::read_system_conf,
 };
@@ -47,6 +48,10 @@ struct Servers {
     attempts: usize,
     /// For one attempt at one server.
     patience: Duration,
+    /// What is appended to a host without a dot at its end.
+    suffixes: Vec<Name>,
+    /// A host with as many dots is first asked for as it is.
+    ndots: usize,
 }
 
 /// How a look-up ended.
@@ -155,11 +160,7 @@ impl Servers {
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
         let resolver = |server: &NameServerConfig| {
-            let config = ResolverConfig::from_parts(
-                config.domain().cloned(),
-                config.search().to_vec(),
-                vec![server.clone()],
-            );
+            let config = ResolverConfig::from_name_servers(vec![server.clone()]);
             TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
                 .with_options(options.clone())
                 .build()
@@ -173,19 +174,50 @@ impl Servers {
                 .collect::<Result<_, _>>()?,
             attempts,
             patience,
+            suffixes: config
+                .domain()
+                .into_iter()
+                .chain(config.search())
+                .cloned()
+                .collect(),
+            ndots: options.ndots,
         })
+    }
+
+    /// The names that `host` may stand for, in the order in which they are asked for. (hickory's own search tells the
+    /// last one's answer: "no such name" where another one failed.)
+    fn names(&self, host: &str) -> Result<Vec<Name>, NetError> {
+        let mut name = host.into_name()?;
+        if name.is_fqdn() {
+            return Ok(vec![name]);
+        }
+        let longer = self.suffixes.iter();
+        // A name that would be too long is none.
+        let mut names: Vec<_> = longer
+            .filter_map(|suffix| name.clone().append_domain(suffix).ok())
+            .collect();
+        let as_it_is_first = usize::from(name.num_labels()) > self.ndots || name.is_localhost();
+        name.set_fqdn(true);
+        names.retain(|longer| *longer != name);
+        names.insert(if as_it_is_first { 0 } else { names.len() }, name);
+        Ok(names)
     }
 
     /// The first server's answer; the next one's if that fails. That there are no addresses, said by a server after one
     /// that failed, is no answer.
     async fn ask(&self, target: &Target, record_type: RecordType) -> Lookup {
+        let names = match self.names(&target.host) {
+            Ok(names) => names,
+            Err(error) => return Lookup::from_error(&error),
+        };
         let mut failed = Lookup::timed_out();
         for _ in 0..self.attempts {
             let mut known = true;
             for server in &self.each {
-                let asked =
-                    tokio::time::timeout(self.patience, ask_one(server, target, record_type));
-                let lookup = asked.await.unwrap_or_else(|_| Lookup::timed_out());
+                let search = search(server, &names, record_type, target.port);
+                let lookup = tokio::time::timeout(self.patience, search)
+                    .await
+                    .unwrap_or_else(|_| Lookup::timed_out());
                 match lookup.answer {
                     Answer::Addresses(_) => return lookup,
                     Answer::Empty if known => return lookup,
@@ -198,8 +230,32 @@ impl Servers {
     }
 }
 
-async fn ask_one(server: &TokioResolver, target: &Target, record_type: RecordType) -> Lookup {
-    match server.lookup(target.host.as_str(), record_type).await {
+/// The first of `names` that has addresses. That there are none is believed only if `server` says so of each.
+async fn search(
+    server: &TokioResolver,
+    names: &[Name],
+    record_type: RecordType,
+    port: u16,
+) -> Lookup {
+    let mut found_none = Lookup::empty("there is no name to ask for");
+    for name in names {
+        let lookup = ask_one(server, name, record_type, port).await;
+        match lookup.answer {
+            Answer::Addresses(_) => return lookup,
+            Answer::Empty if found_none.answer == Answer::Failed => {}
+            Answer::Empty | Answer::Failed => found_none = lookup,
+        }
+    }
+    found_none
+}
+
+async fn ask_one(
+    server: &TokioResolver,
+    name: &Name,
+    record_type: RecordType,
+    port: u16,
+) -> Lookup {
+    match server.lookup(name.clone(), record_type).await {
         Ok(lookup) => {
             let found = lookup
                 .answers()
@@ -209,7 +265,7 @@ async fn ask_one(server: &TokioResolver, target: &Target, record_type: RecordTyp
                     RData::AAAA(a) if record_type == RecordType::AAAA => Some(IpAddr::V6(a.0)),
                     _ => None,
                 });
-            Lookup::found(found, target.port)
+            Lookup::found(found, port)
         }
         Err(error) => Lookup::from_error(&error),
     }
@@ -518,6 +574,68 @@ mod tests {
         assert_eq!(servers.patience, LEAST_TIMEOUT);
         let lookup = servers.ask(&target("echo.example."), RecordType::A).await;
         assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
+    }
+
+    /// The look-up of `host` with two suffixes and `ndots:1`, and how often the server was asked.
+    async fn search_for(
+        host: &str,
+        reply: impl Fn(&str) -> Reply + Send + 'static,
+    ) -> (Lookup, usize) {
+        let server = NameServer::start(move |name, _| reply(name)).await;
+        let suffixes = ["default.svc.cluster.local.", "svc.cluster.local."];
+        let suffixes = suffixes.map(|suffix| suffix.into_name().unwrap());
+        let config = vec![name_server(&server.address)];
+        let config = ResolverConfig::from_parts(None, suffixes.into(), config);
+        let mut options = ResolverOpts::default();
+        options.ndots = 1;
+        let servers = Servers::new(&config, options, TRY).unwrap();
+        let lookup = servers.ask(&target(host), RecordType::A).await;
+        (lookup, server.asked())
+    }
+
+    #[tokio::test]
+    async fn servfail_for_one_name_of_the_search_list_is_a_failure() {
+        for host in ["echo.default.svc.cluster.local", "echo"] {
+            let (lookup, _) = search_for(host, |name| {
+                Reply::Code(match name {
+                    "echo.default.svc.cluster.local." => ResponseCode::ServFail,
+                    _ => ResponseCode::NXDomain,
+                })
+            })
+            .await;
+            assert_eq!(
+                (lookup.answer, lookup.result),
+                (Answer::Failed, LookupResult::ServFail),
+                "{host}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_search_list_is_walked_until_a_name_has_addresses() {
+        let only = |has: &'static str| {
+            move |name: &str| {
+                if name == has {
+                    Reply::Addresses(vec![address("10.0.0.1")])
+                } else {
+                    Reply::Code(ResponseCode::NXDomain)
+                }
+            }
+        };
+        for (host, has, asked) in [
+            ("echo", "echo.default.svc.cluster.local.", 1),
+            ("echo", "echo.svc.cluster.local.", 2),
+            ("echo", "echo.", 3),
+            ("echo.example", "echo.example.", 1),
+            ("echo.example", "echo.example.svc.cluster.local.", 3),
+            ("echo.", "echo.", 1),
+        ] {
+            let (lookup, questions) = search_for(host, only(has)).await;
+            assert_eq!(lookup.answer, addresses(&["10.0.0.1"]), "{host}: {has}");
+            assert_eq!(questions, asked, "{host}: {has}");
+        }
+        let (lookup, questions) = search_for("echo", only("another.")).await;
+        assert_eq!((lookup.result, questions), (LookupResult::NoName, 3));
     }
 
     /// A datagram on the loopback is there at once, so time passes only in silence.
