@@ -11,7 +11,7 @@ use edge_proxy::{
     app::{App, Outcome},
     cli::{self, Command},
     control_plane::config::Config,
-    shutdown,
+    shutdown::Signals,
     telemetry::log,
 };
 
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 
 /// Serves until told to end, or fails before anything was started.
 fn run(source: PathBuf) -> anyhow::Result<u8> {
+    let signals = Signals::catch().context("cannot handle signals")?;
     let loaded = match Config::load_with_files(&source) {
         Ok(loaded) => loaded,
         Err(wrong) => {
@@ -55,7 +56,7 @@ fn run(source: PathBuf) -> anyhow::Result<u8> {
             return Ok(code);
         }
     };
-    shutdown::install(&running).context("cannot handle signals")?;
+    signals.obey(&running).context("cannot handle signals")?;
     let (admin, probes) = (running.admin(), running.probes());
     tracing::info!(version = %*cli::VERSION, %admin, %probes, "started");
     Ok(match running.wait() {

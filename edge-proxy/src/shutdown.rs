@@ -23,7 +23,8 @@ use std::{
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 
@@ -99,62 +100,93 @@ impl ShutdownHandle {
     }
 }
 
-/// Listens to SIGTERM and SIGINT (drain; the second time: end at once) and SIGHUP (reread the configuration, reopen the
-/// access log) on a thread of its own, for as long as the process lives. Called by `main`, once.
-///
-/// # Errors
-/// The handlers can't be installed.
-pub fn install(running: &Running) -> io::Result<()> {
-    let (handle, control, access_log) =
-        (running.shutdown(), running.control(), running.access_log());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let (mut terminate, mut interrupt, mut hangup) = {
-        let _runtime = runtime.enter();
-        (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::hangup())?,
-        )
-    };
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            runtime.block_on(async move {
-                let mut told: Option<Instant> = None;
-                loop {
-                    let name = tokio::select! {
-                        _ = terminate.recv() => "SIGTERM",
-                        _ = interrupt.recv() => "SIGINT",
-                        _ = hangup.recv() => "SIGHUP",
-                    };
-                    if name == "SIGHUP" {
-                        tracing::info!("SIGHUP: rereading the configuration");
-                        access_log.reopen();
-                        let control = control.clone();
-                        // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it.
-                        // What is wrong with the file is logged where it is found.
-                        tokio::spawn(async move { control.reload().await });
-                        continue;
+/// SIGTERM and SIGINT (drain; the second time: end at once) and SIGHUP (reread the configuration, reopen the access
+/// log). From [`catch`](Self::catch) on they end the process no more but wait for [`obey`](Self::obey).
+#[derive(Debug)]
+pub struct Signals {
+    runtime: Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Called by `main`, once, before all else: a signal that finds no handler ends the process as if it had crashed, or
+    /// does nothing at all if that is PID 1.
+    ///
+    /// # Errors
+    /// The handlers can't be installed.
+    pub fn catch() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (terminate, interrupt, hangup) = {
+            let _runtime = runtime.enter();
+            (
+                signal(SignalKind::terminate())?,
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::hangup())?,
+            )
+        };
+        Ok(Self {
+            runtime,
+            terminate,
+            interrupt,
+            hangup,
+        })
+    }
+
+    /// Does what they say, and said before, on a thread of its own, for as long as the process lives.
+    ///
+    /// # Errors
+    /// The thread can't be started.
+    pub fn obey(self, running: &Running) -> io::Result<()> {
+        let (handle, control, access_log) =
+            (running.shutdown(), running.control(), running.access_log());
+        let Self {
+            runtime,
+            mut terminate,
+            mut interrupt,
+            mut hangup,
+        } = self;
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let mut told: Option<Instant> = None;
+                    loop {
+                        let name = tokio::select! {
+                            _ = terminate.recv() => "SIGTERM",
+                            _ = interrupt.recv() => "SIGINT",
+                            _ = hangup.recv() => "SIGHUP",
+                        };
+                        if name == "SIGHUP" {
+                            tracing::info!("SIGHUP: rereading the configuration");
+                            access_log.reopen();
+                            let control = control.clone();
+                            // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it.
+                            // What is wrong with the file is logged where it is found.
+                            tokio::spawn(async move { control.reload().await });
+                            continue;
+                        }
+                        let now = Instant::now();
+                        if told.is_some_and(|told| now < told + SAME_SIGNAL) {
+                            // `timeout` and some init processes signal a process and then its whole group.
+                            continue;
+                        }
+                        // Not `/quitquitquit`: who has that asked before the pod's end (preStop) gets SIGTERM all the same.
+                        if told.replace(now).is_some() {
+                            tracing::warn!("{name} again: ending at once");
+                            handle.kill();
+                        } else {
+                            tracing::info!("{name}: draining");
+                            handle.drain();
+                        }
                     }
-                    let now = Instant::now();
-                    if told.is_some_and(|told| now < told + SAME_SIGNAL) {
-                        // `timeout` and some init processes signal a process and then its whole group.
-                        continue;
-                    }
-                    // Not `/quitquitquit`: who has that asked before the pod's end (preStop) gets SIGTERM all the same.
-                    if told.replace(now).is_some() {
-                        tracing::warn!("{name} again: ending at once");
-                        handle.kill();
-                    } else {
-                        tracing::info!("{name}: draining");
-                        handle.drain();
-                    }
-                }
-            });
-        })?;
-    Ok(())
+                });
+            })?;
+        Ok(())
+    }
 }
 
 /// The drain itself, driven by the application's thread.

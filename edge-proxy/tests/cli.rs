@@ -2,9 +2,12 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Runs the program in this package's folder, so that messages name files by the same path everywhere.
 fn edge_proxy(arguments: &[&str]) -> Output {
@@ -219,6 +222,52 @@ clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
         "/later/log: No such file or directory",
     ] {
         assert!(told.contains(part), "{told}");
+    }
+}
+
+/// One that comes while the configuration is being read: whoever can write to a FIFO has a reader.
+#[test]
+fn a_signal_during_the_start_drains() {
+    let directory = pairs();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let text = format!(
+        "\
+listener:
+  address: 127.0.0.1:0
+  tls: {{ certificate_chain: {}, private_key: {} }}
+admin: {{ address: 127.0.0.1:0 }}
+probes: {{ address: 127.0.0.1:0 }}
+routes: [{{ prefix: /, cluster: echo }}]
+clusters: [{{ name: echo, endpoints: [\"127.0.0.1:1\"] }}]
+",
+        path("one.crt"),
+        path("one.key"),
+    );
+    for (name, text, code) in [("good", text.as_str(), 0), ("wrong", "wrokers: 1\n", 2)] {
+        let file = path(name);
+        let made = Command::new("mkfifo").arg(&file).status();
+        assert!(made.expect("mkfifo starts").success());
+        let process = Command::new(env!("CARGO_BIN_EXE_edge-proxy"))
+            .args(["run", "--config", &file])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut configuration = fs::OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .expect("the program opens the other end");
+        let id = i32::try_from(process.id()).expect("a process id");
+        let id = Pid::from_raw(id).expect("it isn't 0");
+        kill_process(id, Signal::TERM).expect("it runs");
+        configuration
+            .write_all(text.as_bytes())
+            .expect("it still reads");
+        drop(configuration);
+        let output = process.wait_with_output().expect("it ends");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{told}");
+        assert_eq!(told.contains("SIGTERM: draining"), code == 0, "{told}");
     }
 }
 
