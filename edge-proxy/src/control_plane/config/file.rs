@@ -5,7 +5,7 @@
 //! comments and ranges are what `edge-proxy schema` shows in an editor; a test holds the ranges against `validate`'s.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::place::At;
 
@@ -60,6 +60,8 @@ pub(super) struct Listener {
     /// The certificate.
     pub(super) tls: Tls,
     /// A path that is answered here, no backend asked. Default: none.
+    #[serde(default, deserialize_with = "mapping")]
+    #[schemars(with = "EdgeHealthCheck")]
     pub(super) health_check: Option<EdgeHealthCheck>,
     /// Connections open at once. Default: 10000, or memory limit ÷ 32 KiB if less.
     #[schemars(range(min = 1, max = 2_147_483_647))]
@@ -104,6 +106,8 @@ pub(super) struct EdgeHealthCheck {
     /// Compared byte for byte. Default: /healthz.
     pub(super) path: Option<At<String>>,
     /// A header that must be there too. Default: none, the path alone decides.
+    #[serde(default, deserialize_with = "mapping")]
+    #[schemars(with = "Header")]
     pub(super) header: Option<Header>,
 }
 
@@ -216,6 +220,8 @@ pub(super) struct Route {
     /// Caps what clients ask for by grpc-timeout. Default: no cap.
     pub(super) max_grpc_timeout: Option<At<Span>>,
     /// An answer from here, no backend asked.
+    #[serde(default, deserialize_with = "mapping")]
+    #[schemars(with = "DirectResponse")]
     pub(super) direct_response: Option<At<DirectResponse>>,
 }
 
@@ -255,6 +261,8 @@ pub(super) struct Cluster {
     /// For one connection attempt, and for the backend's SETTINGS. Default: 5s.
     pub(super) connect_timeout: Option<At<Span>>,
     /// grpc.health.v1 checks. Default: none, all endpoints count as healthy.
+    #[serde(default, deserialize_with = "mapping")]
+    #[schemars(with = "HealthCheck")]
     pub(super) health_check: Option<HealthCheck>,
     /// Failures in a row that take an endpoint out of use for a while. Default: 5 RPCs that it didn't take.
     #[serde(default)]
@@ -390,3 +398,11 @@ pub(super) struct ClusterHttp2 {
 #[serde(transparent)]
 #[schemars(rename = "Duration")]
 pub(super) struct Span(#[schemars(regex(pattern = r"^[0-9]+(ms|s|m|h)$"))] pub(super) String);
+
+/// A mapping that may be left out as a whole, but not be nothing: of a file that is cut off behind `health_check:` that
+/// would switch the checks off.
+fn mapping<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}

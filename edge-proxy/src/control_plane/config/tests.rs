@@ -202,6 +202,89 @@ fn values_may_come_through_anchors() {
 }
 
 /// One mistake of syntax or one unknown key at a time, each with its place and what to write.
+/// The paths of all mappings below `node` that may be left out.
+fn optional_mappings(schema: &Value, node: &Value, path: &str, paths: &mut Vec<String>) {
+    let target = |node: &Value| match node["$ref"].as_str() {
+        Some(reference) => schema
+            .pointer(reference.trim_start_matches('#'))
+            .unwrap()
+            .clone(),
+        None => node.clone(),
+    };
+    for (key, child) in node["properties"].as_object().unwrap() {
+        let dot = if path.is_empty() { "" } else { "." };
+        let path = format!("{path}{dot}{key}");
+        for or in child["anyOf"].as_array().into_iter().flatten() {
+            assert_ne!(target(or)["type"], "object", "{path} may be null");
+        }
+        let (child, item) = (target(child), target(&child["items"]));
+        if child["type"] == "object" {
+            let mut required = node["required"].as_array().into_iter().flatten();
+            if !required.any(|required| required == key) {
+                paths.push(path.clone());
+            }
+            optional_mappings(schema, &child, &path, paths);
+        } else if item["type"] == "object" {
+            optional_mappings(schema, &item, &format!("{path}[0]"), paths);
+        }
+    }
+}
+
+#[test]
+fn no_mapping_may_be_nothing() {
+    let listener = |lines: &str| with("  tls:", &format!("{lines}\n  tls:"));
+    let cluster = |key: &str| format!("{MINIMAL}    {key}:\n");
+    let top = |key: &str| format!("{MINIMAL}{key}:\n");
+    let direct = with("    cluster", "    direct_response:\n    cluster");
+    let cases = [
+        ("dns", top("dns")),
+        ("listener.health_check", listener("  health_check:")),
+        (
+            "listener.health_check.header",
+            listener("  health_check:\n    header:"),
+        ),
+        ("listener.keepalive", listener("  keepalive:")),
+        ("listener.timeouts", listener("  timeouts:")),
+        ("listener.http2", listener("  http2:")),
+        ("admin", top("admin")),
+        ("probes", top("probes")),
+        ("drain", top("drain")),
+        ("access_log", top("access_log")),
+        ("routes[0].direct_response", direct),
+        ("clusters[0].health_check", cluster("health_check")),
+        (
+            "clusters[0].outlier_detection",
+            cluster("outlier_detection"),
+        ),
+        ("clusters[0].circuit_breakers", cluster("circuit_breakers")),
+        ("clusters[0].http2", cluster("http2")),
+    ];
+    for (path, text) in &cases {
+        let key = path.rsplit('.').next().unwrap();
+        for (value, shown, after) in [("", "nothing", 0), (" ~", "`~`", 2), (" null", "`null`", 2)]
+        {
+            let text = text.replace(&format!(" {key}:\n"), &format!(" {key}:{value}\n"));
+            let text = text.replace(&format!("\n{key}:\n"), &format!("\n{key}:{value}\n"));
+            let written = format!("{key}:{value}");
+            let mut lines = text.lines().enumerate();
+            let (index, line) = lines.find(|(_, line)| line.trim() == written).unwrap();
+            let column = line.len() - value.len() + after;
+            assert_eq!(
+                messages(&text),
+                format!(
+                    "error: edge-proxy.yaml:{}:{column}: {path}: {shown} stands where a mapping belongs: \
+                     write `key: value` lines, or `{{}}` for none\n",
+                    index + 1
+                )
+            );
+        }
+    }
+    let schema = serde_json::to_value(Config::schema()).unwrap();
+    let mut paths = Vec::new();
+    optional_mappings(&schema, &schema, "", &mut paths);
+    assert_eq!(paths, cases.map(|(path, _)| path));
+}
+
 #[test]
 fn mistakes_that_end_the_reading() {
     let mut all = String::new();
