@@ -169,6 +169,8 @@ clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
         check(5000, "later.crt", "later.key", "later/log"),
         check(1, "later.crt", "later.key", "later/log"),
         check(1, "later.crt", "one.key", "log"),
+        check(1, "one.crt", "one.key", "one.key/log"),
+        check(1, "one.crt", "one.key", "one.key/below/log"),
     ];
     insta::assert_snapshot!(all.join("\n"));
     assert!(!directory.path().join("log").exists());

@@ -105,11 +105,15 @@ impl Draft {
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|folder| is_missing(folder)) {
-            let message = format!(
-                "the folder {} isn't there yet: make it, or the proxy doesn't start",
-                folder.display()
-            );
+        let Some(folder) = folder else { return };
+        let shown = folder.display();
+        if is_no_folder(folder) {
+            let message = format!("{shown} isn't a folder: give the path of a file in one");
+            let problem = self.problem(place, "access_log.path", message);
+            self.errors.push(problem);
+        } else if is_missing(folder) {
+            let message =
+                format!("the folder {shown} isn't there yet: make it, or the proxy doesn't start");
             let problem = self.problem(place, "access_log.path", message);
             self.warnings.push(problem);
         }
@@ -127,4 +131,12 @@ impl Draft {
 
 fn is_missing(path: &Path) -> bool {
     fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// It is something else, or below something else.
+fn is_no_folder(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(found) => !found.is_dir(),
+        Err(error) => error.kind() == io::ErrorKind::NotADirectory,
+    }
 }
