@@ -8,7 +8,7 @@
 //! Where the RFC leaves a choice we refuse what h2 (tonic's servers), grpc-core, nghttp2 or Node refuse: many clients
 //! share one connection to a backend, and some servers end the connection for what we let through.
 
-use std::net::Ipv6Addr;
+use core::net::Ipv6Addr;
 
 use super::{Entry, Headers, Known, KnownSet, Meta, NameId};
 
