@@ -1,4 +1,4 @@
-//! Which addresses a cluster has: DNS answers ([`lookup`]) and what they mean ([`membership`]).
+//! Which addresses a cluster has: DNS answers ([`lookup`], asked of [`servers`]) and what they mean ([`membership`]).
 //!
 //! The proxy keeps no DNS cache; it keeps the last good *set*, for ever. A name server that is slow, broken or lying
 //! must not take a working cluster down, and a pod that has left must not get new RPCs: those two pull in opposite
@@ -10,6 +10,7 @@ mod lookup;
 mod membership;
 #[cfg(test)]
 pub(super) mod script;
+mod servers;
 
 pub(super) use self::{
     lookup::{Lookup, Resolver},
