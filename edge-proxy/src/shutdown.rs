@@ -140,52 +140,47 @@ impl Signals {
     ///
     /// # Errors
     /// The thread can't be started.
-    pub fn obey(self, running: &Running) -> io::Result<()> {
+    pub fn obey(mut self, running: &Running) -> io::Result<()> {
         let (handle, control, access_log) =
             (running.shutdown(), running.control(), running.access_log());
-        let Self {
-            runtime,
-            mut terminate,
-            mut interrupt,
-            mut hangup,
-        } = self;
-        thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    let mut told: Option<Instant> = None;
-                    loop {
-                        let name = tokio::select! {
-                            _ = terminate.recv() => "SIGTERM",
-                            _ = interrupt.recv() => "SIGINT",
-                            _ = hangup.recv() => "SIGHUP",
-                        };
-                        if name == "SIGHUP" {
-                            tracing::info!("SIGHUP: rereading the configuration");
-                            access_log.reopen();
-                            let control = control.clone();
-                            // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it.
-                            // What is wrong with the file is logged where it is found.
-                            tokio::spawn(async move { control.reload().await });
-                            continue;
-                        }
-                        let now = Instant::now();
-                        if told.is_some_and(|told| now < told + SAME_SIGNAL) {
-                            // `timeout` and some init processes signal a process and then its whole group.
-                            continue;
-                        }
-                        // Not `/quitquitquit`: who has that asked before the pod's end (preStop) gets SIGTERM all the same.
-                        if told.replace(now).is_some() {
-                            tracing::warn!("{name} again: ending at once");
-                            handle.kill();
-                        } else {
-                            tracing::info!("{name}: draining");
-                            handle.drain();
-                        }
-                    }
-                });
-            })?;
+        let mut told: Option<Instant> = None;
+        let serve = move || loop {
+            let Some(name) = self.next() else {
+                tracing::info!("SIGHUP: rereading the configuration");
+                access_log.reopen();
+                let control = control.clone();
+                // A task, since a new cluster may take seconds to answer and SIGTERM must not wait for it.
+                // What is wrong with the file is logged where it is found.
+                self.runtime.spawn(async move { control.reload().await });
+                continue;
+            };
+            let now = Instant::now();
+            if told.is_some_and(|told| now < told + SAME_SIGNAL) {
+                // `timeout` and some init processes signal a process and then its whole group.
+                continue;
+            }
+            // Not `/quitquitquit`: who has that asked before the pod's end (preStop) gets SIGTERM all the same.
+            if told.replace(now).is_some() {
+                tracing::warn!("{name} again: ending at once");
+                handle.kill();
+            } else {
+                tracing::info!("{name}: draining");
+                handle.drain();
+            }
+        };
+        thread::Builder::new().name("signals".into()).spawn(serve)?;
         Ok(())
+    }
+
+    /// The next that asks for the end; `None`: SIGHUP came.
+    fn next(&mut self) -> Option<&'static str> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                _ = self.terminate.recv() => Some("SIGTERM"),
+                _ = self.interrupt.recv() => Some("SIGINT"),
+                _ = self.hangup.recv() => None,
+            }
+        })
     }
 }
 

@@ -194,25 +194,30 @@ fn a_missing_configuration_starts_nothing() {
     insta::assert_snapshot!(told(&run));
 }
 
-#[test]
-fn a_log_that_cannot_be_opened_starts_nothing() {
-    let directory = pairs();
-    let path = |name: &str| directory.path().join(name).display().to_string();
-    let text = format!(
+/// A configuration that can be run, with the pair in `directory`.
+fn minimal(directory: &Path, more: &str) -> String {
+    let path = |name: &str| directory.join(name).display().to_string();
+    format!(
         "\
 listener:
   address: 127.0.0.1:0
   tls: {{ certificate_chain: {}, private_key: {} }}
 admin: {{ address: 127.0.0.1:0 }}
 probes: {{ address: 127.0.0.1:0 }}
-access_log: {{ path: {} }}
-routes: [{{ prefix: /, cluster: echo }}]
-clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
+{more}routes: [{{ prefix: /, cluster: echo }}]
+clusters: [{{ name: echo, endpoints: [\"127.0.0.1:1\"] }}]
 ",
         path("one.crt"),
         path("one.key"),
-        path("later/log")
-    );
+    )
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_starts_nothing() {
+    let directory = pairs();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let log = format!("access_log: {{ path: {} }}\n", path("later/log"));
+    let text = minimal(directory.path(), &log);
     let file = path("edge-proxy.yaml");
     fs::write(&file, text).expect("the file is written");
     let output = edge_proxy(&["run", "--config", &file]);
@@ -232,19 +237,7 @@ clusters: [{{ name: echo, endpoints: [\"echo:1\"] }}]
 fn a_signal_during_the_start_drains() {
     let directory = pairs();
     let path = |name: &str| directory.path().join(name).display().to_string();
-    let text = format!(
-        "\
-listener:
-  address: 127.0.0.1:0
-  tls: {{ certificate_chain: {}, private_key: {} }}
-admin: {{ address: 127.0.0.1:0 }}
-probes: {{ address: 127.0.0.1:0 }}
-routes: [{{ prefix: /, cluster: echo }}]
-clusters: [{{ name: echo, endpoints: [\"127.0.0.1:1\"] }}]
-",
-        path("one.crt"),
-        path("one.key"),
-    );
+    let text = minimal(directory.path(), "");
     for (name, text, code) in [("good", text.as_str(), 0), ("wrong", "wrokers: 1\n", 2)] {
         let file = path(name);
         let made = Command::new("mkfifo").arg(&file).status();

@@ -315,32 +315,17 @@ impl Headers {
 
     /// A copy without spaces and tabs at the ends of values; `None`: there are none.
     pub(crate) fn trimmed(&self) -> Option<Self> {
-        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
-        let padded = |field: Field<'_>| {
-            [field.value.first(), field.value.last()]
-                .iter()
-                .flatten()
-                .any(|b| is_space(b))
-        };
-        if !self.iter().any(padded) {
+        if self.iter().all(|field| trim(field.value) == field.value) {
             return None;
         }
         let mut copy = stock::arena();
         for (line, name_len, meta) in self.lines() {
             let (name, value) = line.split_at(name_len);
-            let start = value
-                .iter()
-                .position(|b| !is_space(b))
-                .unwrap_or(value.len());
-            let end = value
-                .iter()
-                .rposition(|b| !is_space(b))
-                .map_or(start, |last| last + 1);
             let meta = Meta {
                 never_indexed: meta.never_indexed,
                 ..Meta::of(meta.name)
             };
-            copy.push_with(meta, name, &value[start..end]);
+            copy.push_with(meta, name, trim(value));
         }
         Some(copy)
     }
@@ -513,6 +498,14 @@ pub(crate) const FIELD_OVERHEAD: usize = 32;
 const GARBAGE: usize = 1024;
 /// The last place that [`Block::first`] can tell.
 const BEYOND: u8 = u8::MAX;
+
+/// Without what RFC 9113 §8.2.1 forbids at both ends, and nothing else: a line end there is another fault.
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
 
 #[cfg(test)]
 mod tests;

@@ -311,15 +311,7 @@ fn a_status_that_never_left_is_not_the_clients() {
             }
             let stream = client.request(&fields, b"", true);
             client.flush().await;
-            let has_come = |flushing| {
-                let mut so = false;
-                let rpcs = bench.worker.rpcs.borrow();
-                rpcs.for_each(|_, rpc| {
-                    so = rpc.record.bytes_out == LARGE as u64
-                        && matches!(rpc.state, State::Flushing(_)) == flushing;
-                });
-                so
-            };
+            let has_come = |flushing| large_has_come(&bench, flushing);
             at_once(|| has_come(path.ends_with("ended"))).await;
             match ends {
                 Ends::Deadline | Ends::Idle => {
@@ -373,15 +365,7 @@ fn an_idle_response_that_a_client_takes_within_5_s_ends_with_its_status() {
         let mut client = Browser::connect_with(&bench, rules).await;
         let stream = client.call("/api.Echo/going-on", b"", true);
         client.flush().await;
-        let has_come = |flushing| {
-            let mut so = false;
-            let rpcs = bench.worker.rpcs.borrow();
-            rpcs.for_each(|_, rpc| {
-                so = rpc.record.bytes_out == LARGE as u64
-                    && matches!(rpc.state, State::Flushing(_)) == flushing;
-            });
-            so
-        };
+        let has_come = |flushing| large_has_come(&bench, flushing);
         at_once(|| has_come(false)).await;
         advance(Duration::from_secs(10)).await;
         at_once(|| has_come(true)).await;
@@ -398,6 +382,16 @@ fn an_idle_response_that_a_client_takes_within_5_s_ends_with_its_status() {
         let line = "grpc_status=4 flags=SI detail=\"stream timeout\"";
         assert!(lines[0].contains(line), "{lines:?}");
     });
+}
+
+/// All of [`large`]'s body has come, and whether that is the end.
+fn large_has_come(bench: &Bench, flushing: bool) -> bool {
+    let mut so = false;
+    bench.worker.rpcs.borrow().for_each(|_, rpc| {
+        so = rpc.record.bytes_out == LARGE as u64
+            && matches!(rpc.state, State::Flushing(_)) == flushing;
+    });
+    so
 }
 
 /// Answers with one message, so that there is no boundary to cut it at; to a path that ends in `ended` with trailers too.

@@ -68,6 +68,18 @@ async fn silent(counts: &Arc<listener::Counts>) -> (TcpStream, Accepted) {
     (silent, accepted)
 }
 
+/// A backend that answers with so many bytes at once, and doesn't end.
+async fn sends(bytes: usize) -> SocketAddr {
+    backend(move |engine, event| {
+        if let Event::Headers { stream, .. } = event {
+            let head = [(":status", "200"), ("content-type", "application/grpc")];
+            engine.send_headers(stream, &testing::headers(&head), false);
+            engine.send_data(stream, &vec![0; bytes], false, testing::now());
+        }
+    })
+    .await
+}
+
 #[test]
 fn a_quiet_connection_holds_little() {
     frozen(|| async {
@@ -334,14 +346,7 @@ fn a_stream_on_which_nothing_moves_ends_after_5_min() {
 #[test]
 fn a_stream_whose_client_takes_some_bytes_a_second_is_not_idle() {
     frozen(|| async {
-        let address = backend(|engine, event| {
-            if let Event::Headers { stream, .. } = event {
-                let head = [(":status", "200"), ("content-type", "application/grpc")];
-                engine.send_headers(stream, &testing::headers(&head), false);
-                engine.send_data(stream, &[0; 200 * 1024], false, testing::now());
-            }
-        })
-        .await;
+        let address = sends(200 * 1024).await;
         let mut policy = patient();
         policy.timeouts.stream_idle = seconds(10);
         let bench = Bench::with(&[address], policy.clone(), testing::cluster_policy());
@@ -417,14 +422,7 @@ fn an_rpc_without_a_deadline_has_none() {
 #[test]
 fn a_stream_whose_window_stays_shut_ends_after_60_s_and_no_other() {
     frozen(|| async {
-        let address = backend(|engine, event| {
-            if let Event::Headers { stream, .. } = event {
-                let head = [(":status", "200"), ("content-type", "application/grpc")];
-                engine.send_headers(stream, &testing::headers(&head), false);
-                engine.send_data(stream, &[0; 200 * 1024], false, testing::now());
-            }
-        })
-        .await;
+        let address = sends(200 * 1024).await;
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let (mut raw, _) = Raw::open(&bench, patient()).await;
         let block = raw.block(&testing::grpc("/api.Echo/Echo"));
@@ -448,14 +446,7 @@ fn a_stream_whose_window_stays_shut_ends_after_60_s_and_no_other() {
 #[test]
 fn a_socket_that_takes_nothing_is_dropped_after_30_s_whatever_waits_for_it() {
     frozen(|| async {
-        let address = backend(|engine, event| {
-            if let Event::Headers { stream, .. } = event {
-                let head = [(":status", "200"), ("content-type", "application/grpc")];
-                engine.send_headers(stream, &testing::headers(&head), false);
-                engine.send_data(stream, &vec![0; 32 << 20], false, testing::now());
-            }
-        })
-        .await;
+        let address = sends(32 << 20).await;
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let (mut raw, _) = Raw::open(&bench, patient()).await;
         // All the windows there are; and nothing is read any more.
