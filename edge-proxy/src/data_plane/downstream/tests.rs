@@ -71,15 +71,6 @@ fn a_client_of_ipv4_is_one_on_an_ipv6_socket_too() {
     });
 }
 
-/// The bench's snapshot with its only cluster changed.
-fn change(bench: &Bench, change: impl FnOnce(&mut Cluster)) {
-    let mut snapshot = Snapshot::clone(&bench.worker.snapshot());
-    let mut cluster = Cluster::clone(&snapshot.clusters[0]);
-    change(&mut cluster);
-    snapshot.clusters = vec![Arc::new(cluster)];
-    bench.worker.follow(Arc::new(snapshot));
-}
-
 fn eject(cluster: &mut Cluster, close_connections: bool) {
     for endpoint in &mut cluster.endpoints {
         *endpoint = Arc::new(Endpoint {
@@ -125,10 +116,10 @@ fn an_endpoint_abandoned_before_its_settings_can_be_used_again() {
         for _ in 0..3 {
             silent.push(listener.accept().await.unwrap().0);
             until(|| open() == 1).await;
-            change(&bench, |cluster| eject(cluster, true));
+            bench.reload(|cluster| eject(cluster, true));
         }
         assert_eq!(client.status(stream).await, "14");
-        change(&bench, |cluster| eject(cluster, false));
+        bench.reload(|cluster| eject(cluster, false));
         tokio::task::spawn_local(async move {
             let mut sockets = Vec::new();
             while let Ok((socket, _)) = listener.accept().await {
@@ -152,7 +143,7 @@ fn rpcs_that_wait_for_an_endpoint_that_is_gone_go_elsewhere() {
         let stream = client.call("/api.Echo/Echo", b"body", true);
         client.flush().await;
         let _open = silent.accept().await.unwrap();
-        change(&bench, |cluster| {
+        bench.reload(|cluster| {
             let endpoint = Arc::new(Endpoint {
                 shared: crate::snapshot::EndpointShared::new(good),
                 health: crate::snapshot::Health::Healthy,

@@ -70,9 +70,12 @@ impl Rpc {
         failure: Failure,
         now: Instant,
     ) -> Step {
-        let Some(cluster) = &self.cluster else {
+        let Some(cluster) = self.cluster.take() else {
             return self.fail(worker, failure, now);
         };
+        // Discovery and health may have learnt something since the first attempt.
+        let newest = worker.snapshot().named(&cluster.name);
+        let cluster = self.cluster.insert(newest.unwrap_or(cluster)).clone();
         let retry = {
             let state = worker.cluster(&cluster.name);
             let budget = &mut state.budget.borrow_mut();
@@ -84,11 +87,12 @@ impl Rpc {
                 now,
             )
         };
-        if retry == Retry::No || worker.phase.get() == Phase::Cutting {
+        // It has had its place in the line: at the end of the same one it has no better prospects.
+        let waits_again = outcome == Outcome::QueueTimeout && !self.has_untried(&cluster);
+        if retry == Retry::No || waits_again || worker.phase.get() == Phase::Cutting {
             self.record.given_up(outcome, self.tried.len());
             return self.fail(worker, failure, now);
         }
-        let (name, circuits) = (cluster.name.clone(), cluster.circuits.clone());
         let mut refused_by = None;
         if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
             refused_by = Some(attempt.upstream.clone());
@@ -97,12 +101,8 @@ impl Rpc {
         self.record.attempt_failed(worker, outcome, failure);
         // What the attempt held is given back first: an RPC never stands in its own way.
         self.permits = Permits::default();
-        if let Err(circuit) = self.permits.enter(&circuits, Circuit::Retries) {
+        if let Err(circuit) = self.permits.enter(&cluster.circuits, Circuit::Retries) {
             return self.fail(worker, Failure::CircuitLimit(circuit), now);
-        }
-        // Discovery and health may have learnt something since the first attempt.
-        if let Some(newest) = worker.snapshot().named(&name) {
-            self.cluster = Some(newest);
         }
         self.record.retried();
         self.attempt(worker, key, refused_by, now)

@@ -187,13 +187,9 @@ pub(crate) fn connected(worker: &Rc<Worker>, key: Key, upstream: Rc<Upstream>) {
     });
 }
 
-/// The endpoint that the RPC waits for can't be connected to, or not in time.
-pub(crate) fn connect_failed(worker: &Rc<Worker>, key: Key, failure: Failure) {
+/// The endpoint that the RPC waits for can't be connected to, or not in time, or has no room for it.
+pub(crate) fn connect_failed(worker: &Rc<Worker>, key: Key, outcome: Outcome, failure: Failure) {
     let now = worker.now();
-    let outcome = match failure {
-        Failure::ConnectTimeout => Outcome::ConnectTimeout,
-        _ => Outcome::ConnectFailed,
-    };
     step(worker, key, |rpc| match rpc.state {
         State::Waiting(..) => rpc.again_or_fail(worker, key, outcome, failure, now),
         _ => Step::On,

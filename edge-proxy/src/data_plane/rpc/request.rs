@@ -19,7 +19,7 @@ use crate::{
         worker::{Timer, Worker},
     },
     error::{Failure, ResetCause},
-    snapshot::{Endpoint, Route, RouteAction, circuit::Circuit, pressure::Level},
+    snapshot::{Cluster, Endpoint, Route, RouteAction, circuit::Circuit, pressure::Level},
     telemetry::metrics::Limit,
 };
 
@@ -158,8 +158,7 @@ impl Rpc {
             }
             Err(circuit) => {
                 let failure = Failure::CircuitLimit(circuit);
-                let untried = |other: &Arc<Endpoint>| !self.tried.contains(&other.shared.id);
-                if circuit == Circuit::Connections && cluster.eligible.iter().any(untried) {
+                if circuit == Circuit::Connections && self.has_untried(&cluster) {
                     // Another endpoint may have a connection already.
                     self.again_or_fail(worker, key, Outcome::ConnectFailed, failure, now)
                 } else {
@@ -167,6 +166,12 @@ impl Rpc {
                 }
             }
         }
+    }
+
+    /// Another endpoint may serve it.
+    pub(super) fn has_untried(&self, cluster: &Cluster) -> bool {
+        let untried = |other: &Arc<Endpoint>| !self.tried.contains(&other.shared.id);
+        cluster.eligible.iter().any(untried)
     }
 
     /// Sends what there is of the request on a stream of `upstream`.

@@ -418,11 +418,7 @@ fn no_eligible_endpoint_is_answered_at_once() {
     stopped(|| async {
         let noted = Rc::<Noted>::default();
         let bench = Bench::new(&[backend(noting(&noted)).await]);
-        let mut snapshot = crate::snapshot::Snapshot::clone(&bench.worker.snapshot());
-        let mut cluster = Cluster::clone(&snapshot.clusters[0]);
-        cluster.eligible.clear();
-        snapshot.clusters = vec![Arc::new(cluster)];
-        bench.worker.follow(Arc::new(snapshot));
+        bench.reload(|cluster| cluster.eligible.clear());
         let mut client = Browser::connect(&bench).await;
         let stream = client.call("/api.Echo/Echo", b"", true);
         assert_eq!(client.status(stream).await, "14");

@@ -108,6 +108,13 @@ impl Bench {
         at_once(|| !backends().iter().any(|one| one.awaits_pong())).await;
     }
 
+    /// The first cluster changes.
+    pub(crate) fn reload(&self, change: impl FnOnce(&mut Cluster)) {
+        let mut snapshot = Snapshot::clone(&self.worker.snapshot());
+        change(Arc::make_mut(&mut snapshot.clusters[0]));
+        self.worker.follow(Arc::new(snapshot));
+    }
+
     /// The access log so far; nothing is logged after this.
     pub(crate) fn logged(&self) -> Vec<String> {
         assert!(self.log.borrow_mut().finish(Duration::from_secs(10)));

@@ -31,6 +31,7 @@ pub(crate) use connection::Upstream;
 use pause::Pause;
 pub(crate) use queue::Place;
 use queue::{Queue, Waiting};
+use retry::Outcome;
 
 use super::{
     rpc::{self, Key},
@@ -65,6 +66,8 @@ pub(crate) struct EndpointPool {
     pause: Cell<Pause>,
     /// These, up to that place, wait in vain.
     in_vain: Cell<Option<(Failure, Place)>>,
+    /// There may be room for more than were served in one go.
+    serves_on: Cell<bool>,
     /// When the queue's timer fires next; one that fires earlier than that is left over.
     wakes_at: Cell<Option<Instant>>,
     /// No snapshot names this endpoint any more: what runs may finish, nothing new is opened.
@@ -176,21 +179,24 @@ impl Pool {
         }
     }
 
-    /// Gives what room there is to those whose turn it is.
-    pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) {
-        pool.serve(worker, pool.bearable(worker.now()));
-        if pool.waiting.borrow().is_empty() {
-            return;
+    /// Gives what room there is to those whose turn it is. How many got it.
+    pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) -> usize {
+        let served = pool.serve(worker, pool.bearable(worker.now()));
+        if pool.serves_on.get() || pool.waiting.borrow().is_empty() {
+            return served;
         }
         match pool.open_more(worker) {
             Err(circuit) => pool.send_elsewhere(worker, Failure::CircuitLimit(circuit)),
-            Ok(()) if pool.opening.get() == 0 => pool.serve(worker, Congestion::Stream),
+            Ok(()) if pool.opening.get() == 0 => {
+                return served + pool.serve(worker, Congestion::Stream);
+            }
             Ok(()) => {}
         }
+        served
     }
 
-    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere, and another connection is
-    /// tried, if one was wanted during a pause. How many were told so.
+    /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere, another connection is
+    /// tried, if one was wanted during a pause, and more are served than were in one go. Of how many RPCs it was.
     pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) -> usize {
         let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
         let Some(pool) = pool.filter(|pool| pool.wakes_at.get().is_some_and(|at| at <= now)) else {
@@ -198,12 +204,13 @@ impl Pool {
         };
         pool.wakes_at.set(None);
         let tries_again = pool.with_pause(|pause| pause.ends(now));
-        let told = pool.turn_away(worker, now);
-        if tries_again {
-            Self::offer(worker, &pool);
+        let serves_on = pool.serves_on.take();
+        let mut rpcs = pool.turn_away(worker, now);
+        if tries_again || serves_on {
+            rpcs += Self::offer(worker, &pool);
         }
         pool.remove_if_unused(worker);
-        told
+        rpcs
     }
 
     /// Follows a new snapshot, which the worker has already: endpoints that are gone lose their connections when these
@@ -254,6 +261,7 @@ impl EndpointPool {
             waiting: RefCell::default(),
             pause: Cell::default(),
             in_vain: Cell::default(),
+            serves_on: Cell::default(),
             wakes_at: Cell::default(),
             retired: Cell::new(false),
         }
@@ -305,11 +313,22 @@ impl EndpointPool {
         !self.waiting.borrow().is_empty() && self.opening.get() == 0
     }
 
-    /// Serves those that wait, as far as connections have room that are no more congested than this.
-    fn serve(&self, worker: &Rc<Worker>, most: Congestion) {
+    /// Serves those that wait, as far as connections have room that are no more congested than this: not too many at a
+    /// time, since clients decide how many they are, and one that is refused a stream by a circuit limit takes no room.
+    /// How many were served; the timer is set for the others.
+    fn serve(&self, worker: &Rc<Worker>, most: Congestion) -> usize {
+        let mut served = 0;
+        // Not borrowed while it is served: it may come to wait here again.
         while let Some((rpc, connection)) = self.next_served(most) {
             rpc::connected(worker, rpc, connection);
+            served += 1;
+            if served == AT_ONCE {
+                self.serves_on.set(true);
+                self.wake_by(worker, worker.now());
+                break;
+            }
         }
+        served
     }
 
     /// The RPC whose turn it is of those that can be served, and by which connection; it waits no more.
@@ -462,9 +481,9 @@ impl EndpointPool {
         let mut told = 0;
         while told < AT_ONCE
             // Not borrowed while it is told: it may come to wait here again.
-            && let Some((rpc, failure)) = self.next_turned_away(now)
+            && let Some((rpc, outcome, failure)) = self.next_turned_away(now)
         {
-            rpc::connect_failed(worker, rpc, failure);
+            rpc::connect_failed(worker, rpc, outcome, failure);
             told += 1;
         }
         if let Some(until) = self.waiting.borrow().first_until() {
@@ -476,16 +495,26 @@ impl EndpointPool {
         told
     }
 
-    fn next_turned_away(&self, now: Instant) -> Option<(Key, Failure)> {
+    fn next_turned_away(&self, now: Instant) -> Option<(Key, Outcome, Failure)> {
         let mut waiting = self.waiting.borrow_mut();
         if let Some((failure, last)) = self.in_vain.get() {
             if let Some(first) = waiting.take_first_up_to(last) {
-                return Some((first.rpc, failure));
+                let outcome = match failure {
+                    Failure::ConnectTimeout => Outcome::ConnectTimeout,
+                    _ => Outcome::ConnectFailed,
+                };
+                return Some((first.rpc, outcome, failure));
             }
             self.in_vain.set(None);
         }
         let expired = waiting.take_first_if(|waiting| waiting.until <= now)?;
-        Some((expired.rpc, Failure::ConnectTimeout))
+        let is_ready = |connection: &Rc<Upstream>| connection.is_ready();
+        let outcome = if self.connections.borrow().iter().any(is_ready) {
+            Outcome::QueueTimeout
+        } else {
+            Outcome::ConnectTimeout
+        };
+        Some((expired.rpc, outcome, Failure::ConnectTimeout))
     }
 
     /// Has the queue looked at by then. One timer for all, whatever comes and goes.

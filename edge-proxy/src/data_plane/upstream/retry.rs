@@ -16,6 +16,8 @@ pub enum Outcome {
     ConnectFailed,
     /// No connection, or no SETTINGS on it, within `connect_timeout`.
     ConnectTimeout,
+    /// Its endpoint has connections, and none had room within `connect_timeout`.
+    QueueTimeout,
     /// Opening the stream failed, or not a byte was written to the socket since it was opened.
     NeverSent,
     /// RST_STREAM with REFUSED_STREAM: not processed, says RFC 9113 §8.7.
@@ -120,7 +122,10 @@ pub fn decide(
         return Retry::No;
     }
     match outcome {
-        Outcome::ConnectFailed | Outcome::ConnectTimeout | Outcome::NeverSent => Retry::Free,
+        Outcome::ConnectFailed
+        | Outcome::ConnectTimeout
+        | Outcome::QueueTimeout
+        | Outcome::NeverSent => Retry::Free,
         Outcome::RefusedStream | Outcome::AboveGoaway => {
             if budget.withdraw(now) {
                 Retry::Paid
@@ -150,9 +155,10 @@ mod tests {
 
     use super::*;
 
-    const FREE: [Outcome; 3] = [
+    const FREE: [Outcome; 4] = [
         Outcome::ConnectFailed,
         Outcome::ConnectTimeout,
+        Outcome::QueueTimeout,
         Outcome::NeverSent,
     ];
     const PAID: [Outcome; 2] = [Outcome::RefusedStream, Outcome::AboveGoaway];

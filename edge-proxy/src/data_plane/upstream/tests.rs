@@ -1,14 +1,17 @@
 //! Those that wait for a connection, as many as clients like.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http2::{Event, Reason};
 use tokio::{net::TcpListener, time::advance};
 
 use super::*;
-use crate::data_plane::testing::{
-    self, Bench, Client, Got, at_once, backend, cluster_policy, echo, frozen, policy, running,
-    settle, stopped, until,
+use crate::{
+    data_plane::testing::{
+        self, Bench, Client, Got, at_once, backend, cluster_policy, echo, frozen, pass, policy,
+        running, settle, stopped, until,
+    },
+    snapshot::circuit::CircuitLimits,
 };
 
 /// A backend that accepts and says nothing, as long as this value is kept.
@@ -16,6 +19,24 @@ async fn silent() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
+}
+
+/// A cluster of these, whose endpoints have room for one RPC each, and what is known of them.
+fn narrow(backends: &[SocketAddr]) -> Bench {
+    let mut rules = cluster_policy();
+    (rules.max_connections, rules.per_connection_streams) = (1, 1);
+    Bench::with(backends, policy(), rules)
+}
+
+/// A backend that never answers, and how many requests it has.
+async fn busy() -> (SocketAddr, Rc<Cell<usize>>) {
+    let heads = Rc::new(Cell::new(0));
+    let seen = heads.clone();
+    let address = backend(move |_, event| {
+        let is_head = matches!(event, Event::Headers { .. });
+        seen.set(seen.get() + usize::from(is_head));
+    });
+    (address.await, heads)
 }
 
 /// How many wait.
@@ -239,15 +260,8 @@ fn an_rpc_waits_for_no_more_than_one_of_each_other_client() {
 fn room_that_a_new_configuration_makes_is_given_at_once() {
     for (connections, streams) in [(1, 3), (3, 1)] {
         frozen(|| async move {
-            let heads = Rc::new(Cell::new(0));
-            let seen = heads.clone();
-            let address = backend(move |_, event| {
-                let is_head = matches!(event, Event::Headers { .. });
-                seen.set(seen.get() + usize::from(is_head));
-            });
-            let mut rules = cluster_policy();
-            (rules.max_connections, rules.per_connection_streams) = (1, 1);
-            let bench = Bench::with(&[address.await], policy(), rules.clone());
+            let (address, heads) = busy().await;
+            let bench = narrow(&[address]);
             let mut client = Client::connect(&bench).await;
             client.call("/api.Echo/Echo", b"", true);
             client.flush().await;
@@ -255,16 +269,81 @@ fn room_that_a_new_configuration_makes_is_given_at_once() {
             client.call("/api.Echo/Echo", b"", true);
             client.flush().await;
             at_once(|| waiting(&bench) == 1).await;
-            let mut snapshot = Snapshot::clone(&bench.worker.snapshot());
-            let mut cluster = Cluster::clone(&snapshot.clusters[0]);
+            let mut rules = cluster_policy();
             (rules.max_connections, rules.per_connection_streams) = (connections, streams);
-            cluster.policy = Arc::new(rules);
-            snapshot.clusters = vec![Arc::new(cluster)];
-            bench.worker.follow(Arc::new(snapshot));
+            bench.reload(|cluster| cluster.policy = Arc::new(rules));
             at_once(|| heads.get() == 2).await;
             client.call("/api.Echo/Echo", b"", true);
             client.flush().await;
             at_once(|| heads.get() == 3).await;
         });
     }
+}
+
+#[test]
+fn where_all_connections_stay_full_an_rpc_waits_once() {
+    frozen(|| async {
+        let (address, heads) = busy().await;
+        let bench = narrow(&[address]);
+        let mut client = Client::connect(&bench).await;
+        client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        at_once(|| heads.get() == 1).await;
+        let second = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        at_once(|| waiting(&bench) == 1).await;
+        advance(cluster_policy().connect_timeout).await;
+        assert_eq!(client.status(second).await, "14");
+        assert_eq!(waiting(&bench), 0);
+        let line = bench.logged().pop().unwrap();
+        assert!(
+            line.contains(" flags=UF ") && line.contains(" attempts=1 "),
+            "{line}"
+        );
+    });
+}
+
+#[test]
+fn who_has_waited_where_all_connections_stay_full_gets_another_endpoint() {
+    frozen(|| async {
+        let (first, heads) = busy().await;
+        let second = backend(echo()).await;
+        let bench = narrow(&[first, second]);
+        let mut client = Client::connect(&bench).await;
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            streams.push(client.call("/api.Echo/Echo", b"", true));
+            client.flush().await;
+            at_once(|| heads.get() == 1).await;
+        }
+        at_once(|| waiting(&bench) == 1).await;
+        advance(cluster_policy().connect_timeout).await;
+        for stream in &streams[1..] {
+            assert_eq!(client.status(*stream).await, "0");
+        }
+    });
+}
+
+#[test]
+fn those_that_a_circuit_limit_refuses_are_told_in_parts() {
+    frozen(|| async {
+        let (address, heads) = busy().await;
+        let bench = narrow(&[address]);
+        let limits = CircuitLimits([None, None, Some(1), None]);
+        bench.worker.snapshot().clusters[0].circuits.limit(&limits);
+        let mut first = Client::connect(&bench).await;
+        first.call("/api.Echo/Echo", b"", true);
+        first.flush().await;
+        at_once(|| heads.get() == 1).await;
+        let clients = crowd(&bench, 250).await;
+        bench.reload(|cluster| cluster.policy = Arc::new(cluster_policy()));
+        assert_eq!(waiting(&bench), 250 - AT_ONCE);
+        for _ in 0..2 {
+            pass(Duration::from_millis(1)).await;
+            settle().await;
+        }
+        assert_eq!(waiting(&bench), 0);
+        all_unavailable(clients).await;
+        assert_eq!(heads.get(), 1);
+    });
 }
