@@ -87,5 +87,5 @@ pub use connection::{
     Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Refusal, Role, Sent, Unread, Windows,
 };
 pub use error::{ConnectionError, Limit, Reason};
-pub use headers::{Field, Headers, Known, KnownSet, Packed, Place, is_authority};
+pub use headers::{Field, Headers, Known, KnownSet, Packed, Place, is_authority, is_path};
 pub use settings::Config;

@@ -20,7 +20,7 @@ mod rules;
 
 pub use name::{Known, KnownSet};
 pub use packed::{Packed, Place};
-pub use rules::{Kind, is_authority};
+pub use rules::{Kind, is_authority, is_path};
 
 use entry::Entry;
 pub(crate) use entry::Meta;

@@ -224,6 +224,11 @@ fn value_fault(value: &[u8]) -> Option<Fault> {
     }
 }
 
+/// Whether this may stand in `:path`; for who configures what paths are compared with.
+pub fn is_path(value: &[u8]) -> bool {
+    path_fault(value).is_none()
+}
+
 fn path_fault(value: &[u8]) -> Option<Fault> {
     match value {
         [] => Some(Fault::PathEmpty),

@@ -454,6 +454,16 @@ fn mistakes_of_meaning() {
 }
 
 #[test]
+fn a_prefix_holds_what_a_requests_path_can_hold() {
+    for inside in ['"', '<', '>', '`', ' ', 'é'] {
+        let messages = messages(&with("/api.Echo/", &format!("'/api{inside}'")));
+        let wanted = "holds a character that no path can have: write it as /package.Service/";
+        assert!(messages.contains(wanted), "{messages}");
+    }
+    assert_eq!(messages(&with("/api.Echo/", "\"/a/{b}|~%20;=@\"")), "");
+}
+
+#[test]
 fn what_check_warns_of() {
     let text = include_str!("../../../tests/configurations/suspicious.yaml");
     let messages = messages(text);

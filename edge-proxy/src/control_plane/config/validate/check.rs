@@ -26,10 +26,10 @@ impl Check<'_, '_> {
     pub(super) fn path(&mut self, at: &At<String>, example: &str) {
         let what = if !at.value.starts_with('/') {
             "doesn't start with `/`"
-        } else if !at.value.bytes().all(|byte| byte.is_ascii_graphic()) {
-            "holds a character that no path can have"
         } else if at.value.contains(['?', '#']) {
             "holds a query or fragment, which isn't compared"
+        } else if !http2::is_path(at.value.as_bytes()) {
+            "holds a character that no path can have"
         } else {
             return;
         };
