@@ -71,7 +71,8 @@ impl Limits {
     }
 
     /// We sent a DATA frame of `payload` bytes, `all` that there was for its stream or not: the peer may answer with updates
-    /// and PINGs, as grpc-go does for each frame.
+    /// and PINGs, as grpc-go does for each frame, and with a frame of its own, however small: what a backend echoes are all
+    /// clients' bytes, and each of them has paid for its own.
     #[inline]
     pub(crate) fn data_sent(&mut self, payload: usize, all: bool) {
         // Small frames that a window has cut earn nothing: a peer that gives a byte of window at a time must not pay
@@ -79,6 +80,7 @@ impl Limits {
         if all || payload >= EARNING_PAYLOAD {
             self.updates.earn(2 + (payload / 64) as u32);
             self.control.earn(1);
+            self.data.earn(DATA_COST as u32);
         }
     }
 
@@ -350,6 +352,18 @@ mod tests {
             1_000_000,
             "empty gRPC messages"
         );
+    }
+
+    #[test]
+    fn an_echo_of_tiny_data_is_no_flood() {
+        let t = Instant::now();
+        let mut l = Limits::new(t);
+        for _ in 0..100_000 {
+            l.data_sent(1, true);
+            assert!(l.data(1, false, t).is_ok());
+        }
+        let saved_up = many(5000, || l.data(0, false, t));
+        assert!(saved_up <= 1000, "{saved_up}");
     }
 
     #[test]
