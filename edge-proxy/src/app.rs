@@ -30,7 +30,7 @@ use crate::{
     },
     data_plane::{
         access_log::{AccessLog, Reopener},
-        listener::Acceptor,
+        listener::{Acceptor, BACKLOG},
         memory::Memory,
         worker::{self, Handle, Parts, Phase},
     },
@@ -518,9 +518,6 @@ fn hostname() -> Arc<str> {
         .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
         .map_or_else(|| "unknown".into(), |name| name.trim().into())
 }
-
-/// Connections that the kernel completes before we come to them.
-const BACKLOG: i32 = 4096;
 
 /// For the access log's last lines.
 const LOG_FLUSH: Duration = Duration::from_secs(2);

@@ -11,6 +11,7 @@ use e2e::{
     proxy::{Files, Known, Proxy, set},
     wait::{eventually, within},
 };
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::{net::TcpStream, task::JoinHandle};
 use tonic::transport::Channel;
 
@@ -123,6 +124,23 @@ async fn too_few_open_files_are_told_at_the_start() {
     let program = Process::start("sh", arguments);
     known.probed("/readyz", 200).await;
     program.reports("room for 206 connections").await;
+}
+
+#[tokio::test]
+async fn without_a_file_left_it_ends_all_the_same() {
+    let (_backend, known, program) = serving().await;
+    let process = Pid::from_raw(program.id().cast_signed());
+    let none = Rlimit {
+        current: Some(0),
+        ..getrlimit(Resource::Nofile)
+    };
+    prlimit(process, Resource::Nofile, none).unwrap();
+    // The kernel has accepted it, and accepting it there fails again and again.
+    let _waiting = TcpStream::connect(known.listener).await.unwrap();
+    program.reports("accept failed").await;
+    program.signal("TERM").await;
+    let ended = program.ended().await;
+    assert_eq!(ended.code(), Some(0), "{}", ended.stderr);
 }
 
 #[tokio::test]

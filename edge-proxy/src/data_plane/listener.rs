@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::worker::{Handle, Load};
 use crate::{
     snapshot::{
-        Reader,
+        ListenerPolicy, Reader,
         pressure::{Level, Pressure},
     },
     telemetry::metrics::{HandshakeResult, Limit, Shard},
@@ -116,12 +116,15 @@ impl Acceptor {
             .enable_all()
             .build()?;
         let thread = thread::Builder::new().name("acceptor".into()).spawn({
-            let counts = counts.clone();
-            move || {
-                runtime.block_on(accept(
-                    listener, workers, counts, reader, pressure, shard, room, closing,
-                ));
-            }
+            let accepting = Accepting {
+                workers,
+                counts: counts.clone(),
+                reader,
+                pressure,
+                shard,
+                room,
+            };
+            move || runtime.block_on(accepting.run(listener, closing))
         })?;
         Ok(Self {
             counts,
@@ -147,84 +150,124 @@ impl Drop for Acceptor {
     }
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the acceptor's own, moved to its thread"
-)]
-async fn accept(
-    listener: std::net::TcpListener,
+/// What the acceptor's thread has.
+struct Accepting {
     workers: Workers,
     counts: Arc<Counts>,
-    mut reader: Reader,
+    reader: Reader,
     pressure: watch::Receiver<Pressure>,
     shard: Arc<Shard>,
     room: usize,
-    mut closing: watch::Receiver<bool>,
-) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "the listener can't be polled"),
-    };
-    let mut backoff = BACKOFF_FIRST;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            accepted = listener.accept() => accepted,
-            _ = closing.wait_for(|closing| *closing) => return,
+}
+
+impl Accepting {
+    async fn run(mut self, listener: std::net::TcpListener, closing: watch::Receiver<bool>) {
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the listener can't be polled"),
         };
-        match accepted {
-            Ok((socket, peer)) => {
-                backoff = BACKOFF_FIRST;
-                counts.arrived.fetch_add(1, Ordering::Relaxed);
-                if pressure.borrow().level >= Level::Closed {
-                    shard.limits(Limit::Overload).inc();
-                    shard.handshakes(HandshakeResult::Refused).inc();
-                    continue;
-                }
-                let policy = reader.load().listener.clone();
-                let Some((worker, load)) = workers
-                    .iter()
-                    .min_by_key(|(_, load)| load.connections.load(Ordering::Relaxed))
-                else {
-                    return;
-                };
-                let limits = [
-                    policy.max_connections.min(room),
-                    policy.max_connections_per_source,
-                    policy.max_pending_handshakes,
-                ];
-                match Ticket::take(&counts, load, peer.ip(), limits) {
-                    Ok((ticket, given_up)) => {
-                        if given_up {
-                            shard.limits(Limit::PendingHandshakes).inc();
-                        }
-                        if let Ok(socket) = socket.into_std()
-                            && worker
-                                .send(Accepted {
-                                    socket,
-                                    peer,
-                                    ticket,
-                                })
-                                .is_err()
-                        {
-                            tracing::error!("a worker has ended: its connection is lost");
-                        }
-                    }
-                    Err(limit) => {
-                        shard.limits(limit).inc();
-                        shard.handshakes(HandshakeResult::Refused).inc();
+        self.accept_until(&listener, closing).await;
+        if let Ok(listener) = listener.into_std() {
+            self.accept_the_rest(&listener);
+        }
+    }
+
+    /// Also while there is always one to accept, or an error each time.
+    async fn accept_until(
+        &mut self,
+        listener: &tokio::net::TcpListener,
+        mut closing: watch::Receiver<bool>,
+    ) {
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    backoff = BACKOFF_FIRST;
+                    if let Ok(socket) = socket.into_std() {
+                        self.admit(socket, peer);
                     }
                 }
-            }
-            // The peer gave up before we came to it.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                // Out of file descriptors, most often: accepting again at once would only spin.
-                tracing::warn!(%error, "accept failed; trying again in {backoff:?}");
-                tokio::time::sleep(backoff).await;
-                backoff = (backoff * 2).min(BACKOFF_LAST);
+                // The peer gave up before we came to it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Out of file descriptors, most often: accepting again at once would only spin.
+                    tracing::warn!(%error, "accept failed; trying again in {backoff:?}");
+                    let closes = closing.wait_for(|closing| *closing);
+                    // What it says is asked again above.
+                    let _ = tokio::time::timeout(backoff, closes).await;
+                    backoff = (backoff * 2).min(BACKOFF_LAST);
+                }
             }
         }
+    }
+
+    /// Those that the kernel has accepted already: they are as many as its queue holds, and no more that come meanwhile.
+    fn accept_the_rest(&mut self, listener: &std::net::TcpListener) {
+        for _ in 0..BACKLOG {
+            match listener.accept() {
+                Ok((socket, peer)) => self.admit(socket, peer),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Hands it to a worker, or closes it.
+    fn admit(&mut self, socket: std::net::TcpStream, peer: SocketAddr) {
+        self.counts.arrived.fetch_add(1, Ordering::Relaxed);
+        let policy = self.reader.load().listener.clone();
+        let Some((worker, load)) = self.fewest() else {
+            return;
+        };
+        let ticket = match self.ticket(load, peer.ip(), &policy) {
+            Ok(ticket) => ticket,
+            Err(limit) => {
+                self.shard.limits(limit).inc();
+                self.shard.handshakes(HandshakeResult::Refused).inc();
+                return;
+            }
+        };
+        let accepted = Accepted {
+            socket,
+            peer,
+            ticket,
+        };
+        if worker.send(accepted).is_err() {
+            tracing::error!("a worker has ended: its connection is lost");
+        }
+    }
+
+    /// The worker with the fewest connections.
+    fn fewest(&self) -> Option<&(mpsc::UnboundedSender<Accepted>, Arc<Load>)> {
+        let connections = |(_, load): &&(_, Arc<Load>)| load.connections.load(Ordering::Relaxed);
+        self.workers.iter().min_by_key(connections)
+    }
+
+    /// A place for a connection from `source`, or the limit that has none.
+    fn ticket(
+        &self,
+        load: &Arc<Load>,
+        source: IpAddr,
+        policy: &ListenerPolicy,
+    ) -> Result<Ticket, Limit> {
+        if self.pressure.borrow().level >= Level::Closed {
+            return Err(Limit::Overload);
+        }
+        let limits = [
+            policy.max_connections.min(self.room),
+            policy.max_connections_per_source,
+            policy.max_pending_handshakes,
+        ];
+        let (ticket, given_up) = Ticket::take(&self.counts, load, source, limits)?;
+        if given_up {
+            self.shard.limits(Limit::PendingHandshakes).inc();
+        }
+        Ok(ticket)
     }
 }
 
@@ -349,6 +392,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Handshakes that were given up and wait for their worker to close them.
 const GIVEN_UP: usize = 64;
+
+/// Connections that the kernel completes before we come to them.
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// After a failed accept.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
