@@ -3,7 +3,7 @@
 //! Downwards goes a [`Snapshot`]: immutable, complete, consistent in itself. The control plane builds a whole new one
 //! for every change (an endpoint's health, a DNS answer, a certificate, a configuration) and publishes it; every
 //! worker is woken, takes its `Arc`, and uses it until the next. A request therefore never sees half a change, and no
-//! lock is on its path. What must outlive a publication (the round-robin turn, an endpoint's identity and counters)
+//! lock that another worker takes is on its path. What must outlive a publication (the round-robin turn, an endpoint's identity and counters)
 //! hangs in `Arc`s that are carried from one snapshot to the next.
 //!
 //! Upwards go hints ([`Hints`]): "a connect to this endpoint failed", "it sent GOAWAY". They are joined: a flag per
@@ -106,7 +106,7 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// `http2` of the listener, and (windows only) of a cluster.
+/// `http2` of the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Http2Policy {
     /// Streams that a client may have open.

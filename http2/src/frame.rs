@@ -1,6 +1,6 @@
 //! The frames of RFC 9113 §4.1 and §6, as bytes: heads read, and the small frames written.
 //!
-//! Nothing here knows a rule beyond a frame's layout; `connection/receive.rs` holds the rules.
+//! Nothing here knows a rule beyond a frame's layout; `connection/` holds the rules.
 
 /// The client's preface (RFC 9113 §3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

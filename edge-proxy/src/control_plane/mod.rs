@@ -218,7 +218,7 @@ impl ControlHandle {
         wait.await.unwrap_or_else(|_| Err(ended()))
     }
 
-    /// As `/readyz` answers.
+    /// See [`Status::ready`].
     pub fn ready(&self) -> bool {
         self.status.ready()
     }

@@ -298,7 +298,7 @@ impl Status {
         self.current.load_full()
     }
 
-    /// Ready, as `/readyz` answers: certificate loaded, first checks ended (or 5 s gone), not told to fail.
+    /// Ready, which `/readyz` answers while the listener is open: certificate loaded, first checks ended (or 5 s gone), not told to fail.
     pub fn ready(&self) -> bool {
         self.current.load().readiness.ready()
     }

@@ -38,7 +38,7 @@ pub struct Answer {
     pub headers: Headers,
     /// `text/plain`; empty: the head ends the stream.
     pub body: Cow<'static, str>,
-    /// For the access log and the counters; `None` in an answer that isn't gRPC.
+    /// As the head has it; `None` in an answer that isn't gRPC.
     pub grpc_status: Option<u8>,
 }
 

@@ -420,7 +420,7 @@ impl Downstream {
             }
             End::Eof | End::Io(_) | End::Finished | End::TimedOut(_) => {}
         }
-        let streams: Vec<_> = self.link.engine().streams().collect();
+        let streams: Vec<_> = self.link.engine().take_streams().collect();
         for stream in streams {
             rpc::client_gone(worker, Key::from_engine(stream.key));
         }

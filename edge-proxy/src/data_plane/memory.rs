@@ -165,8 +165,8 @@ const LEAST_SHARE: usize = 64;
 /// A sixteenth of what is held goes with what is too much.
 const MORE: usize = 16;
 
-/// What a connection costs at most while it is quiet.
-const PER_CONNECTION: usize = 32 * 1024;
+/// What there is room for a connection of a client: a quiet one takes a quarter of it, a busy one what it holds back too.
+pub(crate) const PER_CONNECTION: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {

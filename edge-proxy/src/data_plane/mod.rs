@@ -8,7 +8,7 @@
 //!                                            └─▶ access_log, when its stream ends
 //! ```
 //!
-//! Everything here runs on a `worker`'s thread and reads what the control plane published
+//! Everything here runs on a `worker`'s thread, but for the acceptor and the log's writer, and reads what the control plane published
 //! ([`snapshot`](crate::snapshot)); nothing here names the control plane.
 
 // 1: accept, connection limits, hand-over to a worker.

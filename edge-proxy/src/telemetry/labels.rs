@@ -62,7 +62,7 @@ labels! {
         Failed = "failed",
         /// Longer than `tls_handshake`.
         TimedOut = "timed_out",
-        /// Given up for a newer one: too many were pending.
+        /// Given up for a newer one, since too many were pending; or refused by a limit, or by overload, before it began.
         Refused = "refused",
     }
 }
@@ -80,6 +80,10 @@ labels! {
         IdleTimeout = "idle_timeout",
         /// The client's window stayed shut for `stream_window_stall`.
         WindowStall = "window_stall",
+        /// What it held was needed elsewhere.
+        Overload = "overload",
+        /// `drain.deadline`, or its connection's grace, passed.
+        Drain = "drain",
         /// What the peer sent breaks HTTP/2 or HTTP.
         Malformed = "malformed",
         /// A budget against floods ran out.

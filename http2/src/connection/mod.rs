@@ -183,7 +183,7 @@ impl Connection {
     /// # Errors
     /// The peer broke a rule of the whole connection, or spent a flood budget, or the owner
     /// called [`close`](Self::close): now and ever after. The GOAWAY is in the output; the streams
-    /// are still there for [`streams`](Self::streams).
+    /// are still there for [`take_streams`](Self::take_streams).
     pub fn receive<'a>(
         &mut self,
         input: &mut &'a [u8],
@@ -301,7 +301,7 @@ impl Connection {
 
     /// Takes all live streams out, for an owner whose connection has ended; those too that a
     /// GOAWAY left unprocessed and whose `Reset` wasn't told yet (as if their HEADERS never left).
-    pub fn streams(&mut self) -> impl Iterator<Item = Orphan> + use<> {
+    pub fn take_streams(&mut self) -> impl Iterator<Item = Orphan> + use<> {
         let left = self.out.left();
         self.opening.clear();
         self.ready.clear();

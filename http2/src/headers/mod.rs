@@ -274,11 +274,6 @@ impl Headers {
         self.known(Known::Method)
     }
 
-    /// `:scheme` of a request.
-    pub fn scheme(&self) -> Option<&[u8]> {
-        self.known(Known::Scheme)
-    }
-
     /// `:authority` of a request.
     pub fn authority(&self) -> Option<&[u8]> {
         self.known(Known::Authority)

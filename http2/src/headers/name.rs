@@ -228,6 +228,8 @@ const fn length(longest: bool) -> usize {
 
 /// How many [`Known`] there are.
 pub(super) const KNOWN: usize = Known::XEnvoyUpstreamServiceTime as usize + 1;
+// Each has a bit of a `KnownSet`.
+const _: () = assert!(KNOWN <= u32::BITS as usize);
 const STATIC_NAMES: u8 = 61;
 const SHORTEST: usize = length(false);
 const LONGEST: usize = length(true);

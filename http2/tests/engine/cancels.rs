@@ -62,7 +62,7 @@ fn a_waiting_stream_swallows_its_response() {
     s.engine.reset(a, Reason::CANCEL);
     s.engine.reset(b, Reason::CANCEL);
     s.sent();
-    assert_eq!(s.engine.streams().count(), 0);
+    assert_eq!(s.engine.take_streams().count(), 0);
     let mut s = Script::client(Config {
         stream_window: 70_000,
         connection_window: 70_000,

@@ -151,7 +151,7 @@ fn closing_tells_the_peer_and_receives_no_more() {
         s.feed(&ping(1)).unwrap_err().reason,
         Reason::ENHANCE_YOUR_CALM
     );
-    let orphans: Vec<_> = s.engine.streams().collect();
+    let orphans: Vec<_> = s.engine.take_streams().collect();
     assert_eq!(
         orphans,
         [
@@ -167,7 +167,7 @@ fn closing_tells_the_peer_and_receives_no_more() {
             }
         ]
     );
-    assert!(s.engine.is_empty() && s.engine.streams().next().is_none());
+    assert!(s.engine.is_empty() && s.engine.take_streams().next().is_none());
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn streams_left_behind_are_told_once_also_if_the_connection_ends_first() {
     s.engine.close(Reason::NO_ERROR);
     let mut orphans: Vec<_> = s
         .engine
-        .streams()
+        .take_streams()
         .map(|o| (o.key, o.headers_left))
         .collect();
     orphans.sort_unstable();

@@ -30,7 +30,7 @@ pub struct Facts {
     /// There is a `connection` field, whose options name fields to drop (HTTP/1.1 only, the engine refuses it in
     /// HTTP/2).
     pub(super) connection: bool,
-    /// `te` says more than `trailers`.
+    /// What `te` says.
     pub(super) te: Te,
     /// There is an `x-forwarded-for`.
     pub(super) forwarded_for: bool,

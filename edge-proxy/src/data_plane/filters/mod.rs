@@ -23,7 +23,7 @@ use rand::rngs::SmallRng;
 pub use self::classify::Facts;
 use crate::{error::Failure, snapshot::ListenerPolicy};
 
-/// What the rules know of a request besides its block: made once per connection.
+/// What the rules know of a request besides its block.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestContext<'a> {
     /// The client's IP address as text, without its port.

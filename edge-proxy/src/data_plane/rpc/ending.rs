@@ -70,6 +70,9 @@ impl Rpc {
         failure: Failure,
         now: Instant,
     ) -> Step {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return self.fail(worker, Failure::DeadlineExceeded, now);
+        }
         let Some(cluster) = self.cluster.take() else {
             return self.fail(worker, failure, now);
         };
@@ -90,7 +93,7 @@ impl Rpc {
         // It has had its place in the line: at the end of the same one it has no better prospects.
         let waits_again = outcome == Outcome::QueueTimeout && !self.has_untried(&cluster);
         if retry == Retry::No || waits_again || worker.phase.get() == Phase::Cutting {
-            self.record.given_up(outcome, self.tried.len());
+            self.record.given_up(outcome);
             return self.fail(worker, failure, now);
         }
         let mut refused_by = None;
@@ -104,7 +107,6 @@ impl Rpc {
         if let Err(circuit) = self.permits.enter(&cluster.circuits, Circuit::Retries) {
             return self.fail(worker, Failure::CircuitLimit(circuit), now);
         }
-        self.record.retried();
         self.attempt(worker, key, refused_by, now)
     }
 
@@ -119,6 +121,8 @@ impl Rpc {
             let cause = match failure {
                 Failure::DeadlineExceeded => Some(labels::ResetCause::Deadline),
                 Failure::StreamIdle => Some(labels::ResetCause::IdleTimeout),
+                Failure::Overloaded => Some(labels::ResetCause::Overload),
+                Failure::Draining => Some(labels::ResetCause::Drain),
                 Failure::Internal => Some(labels::ResetCause::Internal),
                 _ => None,
             };
@@ -256,7 +260,7 @@ impl Rpc {
         Step::On
     }
 
-    /// Since when bytes of it wait, either way, and how many.
+    /// Since when bytes of it wait: of the two ways, the one that has waited longer.
     pub(super) fn stalled(&self) -> Option<Instant> {
         let down = self.client.blocked();
         let up = match &self.state {
@@ -301,6 +305,7 @@ impl Rpc {
 
     fn end_overloaded(&mut self, worker: &Rc<Worker>, now: Instant) -> Step {
         if let State::Relaying(_) | State::Flushing(_) = self.state {
+            worker.shard.resets(labels::ResetCause::Overload).inc();
             self.record.cut_off(Failure::Overloaded);
             // gRPC reads RESOURCE_EXHAUSTED from this code.
             self.client.reset(Reason::ENHANCE_YOUR_CALM);

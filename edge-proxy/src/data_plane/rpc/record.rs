@@ -93,7 +93,6 @@ impl Record {
         let counted = worker.counted(&route.prefix, name, path);
         counted.series.started.inc();
         if let Some(state) = &counted.cluster {
-            state.series.active.inc();
             state.budget.borrow_mut().deposit();
         }
         self.series = Some(counted.series);
@@ -102,6 +101,11 @@ impl Record {
 
     /// An attempt on `endpoint` begins, whether or not it can be connected to.
     pub(super) fn attempted(&mut self, endpoint: &Arc<EndpointShared>, now: Instant) {
+        if let Some(state) = &self.cluster
+            && self.attempts > 0
+        {
+            state.series.retries.inc();
+        }
         self.attempts += 1;
         self.attempted.get_or_insert(now);
         self.endpoint = Some(endpoint.clone());
@@ -124,17 +128,10 @@ impl Record {
         }
     }
 
-    /// Another attempt follows.
-    pub(super) fn retried(&mut self) {
-        if let Some(state) = &self.cluster {
-            state.series.retries.inc();
-        }
-    }
-
-    /// An attempt ended so, the `attempts`th, and none follows.
-    pub(super) fn given_up(&mut self, outcome: Outcome, attempts: usize) {
+    /// An attempt ended so, and none follows.
+    pub(super) fn given_up(&mut self, outcome: Outcome) {
         self.given_up = Some(outcome);
-        if outcome != Outcome::Other && attempts >= retry::MAX_ATTEMPTS as usize {
+        if outcome != Outcome::Other && self.attempts >= retry::MAX_ATTEMPTS {
             self.flags.insert(Flag::UpstreamRetryLimit);
         }
     }
@@ -161,6 +158,11 @@ impl Record {
     /// The response's trailers are the client's as soon as all before them is.
     pub(super) fn trailers(&mut self, headers: &Headers) {
         self.grpc_status = grpc_status(headers).or(self.grpc_status);
+    }
+
+    /// Where the route led, and what is counted there.
+    pub(super) fn cluster(&self) -> Option<&Rc<ClusterState>> {
+        self.cluster.as_ref()
     }
 
     /// The backend has ended its response.
@@ -233,7 +235,6 @@ impl Record {
         }
         if let Some(state) = &self.cluster {
             let series = &state.series;
-            series.active.dec();
             series.duration.record(duration);
             if let Some(result) = self.attempt_result(grpc) {
                 series.attempts(result).inc();

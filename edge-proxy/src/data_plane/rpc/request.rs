@@ -2,7 +2,7 @@
 
 use std::{
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -220,14 +220,8 @@ impl Rpc {
         if let Some(trailers) = &self.trailers {
             upstream.link().send_trailers(stream, trailers);
         }
-        let endpoint = upstream.endpoint();
-        endpoint.attempts.fetch_add(1, Ordering::Relaxed);
-        endpoint.active.fetch_add(1, Ordering::Relaxed);
-        self.state = State::Open(Attempt {
-            upstream,
-            stream,
-            _permits: permits,
-        });
+        let cluster = self.record.cluster().cloned();
+        self.state = State::Open(Attempt::new(upstream, stream, cluster, permits));
         Step::On
     }
 

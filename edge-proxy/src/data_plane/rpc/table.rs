@@ -107,8 +107,9 @@ impl Table {
     }
 }
 
-/// A million places, four thousand generations: a key comes again after 4096 RPCs in one place, and nothing is said of
-/// an RPC longer than a turn after its end (but that its deadline has come, which is compared with the RPC's own).
+/// A million places, four thousand generations: a key comes again when its place is taken by the RPC that is a multiple of
+/// 4096 RPCs later, and nothing is said of an RPC longer than a turn after its end (but that its deadline has come, which is
+/// compared with the RPC's own). The last place isn't given: `u32::MAX` stays free, which is the engine's "no key yet".
 const PLACE_BITS: u32 = 20;
 const PLACES: u32 = (1 << PLACE_BITS) - 1;
 

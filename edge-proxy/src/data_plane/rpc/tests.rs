@@ -12,8 +12,8 @@ use crate::{
         self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy,
         running, serve, settle, stopped, until,
     },
-    snapshot::{Cluster, streak::Thresholds},
-    telemetry::captured::Log,
+    snapshot::streak::Thresholds,
+    telemetry::{captured::Log, labels::Label as _},
 };
 
 const GRPC: [(&str, &str); 6] = [
@@ -457,6 +457,32 @@ fn the_upstream_time_is_that_from_the_requests_end_to_the_head() {
 }
 
 #[test]
+fn an_attempt_is_counted_once_and_runs_from_when_it_has_a_stream() {
+    stopped(|| async {
+        let (_listener, bench) = silent().await;
+        let mut client = Browser::connect(&bench).await;
+        // Both pass before anything is looked at: the connect first.
+        let asked = cluster_policy().connect_timeout + Duration::from_millis(1);
+        let asked = format!("{}m", asked.as_millis());
+        let fields = [&GRPC[..], &[("grpc-timeout", &asked)]].concat();
+        let stream = client.request(&fields, b"", true);
+        client.flush().await;
+        at_once(|| bench.worker.pool.counts().2 == 1).await;
+        let series = bench.shard.cluster(&"backends".into());
+        assert_eq!(series.active.get(), 0, "it waits");
+        advance(cluster_policy().connect_timeout * 2).await;
+        assert_eq!(client.status(stream).await, "4");
+        let ends = labels::AttemptResult::ALL.iter();
+        let counted: Vec<_> = ends
+            .filter(|end| series.attempts(**end).get() > 0)
+            .collect();
+        assert_eq!(counted, [&labels::AttemptResult::TimedOut]);
+        assert_eq!(series.attempts(labels::AttemptResult::TimedOut).get(), 1);
+        assert_eq!(series.retries.get(), 0);
+    });
+}
+
+#[test]
 fn short_of_memory_a_stalled_request_is_answered_overloaded() {
     running(|| async {
         for (fields, status, text) in [(&GRPC[..], "200", Some("8")), (&PLAIN[..], "503", None)] {
@@ -476,6 +502,7 @@ fn short_of_memory_a_stalled_request_is_answered_overloaded() {
             until(|| noted.resets() == 1).await;
             let series = bench.shard.cluster(&"backends".into());
             assert_eq!(series.attempts(labels::AttemptResult::Cancelled).get(), 1);
+            assert_eq!(bench.shard.resets(labels::ResetCause::Overload).get(), 1);
             let lines = bench.logged();
             assert!(lines[0].contains("flags=OM"), "{lines:?}");
         }

@@ -266,7 +266,7 @@ impl Upstream {
                 rpc::upstream_gone(worker, key, true, cause);
             }
         }
-        let streams: Vec<_> = self.link.engine().streams().collect();
+        let streams: Vec<_> = self.link.engine().take_streams().collect();
         if !streams.is_empty() && !self.opening.get() && is_the_endpoints(end) {
             // Once, however many RPCs it had: a restart is no series of failures.
             let hints = &worker.hints;

@@ -134,7 +134,7 @@ impl Link {
         }
     }
 
-    /// How long the socket has taken nothing of what waits for it.
+    /// Since when the socket has taken nothing of what waits for it.
     pub(crate) fn write_blocked(&self) -> Option<Instant> {
         self.write_blocked.get()
     }

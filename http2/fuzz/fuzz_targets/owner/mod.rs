@@ -116,7 +116,7 @@ pub(crate) fn run(role: Role, input: &[u8]) {
                 0 => engine.shutdown_notice(),
                 1 => engine.shutdown(Reason::NO_ERROR),
                 2 => engine.close(Reason::INTERNAL_ERROR),
-                3 => engine.streams().for_each(drop),
+                3 => engine.take_streams().for_each(drop),
                 4 => engine.shrink(),
                 n => engine.ping(u64::from(n)),
             },

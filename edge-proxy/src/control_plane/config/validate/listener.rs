@@ -6,6 +6,7 @@ use super::check::{CONNECTION_WINDOW, Check, STREAM_WINDOW, minutes, seconds};
 use crate::{
     cgroup::Resources,
     control_plane::config::{file, place::At, problem::Shown},
+    data_plane::memory::PER_CONNECTION,
     snapshot::{EdgeHealthCheck, Http2Policy, ListenerPolicy, Timeouts},
 };
 
@@ -18,7 +19,7 @@ impl Check<'_, '_> {
     ) -> ListenerPolicy {
         let affordable = resources
             .memory_limit
-            .map_or(u64::MAX, |limit| limit / BYTES_PER_CONNECTION);
+            .map_or(u64::MAX, |limit| limit / PER_CONNECTION as u64);
         let max_connections = affordable.clamp(1, 10_000);
         let age_grace = file.max_connection_age_grace.as_ref();
         ListenerPolicy {
@@ -122,6 +123,3 @@ fn is_lower_case_token(byte: u8) -> bool {
 
 /// A decoded header list above 32 KiB ends the stream whatever is configured.
 const HEADER_BYTES: RangeInclusive<u64> = 1_024..=32_768;
-
-/// What a busy connection may hold, generously: TLS state, engine, buffers.
-const BYTES_PER_CONNECTION: u64 = 32 * 1024;
