@@ -74,6 +74,24 @@ pub enum Fault {
     Proxy,
 }
 
+/// Envoy's words for an upstream that failed before its response, or in it.
+macro_rules! before_headers {
+    ($reason:literal) => {
+        concat!(
+            "upstream connect error or disconnect/reset before headers. reset reason: ",
+            $reason
+        )
+    };
+}
+macro_rules! after_headers {
+    ($reason:literal) => {
+        concat!(
+            "upstream disconnect/reset after headers. reset reason: ",
+            $reason
+        )
+    };
+}
+
 impl Failure {
     /// The status for a plain HTTP request. After relayed headers ([`Failure::ResetAfterHeaders`]) nobody sees it.
     pub fn http_status(self) -> u16 {
@@ -98,7 +116,7 @@ impl Failure {
     }
 
     /// The status for a gRPC request: [`grpc_from_http`] of the HTTP status, but where gRPC has a better word.
-    pub fn grpc_status(self) -> u8 {
+    pub fn grpc_status(self) -> u32 {
         match self {
             // Envoy says UNAVAILABLE unless told otherwise; clients then retry what has no time left.
             Self::DeadlineExceeded | Self::StreamIdle => grpc::DEADLINE_EXCEEDED,
@@ -113,30 +131,18 @@ impl Failure {
         match self {
             Self::NoRoute => "",
             Self::NoEndpoint | Self::NoHealthyUpstream => "no healthy upstream",
-            Self::ConnectFailed => {
-                "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure"
-            }
-            Self::ConnectTimeout => {
-                "upstream connect error or disconnect/reset before headers. reset reason: connection timeout"
-            }
-            Self::ResetBeforeHeaders(ResetCause::Termination) => {
-                "upstream connect error or disconnect/reset before headers. reset reason: connection termination"
-            }
-            Self::ResetBeforeHeaders(ResetCause::RemoteReset) => {
-                "upstream connect error or disconnect/reset before headers. reset reason: remote reset"
-            }
-            Self::ResetBeforeHeaders(ResetCause::ProtocolError) => {
-                "upstream connect error or disconnect/reset before headers. reset reason: protocol error"
-            }
-            Self::ResetAfterHeaders(ResetCause::Termination) => {
-                "upstream disconnect/reset after headers. reset reason: connection termination"
-            }
-            Self::ResetAfterHeaders(ResetCause::RemoteReset) => {
-                "upstream disconnect/reset after headers. reset reason: remote reset"
-            }
-            Self::ResetAfterHeaders(ResetCause::ProtocolError) => {
-                "upstream disconnect/reset after headers. reset reason: protocol error"
-            }
+            Self::ConnectFailed => before_headers!("remote connection failure"),
+            Self::ConnectTimeout => before_headers!("connection timeout"),
+            Self::ResetBeforeHeaders(cause) => match cause {
+                ResetCause::Termination => before_headers!("connection termination"),
+                ResetCause::RemoteReset => before_headers!("remote reset"),
+                ResetCause::ProtocolError => before_headers!("protocol error"),
+            },
+            Self::ResetAfterHeaders(cause) => match cause {
+                ResetCause::Termination => after_headers!("connection termination"),
+                ResetCause::RemoteReset => after_headers!("remote reset"),
+                ResetCause::ProtocolError => after_headers!("protocol error"),
+            },
             Self::DeadlineExceeded => "upstream request timeout",
             Self::StreamIdle => "stream timeout",
             Self::InvalidAuthority => "invalid authority",
@@ -214,7 +220,7 @@ impl Failure {
 
 /// The gRPC status for an HTTP status, where one has to be mapped. gRPC's `http-grpc-status-mapping` document, which
 /// clients apply to answers without `grpc-status`: a client sees the same whether we map or it does.
-pub fn grpc_from_http(status: u16) -> u8 {
+pub fn grpc_from_http(status: u16) -> u32 {
     match status {
         400 => grpc::INTERNAL,
         401 => grpc::UNAUTHENTICATED,
@@ -245,28 +251,31 @@ pub fn encode_grpc_message(text: &str) -> Cow<'_, str> {
     Cow::Owned(encoded)
 }
 
-/// The gRPC status codes that the proxy itself gives.
+/// The gRPC status codes that the proxy gives, or reads something from (gRPC's `statuscodes` document). What a backend says
+/// may be any number.
 pub mod grpc {
-    /// 0.
-    pub const OK: u8 = 0;
-    /// 1: the client took its request back.
-    pub const CANCELLED: u8 = 1;
-    /// 2.
-    pub const UNKNOWN: u8 = 2;
-    /// 4.
-    pub const DEADLINE_EXCEEDED: u8 = 4;
-    /// 7.
-    pub const PERMISSION_DENIED: u8 = 7;
-    /// 8.
-    pub const RESOURCE_EXHAUSTED: u8 = 8;
-    /// 12.
-    pub const UNIMPLEMENTED: u8 = 12;
-    /// 13.
-    pub const INTERNAL: u8 = 13;
-    /// 14.
-    pub const UNAVAILABLE: u8 = 14;
-    /// 16.
-    pub const UNAUTHENTICATED: u8 = 16;
+    /// The client took its request back.
+    pub const CANCELLED: u32 = 1;
+    /// Also what stands for a status of HTTP that has no better word.
+    pub const UNKNOWN: u32 = 2;
+    /// The deadline passed.
+    pub const DEADLINE_EXCEEDED: u32 = 4;
+    /// Of a health check: the service isn't known there.
+    pub const NOT_FOUND: u32 = 5;
+    /// As 403.
+    pub const PERMISSION_DENIED: u32 = 7;
+    /// A limit, of the proxy's or the backend's.
+    pub const RESOURCE_EXHAUSTED: u32 = 8;
+    /// Of a health check: there is no health service.
+    pub const UNIMPLEMENTED: u32 = 12;
+    /// An error of whoever says so.
+    pub const INTERNAL: u32 = 13;
+    /// Whoever asks may try again.
+    pub const UNAVAILABLE: u32 = 14;
+    /// An error of the backend's.
+    pub const DATA_LOSS: u32 = 15;
+    /// As 401.
+    pub const UNAUTHENTICATED: u32 = 16;
 }
 
 /// Upper case, as the gRPC document's grammar has it.
@@ -284,7 +293,7 @@ mod tests {
         const BEFORE: &str =
             "upstream connect error or disconnect/reset before headers. reset reason: ";
         let before = |cause: &str| format!("{BEFORE}{cause}");
-        let rows: &[(Failure, u16, u8, String, &str)] = &[
+        let rows: &[(Failure, u16, u32, String, &str)] = &[
             (Failure::NoRoute, 404, 12, String::new(), "NR"),
             (
                 Failure::NoEndpoint,

@@ -39,7 +39,7 @@ pub struct Answer {
     /// `text/plain`; empty: the head ends the stream.
     pub body: Cow<'static, str>,
     /// As the head has it; `None` in an answer that isn't gRPC.
-    pub grpc_status: Option<u8>,
+    pub grpc_status: Option<u32>,
 }
 
 impl Form {
@@ -107,7 +107,7 @@ pub fn trailers(failure: Failure) -> Headers {
     headers
 }
 
-fn grpc(status: u8, text: &str, context: &AnswerContext<'_>) -> Answer {
+fn grpc(status: u32, text: &str, context: &AnswerContext<'_>) -> Answer {
     let mut headers = Headers::new();
     headers.push_known(Known::Status, b"200");
     headers.push_known(Known::ContentType, b"application/grpc");
@@ -145,7 +145,7 @@ fn plain(status: u16, text: Cow<'static, str>, form: Form, context: &AnswerConte
     }
 }
 
-fn push_status(headers: &mut Headers, status: u8, text: &str) {
+fn push_status(headers: &mut Headers, status: u32, text: &str) {
     let mut digits = itoa::Buffer::new();
     headers.push_known(Known::GrpcStatus, digits.format(status).as_bytes());
     if !text.is_empty() {

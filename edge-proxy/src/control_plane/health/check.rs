@@ -127,7 +127,7 @@ impl Checker {
                 // Every check carries our deadline: a backend that says so ran into it.
                 Code::DeadlineExceeded | Code::Cancelled => Outcome::TimedOut(self.timeout),
                 code => Outcome::Status {
-                    code: code as i32,
+                    code: code as u32,
                     text: match status.message() {
                         "" => format!("{code:?}"),
                         message => format!("{code:?}: {}", cut(message)),

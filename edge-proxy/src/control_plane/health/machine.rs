@@ -22,6 +22,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     control_plane::{config::HealthCheckSpec, status::CheckResult},
+    error::grpc,
     snapshot::Health,
 };
 
@@ -53,7 +54,7 @@ pub(crate) enum Outcome {
     /// A received grpc-status other than 0.
     Status {
         /// Its number.
-        code: i32,
+        code: u32,
         /// Its name and the backend's text.
         text: String,
     },
@@ -186,7 +187,7 @@ impl Outcome {
             Self::Serving => CheckResult::Pass,
             Self::NotServing(_) => CheckResult::NotServing,
             Self::Status {
-                code: UNIMPLEMENTED,
+                code: grpc::UNIMPLEMENTED,
                 ..
             } => CheckResult::Unimplemented,
             Self::Status { .. } => CheckResult::Status,
@@ -204,13 +205,16 @@ impl fmt::Display for Outcome {
             Self::Serving => f.write_str("SERVING"),
             Self::NotServing(status) => write!(f, "the backend says {status}"),
             Self::Status {
-                code: UNIMPLEMENTED,
+                code: grpc::UNIMPLEMENTED,
                 ..
             } => f.write_str(
                 "the backend has no health service (status 12, UNIMPLEMENTED): serve \
                  grpc.health.v1.Health there, or remove health_check from the cluster",
             ),
-            Self::Status { code: 5, text } => write!(
+            Self::Status {
+                code: grpc::NOT_FOUND,
+                text,
+            } => write!(
                 f,
                 "the backend doesn't know the service that health_check names (status 5, {text})"
             ),
@@ -222,8 +226,6 @@ impl fmt::Display for Outcome {
         }
     }
 }
-
-const UNIMPLEMENTED: i32 = 12;
 
 /// What has panicked is back within a second, its jitter of a tenth included.
 const AFTER_A_PANIC: Duration = Duration::from_millis(900);
@@ -265,7 +267,7 @@ mod tests {
         Outcome::NotServing("NOT_SERVING".into())
     }
 
-    fn status(code: i32) -> Outcome {
+    fn status(code: u32) -> Outcome {
         Outcome::Status {
             code,
             text: "text".into(),

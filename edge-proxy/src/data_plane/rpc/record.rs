@@ -19,7 +19,7 @@ use crate::{
         upstream::retry::{self, Outcome},
         worker::ClusterState,
     },
-    error::{Failure, Flag, ResetCause},
+    error::{Failure, Flag, ResetCause, grpc},
     snapshot::{Cluster, EndpointShared, Route, streak::Ending},
     telemetry::{
         labels::{self, AttemptResult, Flags, Limit},
@@ -199,10 +199,18 @@ impl Record {
     }
 
     /// The backend's answer is one of failure: a server error, or gRPC without a status.
-    pub(super) fn failed(&self, grpc: bool) -> bool {
+    pub(super) fn failed(&self, is_grpc: bool) -> bool {
         match self.grpc_status {
-            Some(status) => matches!(status, 2 | 4 | 8 | 13 | 14 | 15),
-            None => grpc || self.status >= 500,
+            Some(status) => matches!(
+                status,
+                grpc::UNKNOWN
+                    | grpc::DEADLINE_EXCEEDED
+                    | grpc::RESOURCE_EXHAUSTED
+                    | grpc::INTERNAL
+                    | grpc::UNAVAILABLE
+                    | grpc::DATA_LOSS
+            ),
+            None => is_grpc || self.status >= 500,
         }
     }
 
@@ -212,12 +220,12 @@ impl Record {
         worker: &Rc<Worker>,
         client: &Client,
         head: &Head,
-        grpc: bool,
+        is_grpc: bool,
         now: Instant,
     ) {
         let duration = now.saturating_duration_since(self.started);
         let path = head.value(Logged::Path);
-        let told = self.told(grpc);
+        let told = self.told(is_grpc);
         match &self.series {
             Some(series) => {
                 series.ended(told).inc();
@@ -236,11 +244,11 @@ impl Record {
         if let Some(state) = &self.cluster {
             let series = &state.series;
             series.duration.record(duration);
-            if let Some(result) = self.attempt_result(grpc) {
+            if let Some(result) = self.attempt_result(is_grpc) {
                 series.attempts(result).inc();
             }
         }
-        if let (Some(endpoint), Some(ending)) = (&self.endpoint, self.ending(grpc)) {
+        if let (Some(endpoint), Some(ending)) = (&self.endpoint, self.ending(is_grpc)) {
             worker.hints.attempted(endpoint, ending, 1);
         }
         for flag in self.flags.iter() {
@@ -273,11 +281,11 @@ impl Record {
     }
 
     /// The `grpc-status` that the client got, or made up itself; `None`: neither, or this isn't gRPC.
-    fn told(&self, grpc: bool) -> Option<u32> {
-        if !grpc || self.cut_off {
+    fn told(&self, is_grpc: bool) -> Option<u32> {
+        if !is_grpc || self.cut_off {
             None
         } else if self.client_left {
-            Some(CANCELLED)
+            Some(grpc::CANCELLED)
         } else {
             self.grpc_status
         }
@@ -294,7 +302,7 @@ impl Record {
     }
 
     /// How the last attempt ended; `None`: there was none since the last one that was counted.
-    fn attempt_result(&self, grpc: bool) -> Option<AttemptResult> {
+    fn attempt_result(&self, is_grpc: bool) -> Option<AttemptResult> {
         if self.attempts == 0 {
             return None;
         }
@@ -304,14 +312,14 @@ impl Record {
         Some(match self.failure {
             Some(failure) if !self.completed => return failed_attempt(failure),
             _ if self.left_early() => AttemptResult::Cancelled,
-            _ if grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
+            _ if is_grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
             _ if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
             _ => AttemptResult::ErrorStatus,
         })
     }
 
     /// What the last attempt's end says about its endpoint.
-    fn ending(&self, grpc: bool) -> Option<Ending> {
+    fn ending(&self, is_grpc: bool) -> Option<Ending> {
         if let Some(failure) = self.failure.filter(|_| !self.completed) {
             return unanswered(self.given_up.unwrap_or(Outcome::Other), failure);
         }
@@ -319,13 +327,13 @@ impl Record {
             return None;
         }
         Some(match (self.grpc_status, self.status) {
-            (Some(UNAVAILABLE), _) => Ending::GatewayFailure,
-            (Some(UNKNOWN | INTERNAL | DATA_LOSS), _) => Ending::ServerError,
+            (Some(grpc::UNAVAILABLE), _) => Ending::GatewayFailure,
+            (Some(grpc::UNKNOWN | grpc::INTERNAL | grpc::DATA_LOSS), _) => Ending::ServerError,
             // 4 and 12 are failures of the backend's too, as Envoy counts; but whoever asks can have them at will.
             (Some(_), _) => Ending::Well,
             (None, 502..=504) => Ending::GatewayFailure,
             (None, 500..) => Ending::ServerError,
-            (None, _) if grpc => Ending::ServerError,
+            (None, _) if is_grpc => Ending::ServerError,
             (None, _) => Ending::Well,
         })
     }
@@ -381,12 +389,3 @@ fn grpc_status(headers: &Headers) -> Option<u32> {
     let value = headers.known(Known::GrpcStatus)?;
     std::str::from_utf8(value).ok()?.parse().ok()
 }
-
-/// What a client that left would have told itself.
-const CANCELLED: u32 = 1;
-
-// A backend's word for a failure of its own.
-const UNKNOWN: u32 = 2;
-const INTERNAL: u32 = 13;
-const UNAVAILABLE: u32 = 14;
-const DATA_LOSS: u32 = 15;
