@@ -312,6 +312,32 @@ fn memory_is_limited_and_cpu_is_not() {
         );
         assert!(amount(&requests["cpu"]) > 0.0, "{folder}");
     }
+}
+
+#[test]
+fn no_log_has_a_pod_evicted() {
+    for (folder, _, deployment) in deployments() {
+        let pod = pod(&deployment);
+        let resources = container(&pod).resources.clone().unwrap();
+        assert!(
+            !resources.limits.unwrap().contains_key("ephemeral-storage"),
+            "{folder}: its log counts, clients decide how much that is, and an eviction is no drain"
+        );
+        assert!(
+            amount(&resources.requests.unwrap()["ephemeral-storage"]) > 0.0,
+            "{folder}: nodes short of space evict first what asked for none"
+        );
+        // There is nothing else that would need a limit: the root is read-only (`one_security_context_everywhere`).
+        let volumes = pod.volumes.unwrap_or_default();
+        assert!(
+            volumes.iter().all(|volume| volume.empty_dir.is_none()),
+            "{folder}: a volume that counts as its pod's storage"
+        );
+    }
+}
+
+#[test]
+fn the_autoscaler_acts_before_the_workers_are_full() {
     let full = Rendered::new("deploy/overlays/full/edge-proxy");
     let scaler: HorizontalPodAutoscaler = full.one();
     let metrics = scaler.spec.metrics.unwrap();
