@@ -58,14 +58,14 @@ pub(super) struct GatewayTls {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct GrpcRoute {
     parent_refs: Vec<Reference>,
-    rules: Vec<GrpcRouteRule>,
+    pub(super) rules: Vec<GrpcRouteRule>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct GrpcRouteRule {
     matches: Vec<GrpcRouteMatch>,
-    backend_refs: Vec<Reference>,
+    pub(super) backend_refs: Vec<Reference>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,7 +83,39 @@ pub(super) struct GrpcMethod {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Reference {
-    name: String,
+    pub(super) name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct DestinationRule {
+    pub(super) host: String,
+    traffic_policy: TrafficPolicy,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TrafficPolicy {
+    connection_pool: ConnectionPool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConnectionPool {
+    http: HttpSettings,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct HttpSettings {
+    use_client_protocol: bool,
+}
+
+impl DestinationRule {
+    /// Whether a gateway speaks HTTP/2 to the host when its client does.
+    pub(super) fn uses_client_protocol(&self) -> bool {
+        self.traffic_policy.connection_pool.http.use_client_protocol
+    }
 }

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
-use super::foreign::{Foreign, Gateway, GrpcRoute, PodMonitoring};
+use super::foreign::{DestinationRule, Foreign, Gateway, GrpcRoute, PodMonitoring};
 use super::{APPS, FOLDERS, Rendered, documents, read, sample, typed};
 
 #[test]
@@ -33,6 +33,7 @@ fn every_field_of_every_object_exists() {
                 "PodMonitoring" => drop(typed::<Foreign<PodMonitoring>>(object)),
                 "Gateway" => drop(typed::<Foreign<Gateway>>(object)),
                 "GRPCRoute" => drop(typed::<Foreign<GrpcRoute>>(object)),
+                "DestinationRule" => drop(typed::<Foreign<DestinationRule>>(object)),
                 kind => panic!("{folder}: no type to check a {kind} with"),
             }
         }
@@ -385,22 +386,6 @@ fn variants_change_what_they_say() {
     let local: Service = Rendered::new("deploy/overlays/local/edge-proxy").one();
     assert!(local.metadata.annotations.is_none());
 
-    for app in ["echo-grpc", "reverse-grpc"] {
-        let folder = format!("deploy/overlays/istio/{app}");
-        let service: Service = Rendered::new(&folder).one();
-        let spec = service.spec.unwrap();
-        assert!(
-            spec.cluster_ip.is_none(),
-            "{app}: the mesh balances over an address"
-        );
-        assert_eq!(spec.ports.unwrap()[0].app_protocol.as_deref(), Some("grpc"));
-        let text = read(&format!("{folder}/kustomization.yaml"));
-        assert!(
-            text.contains(&format!("kubectl delete service {app}")),
-            "{app}"
-        );
-    }
-
     let full = Rendered::new("deploy/overlays/full/edge-proxy");
     let deployment: Deployment = full.one();
     assert!(
@@ -410,6 +395,80 @@ fn variants_change_what_they_say() {
     let scaler = full.one::<HorizontalPodAutoscaler>().spec;
     assert_eq!(scaler.scale_target_ref.name, "edge-proxy");
     assert_eq!(scaler.min_replicas, Some(2));
+}
+
+/// No mesh runs where these tests do: they hold what was read in Istio's sources and documents.
+#[test]
+fn a_mesh_can_balance_what_the_proxy_sends() {
+    for app in ["echo-grpc", "reverse-grpc"] {
+        let folder = format!("deploy/overlays/istio/{app}");
+        let service: Service = Rendered::new(&folder).one();
+        let spec = service.spec.unwrap();
+        assert!(
+            spec.cluster_ip.is_none(),
+            "{app}: the mesh balances over an address"
+        );
+        // Of a port that names its protocol a sidecar goes by :authority, which is the client's.
+        let port = &spec.ports.unwrap()[0];
+        let name = port.name.as_deref().unwrap();
+        assert_eq!(port.app_protocol, None, "{app}");
+        assert!(
+            !ISTIO_PROTOCOLS.contains(&name.split('-').next().unwrap()),
+            "{app}: {name}"
+        );
+        let text = read(&format!("{folder}/kustomization.yaml"));
+        assert!(
+            text.contains(&format!("kubectl delete service {app}")),
+            "{app}"
+        );
+    }
+    // A gateway, unlike a sidecar, doesn't look: it must be told.
+    let gateway = Rendered::new("deploy/overlays/istio/gateway").objects;
+    let of_kind = |kind| gateway.iter().filter(move |object| object["kind"] == kind);
+    let told: BTreeSet<String> = of_kind("DestinationRule")
+        .map(|object| typed::<Foreign<DestinationRule>>(object).spec)
+        .filter(DestinationRule::uses_client_protocol)
+        .map(|rule| rule.host)
+        .collect();
+    let called: BTreeSet<String> = of_kind("GRPCRoute")
+        .flat_map(|object| typed::<Foreign<GrpcRoute>>(object).spec.rules)
+        .flat_map(|rule| rule.backend_refs)
+        .map(|backend| backend.name)
+        .collect();
+    assert_eq!(told, called);
+}
+
+/// What the first word of a port's name says to Istio, if it is one of these.
+const ISTIO_PROTOCOLS: [&str; 10] = [
+    "grpc", "http", "http2", "https", "mongo", "mysql", "redis", "tcp", "tls", "udp",
+];
+
+#[test]
+fn who_calls_and_who_is_called_has_a_sidecar() {
+    for app in APPS {
+        let deployment: Deployment = Rendered::new(&format!("deploy/overlays/istio/{app}")).one();
+        let metadata = deployment.spec.template.metadata.clone().unwrap();
+        let labels = metadata.labels.unwrap();
+        assert_eq!(labels["sidecar.istio.io/inject"], "true", "{app}");
+        let annotations = metadata.annotations.unwrap();
+        let excluded = annotations.get("traffic.sidecar.istio.io/excludeInboundPorts");
+        let probes = annotations.get("sidecar.istio.io/rewriteAppHTTPProbers");
+        if app == "edge-proxy" {
+            // Clients' own addresses, and probes of the proxy, not of what answers for it.
+            let excluded: BTreeSet<i32> = excluded
+                .unwrap()
+                .split(',')
+                .map(|port| port.parse().unwrap())
+                .collect();
+            let pod = pod(&deployment);
+            let ports = container(&pod).ports.iter().flatten();
+            assert_eq!(excluded, ports.map(|port| port.container_port).collect());
+            assert_eq!(probes.unwrap(), "false");
+        } else {
+            // With mutual TLS only sidecars may call, and kubelets have none.
+            assert_eq!((excluded, probes), (None, None), "{app}");
+        }
+    }
 }
 
 #[test]

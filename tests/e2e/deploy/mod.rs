@@ -32,7 +32,7 @@ use serde_json::Value;
 const APPS: [&str; 3] = ["echo-grpc", "reverse-grpc", "edge-proxy"];
 
 /// All folders that can be rendered. Components can't be, alone: `full` holds them all.
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 11] = [
     "deploy/echo-grpc",
     "deploy/reverse-grpc",
     "deploy/edge-proxy",
@@ -40,6 +40,7 @@ const FOLDERS: [&str; 10] = [
     "deploy/overlays/internal/edge-proxy",
     "deploy/overlays/local/edge-proxy",
     "deploy/overlays/namespace/edge-proxy",
+    "deploy/overlays/istio/edge-proxy",
     "deploy/overlays/istio/echo-grpc",
     "deploy/overlays/istio/reverse-grpc",
     "deploy/overlays/istio/gateway",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::Deserialize;
 
 use super::manifests::{container, pod};
 use super::{APPS, Rendered, sample};
@@ -53,12 +54,49 @@ fn a_proxy_outlives_what_the_load_balancer_believes() {
 }
 
 #[test]
+fn a_sidecar_outlives_what_it_carries() {
+    for app in APPS {
+        let times = Times::of(app);
+        let deployment: Deployment = Rendered::new(&format!("deploy/overlays/istio/{app}")).one();
+        let metadata = deployment.spec.template.metadata.unwrap();
+        let config = &metadata.annotations.unwrap()["proxy.istio.io/config"];
+        let config: SidecarConfig = serde_norway::from_str(config).unwrap();
+        let drain = config.termination_drain_duration.strip_suffix('s');
+        let drain = Duration::from_secs(drain.unwrap().parse().unwrap());
+        // Its time runs from the pod's end, as `preStop` does; the kubelet ends it with the grace.
+        let needed = match app {
+            "edge-proxy" => sample().drain.time + sample().drain.deadline,
+            _ => grpc_service::Drain::default().accept + grpc_service::Drain::default().finish,
+        } + times.pre_stop;
+        assert!(
+            drain > needed && drain <= times.grace,
+            "{app}: {drain:?}, {times:?}, and {needed:?} are needed"
+        );
+        // Who calls at its start needs what carries it.
+        assert_eq!(
+            config.hold_application_until_proxy_starts,
+            app == "edge-proxy",
+            "{app}"
+        );
+    }
+}
+
+#[test]
 fn a_rollout_is_given_the_time_it_takes() {
     for app in APPS {
         let spec = Rendered::base(app).one::<Deployment>().spec;
         let deadline = spec.progress_deadline_seconds.unwrap();
         assert!(deadline > 2 * spec.min_ready_seconds.unwrap_or(0), "{app}");
     }
+}
+
+/// The annotation by which a pod configures its sidecar.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SidecarConfig {
+    termination_drain_duration: String,
+    #[serde(default)]
+    hold_application_until_proxy_starts: bool,
 }
 
 /// The times of one Deployment's pods.

@@ -151,6 +151,7 @@ fn profiles_are_one_change_each() {
         ("echo-grpc", "istio"),
         ("edge-proxy", "gcb"),
         ("edge-proxy", "internal"),
+        ("edge-proxy", "istio"),
         ("edge-proxy", "local"),
         ("edge-proxy", "namespace"),
         ("reverse-grpc", "gcb"),
