@@ -348,6 +348,16 @@ fn the_autoscaler_acts_before_the_workers_are_full() {
         target > 0.0 && target < sample().workers as f64,
         "{target} cores per pod"
     );
+    // Machines with shared cores sustain one at most, and then it would never act.
+    let text = read("README.md");
+    let create = text
+        .lines()
+        .find(|line| line.starts_with("gcloud container clusters create "))
+        .unwrap();
+    assert!(
+        target < 1.0 || create.contains(" --machine-type e2-standard-"),
+        "{create}"
+    );
 }
 
 #[test]

@@ -149,6 +149,7 @@ fn profiles_are_one_change_each() {
     let expected = [
         ("echo-grpc", "gcb"),
         ("echo-grpc", "istio"),
+        ("edge-proxy", "full"),
         ("edge-proxy", "gcb"),
         ("edge-proxy", "internal"),
         ("edge-proxy", "istio"),
