@@ -41,20 +41,15 @@ pub const EXIT_FAILED: u8 = 1;
 /// The configuration is wrong. The command line's own mistakes end with it too.
 pub const EXIT_WRONG: u8 = 2;
 
-/// Version and build: `0.1.0 (release, x86_64-linux, 1a2b3c4)`. The commit is there if `EDGE_PROXY_COMMIT` was set
-/// when it was compiled.
+/// Version and build: `0.1.0 (release, x86_64-linux)`. No commit: equal sources are to make equal binaries, and what an image
+/// was built from is its label `org.opencontainers.image.revision`.
 pub static VERSION: LazyLock<String> = LazyLock::new(|| {
     let profile = if cfg!(debug_assertions) {
         "debug"
     } else {
         "release"
     };
-    let commit = option_env!("EDGE_PROXY_COMMIT").filter(|commit| !commit.is_empty());
-    let commit = commit.map_or_else(String::new, |commit| format!(", {commit}"));
-    format!(
-        "{} ({profile}, {ARCH}-{OS}{commit})",
-        env!("CARGO_PKG_VERSION")
-    )
+    format!("{} ({profile}, {ARCH}-{OS})", env!("CARGO_PKG_VERSION"))
 });
 
 /// Reads the process's arguments. Help, version and mistakes are printed here and end the process (with 0, 0, 2).
