@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use edge_proxy::{
@@ -10,17 +10,15 @@ use edge_proxy::{
         status::{CheckResult, Detected, LookupResult},
     },
     telemetry::{
-        exposition::FAMILIES,
-        labels::{AttemptResult, Flag, HandshakeResult, Label as _},
+        exposition::{FAMILIES, HEALTH},
+        labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, Side},
     },
 };
 use serde_json::Value;
 
 #[test]
 fn the_configurations_table_has_every_key_and_no_other() {
-    let schema = serde_json::to_value(Config::schema()).unwrap();
-    let mut known = BTreeSet::new();
-    collect(&schema, &schema, "", &mut known);
+    let known: BTreeSet<String> = schema_keys().into_keys().collect();
     // Mappings that have no row of their own: their keys' rows say all.
     let told = rows("## Configuration").into_keys().collect();
     let parents = parents(&told);
@@ -37,6 +35,33 @@ fn the_configurations_table_has_every_key_and_no_other() {
         without_a_key.is_empty(),
         "rows without a key: {without_a_key:?}"
     );
+}
+
+/// What an editor shows and what the README says are one text; `config_dump.rs` compares the defaults in it with those in force.
+#[test]
+fn the_configurations_table_says_what_the_schema_does() {
+    let known = schema_keys();
+    for (key, row) in rows("## Configuration") {
+        let (default, meaning) = (row[2].replace('`', ""), row[3].replace('`', ""));
+        let description = known[&key].replace('`', "");
+        let (schema_meaning, schema_default) = description
+            .split_once(" Default: ")
+            .unwrap_or((&description, ""));
+        assert_eq!(schema_meaning, meaning, "{key}");
+        let schema_default = schema_default.trim_end_matches('.');
+        let expected = match key.split_once('.') {
+            // One struct, described once for both.
+            Some((server @ ("admin" | "probes"), "address")) => {
+                let mut defaults = schema_default.split(", ");
+                let own = format!("{default} ({server})");
+                assert!(defaults.any(|of| of == own), "{key}: {schema_default}");
+                continue;
+            }
+            _ if default == "**required**" || default.starts_with("this or ") => "",
+            _ => &default,
+        };
+        assert_eq!(schema_default, expected, "{key}: its default");
+    }
 }
 
 #[test]
@@ -58,32 +83,64 @@ fn the_metrics_table_is_that_of_the_code() {
             .remove(family.name)
             .unwrap_or_else(|| panic!("{} has no row", family.name));
         assert_eq!(row[1], family.kind, "{}", family.name);
+        let mut labels = labels(&row[2]);
         for label in family.labels {
+            let told = labels
+                .remove(*label)
+                .unwrap_or_else(|| panic!("{}: no `{label}`", family.name));
+            let known = values(family.name, label);
             assert!(
-                row[2].contains(&format!("`{label}`")),
-                "{}: {label}",
+                known.is_empty() || told == known,
+                "{}: {label} is one of {known:?}, not of {told:?}",
                 family.name
             );
         }
-        for value in results(family.name) {
-            let value = format!("`{value}`");
-            assert!(row[2].contains(&value), "{}: {value}", family.name);
-        }
+        assert!(labels.is_empty(), "{}: no {labels:?}", family.name);
         assert_eq!(row[4], family.help, "{}", family.name);
     }
     assert!(told.is_empty(), "no such metrics: {told:?}");
 }
 
-/// The values of the label `result`.
-fn results(family: &str) -> Vec<&'static str> {
-    match family {
-        "edge_attempts_total" => AttemptResult::ALL.iter().map(|r| r.as_str()).collect(),
-        "edge_dns_lookups_total" => LookupResult::ALL.iter().map(|r| r.as_str()).collect(),
-        "edge_health_checks_total" => CheckResult::ALL.iter().map(|r| r.as_str()).collect(),
-        "edge_outlier_detections_total" => Detected::ALL.iter().map(|r| r.as_str()).collect(),
-        "edge_tls_handshakes_total" => HandshakeResult::ALL.iter().map(|r| r.as_str()).collect(),
-        _ => Vec::new(),
+/// The values of a label, where they are a closed set.
+fn values(family: &str, label: &str) -> BTreeSet<String> {
+    fn all<L: Label>() -> Vec<&'static str> {
+        L::ALL.iter().map(|value| value.as_str()).collect()
     }
+    let values = match (family, label) {
+        ("edge_attempts_total", "result") => all::<AttemptResult>(),
+        ("edge_tls_handshakes_total", "result") => all::<HandshakeResult>(),
+        ("edge_stream_resets_total", "cause") => all::<ResetCause>(),
+        ("edge_limits_total", "limit") => all::<Limit>(),
+        (_, "side") => all::<Side>(),
+        (_, "health") => HEALTH.iter().map(|(word, _)| *word).collect(),
+        ("edge_dns_lookups_total", "result") => LookupResult::ALL.map(|r| r.as_str()).into(),
+        ("edge_health_checks_total", "result") => CheckResult::ALL.map(|r| r.as_str()).into(),
+        ("edge_outlier_detections_total", "result") => Detected::ALL.map(|r| r.as_str()).into(),
+        _ => Vec::new(),
+    };
+    values.into_iter().map(str::to_owned).collect()
+}
+
+/// A cell such as "`cluster`, `health` (`healthy`, `unknown`)": each label and the values behind it.
+fn labels(cell: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found = BTreeMap::new();
+    let (mut last, mut inside) = (None, false);
+    for (index, part) in cell.split('`').enumerate() {
+        if index % 2 == 0 {
+            inside = match (part.rfind('('), part.rfind(')')) {
+                (None, None) => inside,
+                (open, close) => open > close,
+            };
+        } else if inside {
+            let label: &String = last.as_ref().unwrap_or_else(|| panic!("{cell}"));
+            let values: &mut BTreeSet<String> = found.get_mut(label).unwrap();
+            values.insert(part.to_owned());
+        } else {
+            found.insert(part.to_owned(), BTreeSet::new());
+            last = Some(part.to_owned());
+        }
+    }
+    found
 }
 
 #[test]
@@ -130,31 +187,47 @@ fn what_the_documents_link_to_is_there() {
         "ARCHITECTURE.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
+        "RELIABILITY.md",
         "SECURITY.md",
+        "bench/README.md",
+        "tests/cluster/README.md",
     ] {
         let text = read(document);
+        // From where the document is.
+        let folder = Path::new(document).parent().unwrap();
         for link in text.split("](").skip(1) {
             let target = link.split(')').next().unwrap();
             if target.starts_with("https://") {
                 continue;
             }
-            match target.split_once('#') {
-                Some(("", heading)) => assert!(
-                    headings(&text).iter().any(|h| h == heading),
-                    "{document}: {target}"
-                ),
-                Some((other, heading)) => assert!(
-                    headings(&read(other)).iter().any(|h| h == heading),
-                    "{document}: {target}"
-                ),
-                None => assert!(root().join(target).exists(), "{document}: {target}"),
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = root().join(folder).join(path);
+            assert!(path.exists(), "{document}: {target}");
+            if heading.is_empty() {
+                continue;
             }
+            let there = if target.starts_with('#') {
+                text.clone()
+            } else {
+                fs::read_to_string(path).unwrap()
+            };
+            assert!(
+                headings(&there).iter().any(|h| h == heading),
+                "{document}: {target}"
+            );
         }
     }
 }
 
-/// Every key of the schema with its path: `clusters[].name`.
-fn collect(schema: &Value, node: &Value, path: &str, known: &mut BTreeSet<String>) {
+/// Every key of the schema with its path, `clusters[].name`, and its description.
+fn schema_keys() -> BTreeMap<String, String> {
+    let schema = serde_json::to_value(Config::schema()).unwrap();
+    let mut known = BTreeMap::new();
+    collect(&schema, &schema, "", &mut known);
+    known
+}
+
+fn collect(schema: &Value, node: &Value, path: &str, known: &mut BTreeMap<String, String>) {
     if let Some(reference) = node.get("$ref").and_then(Value::as_str) {
         let target = schema.pointer(reference.trim_start_matches('#')).unwrap();
         return collect(schema, target, path, known);
@@ -184,7 +257,10 @@ fn collect(schema: &Value, node: &Value, path: &str, known: &mut BTreeSet<String
             format!("{path}.{key}")
         };
         collect(schema, node, &path, known);
-        known.insert(path);
+        let description = node["description"].as_str().unwrap_or_default();
+        // As it is wrapped in the source.
+        let words: Vec<_> = description.split_whitespace().collect();
+        known.insert(path, words.join(" "));
     }
 }
 

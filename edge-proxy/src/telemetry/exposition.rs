@@ -410,8 +410,8 @@ impl Text {
 
 type IsHealth = fn(&Health) -> bool;
 
-/// The values of `health`.
-const HEALTH: [(&str, IsHealth); 3] = [
+/// The values of `health`, and whose they are.
+pub const HEALTH: [(&str, IsHealth); 3] = [
     ("healthy", |health| matches!(health, Health::Healthy)),
     ("unknown", |health| matches!(health, Health::Unknown)),
     ("unhealthy", |health| matches!(health, Health::Unhealthy(_))),

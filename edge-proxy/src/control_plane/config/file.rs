@@ -47,7 +47,8 @@ pub(super) struct File {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Dns {
-    /// IP addresses, with a port if it isn't 53. Empty: those of /etc/resolv.conf. Default: empty.
+    /// IP addresses, with a port if it isn't 53 (`"[fd00::a]:5353"`). Empty: those of /etc/resolv.conf, as it is at the start.
+    /// Default: empty.
     pub(super) nameservers: Vec<At<String>>,
 }
 
@@ -63,7 +64,8 @@ pub(super) struct Listener {
     #[serde(default, deserialize_with = "mapping")]
     #[schemars(with = "EdgeHealthCheck")]
     pub(super) health_check: Option<EdgeHealthCheck>,
-    /// Connections open at once. Default: 10000, or memory limit ÷ 32 KiB if less.
+    /// Connections open at once. The limit of open files (`ulimit -n`) leaves room for nine tenths of it, less 64: a start with
+    /// less room says so. Default: 10000, or memory limit ÷ 32 KiB if less.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// Connections open at once from one source address. Default: 256.
@@ -74,7 +76,8 @@ pub(super) struct Listener {
     pub(super) max_pending_handshakes: Option<At<u64>>,
     /// After this (± 10 %) a connection gets its GOAWAY. Default: 30m.
     pub(super) max_connection_age: Option<At<Span>>,
-    /// How long running streams may go on after that. Default: as long as they want.
+    /// How long running streams may go on after that; then they end, and what waits for a shut window 5 s later. Default: as
+    /// long as they want.
     pub(super) max_connection_age_grace: Option<At<Span>>,
     /// PINGs to clients.
     #[serde(default)]
@@ -139,13 +142,14 @@ pub(super) struct Timeouts {
     pub(super) tls_handshake: Option<At<Span>>,
     /// Accept to HTTP/2 preface and SETTINGS, or to whole HTTP/1.1 headers. Default: 10s.
     pub(super) preface: Option<At<Span>>,
-    /// An open HTTP/2 header block. Default: 10s.
+    /// An open HTTP/2 header block; over HTTP/1.1 the rest of a head, but the first (`preface`). Default: 10s.
     pub(super) header_block: Option<At<Span>>,
     /// No byte either way on a stream. Default: 5m.
     pub(super) stream_idle: Option<At<Span>>,
     /// A socket write without progress, to a client or a backend. Default: 30s.
     pub(super) write_stall: Option<At<Span>>,
-    /// A stream whose window the client keeps shut. Default: 60s.
+    /// A stream whose window the client keeps shut; a connection's window that a backend keeps shut while others wait for it:
+    /// the RPC that holds most of it ends. Default: 60s.
     pub(super) stream_window_stall: Option<At<Span>>,
     /// A connection without streams. Default: 15m.
     pub(super) idle: Option<At<Span>>,
@@ -367,7 +371,8 @@ pub(super) struct OutlierDetection {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CircuitBreakers {
-    /// Connections to all endpoints; one for each endpoint and worker is the least that serves well. Default: no limit.
+    /// Connections to all endpoints, over all workers; one for each endpoint and worker is the least that serves well.
+    /// Default: no limit.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// RPCs that wait for a connection. Default: no limit.
