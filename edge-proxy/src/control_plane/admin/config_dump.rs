@@ -227,6 +227,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::cgroup::Resources;
 
     #[test]
     fn what_it_shows_is_the_same_configuration() {
@@ -271,6 +272,97 @@ mod tests {
         let config = parse(text);
         let dumped = serde_json::to_string_pretty(&dump(&config)).unwrap();
         assert_eq!(parse(&dumped), config, "{dumped}");
+    }
+
+    /// `tests/e2e/readme.rs` compares the schema's texts with the README's.
+    #[test]
+    fn the_schemas_defaults_are_in_force() {
+        let text = "
+            listener:
+              address: 0.0.0.0:8443
+              tls: { certificate_chain: /tls/tls.crt, private_key: /tls/tls.key }
+              health_check: {}
+            routes: [{ prefix: /, cluster: a }, { prefix: /b, direct_response: { status: 200 } }]
+            clusters: [{ name: a, endpoints: ['a:1'], health_check: {} }]
+        ";
+        let machine = Resources {
+            cores: 2,
+            memory_limit: None,
+        };
+        let parsed = Config::parse_for(text, Path::new("edge-proxy.yaml"), &machine);
+        let dumped = dump(&parsed.unwrap().config);
+        let schema = serde_json::to_value(Config::schema()).unwrap();
+        let mut seen = 0;
+        compare(&schema, &schema, &dumped, &mut seen);
+        assert!(seen > 50, "{seen} defaults");
+    }
+
+    /// Goes down the schema's `node` and `value` of the dump together, and counts the defaults that it has compared.
+    fn compare(schema: &Value, node: &Value, value: &Value, seen: &mut usize) {
+        if let Some(reference) = node["$ref"].as_str() {
+            let target = schema.pointer(reference.trim_start_matches('#')).unwrap();
+            compare(schema, target, value, seen);
+        }
+        for node in node["anyOf"].as_array().into_iter().flatten() {
+            compare(schema, node, value, seen);
+        }
+        for value in value.as_array().into_iter().flatten() {
+            compare(schema, &node["items"], value, seen);
+        }
+        for (key, node) in node["properties"].as_object().into_iter().flatten() {
+            let value = &value[key];
+            // As it is wrapped in the source.
+            let words = node["description"]
+                .as_str()
+                .unwrap_or_default()
+                .split_whitespace();
+            let description = words.collect::<Vec<_>>().join(" ");
+            let default = description.rsplit_once("Default: ").map(|(_, text)| text);
+            if let Some(default) = default
+                && !value.is_object()
+            {
+                *seen += 1;
+                assert!(says(default, value), "{key}: {default} {value}");
+            }
+            if !value.is_null() {
+                compare(schema, node, value, seen);
+            }
+        }
+    }
+
+    /// Whether the text of a default says `value`.
+    fn says(default: &str, value: &Value) -> bool {
+        let default = default.trim_end_matches('.');
+        let first = default.split([',', ' ']).next().unwrap();
+        match value {
+            // Left out of the dump: no value is in force.
+            Value::Null => ["none", "no", "as", "standard"].contains(&first),
+            Value::Array(values) => values.is_empty() && first == "empty",
+            Value::String(text) if text.is_empty() => first == "empty",
+            Value::String(text) => {
+                default.split([',', ' ']).any(|word| word == text)
+                    || milliseconds(text).is_some_and(|is| milliseconds(first) == Some(is))
+            }
+            // 100 streams of 256 KiB.
+            Value::Number(number) if first == "per_connection_streams" => {
+                number.as_u64() == Some(100 * 262_144)
+            }
+            value => first == value.to_string(),
+        }
+    }
+
+    /// Of a duration as it is written.
+    fn milliseconds(text: &str) -> Option<u64> {
+        let end = text.find(|c: char| !c.is_ascii_digit())?;
+        let (number, unit) = text.split_at(end);
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        Some(number.parse::<u64>().ok()? * factor)
     }
 
     #[test]
