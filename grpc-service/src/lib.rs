@@ -8,6 +8,7 @@
 //!   the way a server ends: [`Shutdown`], [`Drain`];
 //! - the life of one RPC (`rpc`): the response header `hostname`, `grpc-timeout`, panics, one log
 //!   line when its response stream ends;
+//! - [`Budget`]: how many bytes of messages all RPCs together may have in work;
 //! - `health`: `grpc.health.v1.Health` for the server, the service and [`LIVENESS`];
 //! - server reflection, v1 and v1alpha;
 //! - [`run()`]: the process: log, signals, exit code.
@@ -38,11 +39,16 @@ mod server;
 
 mod rpc;
 
+mod messages;
+
+mod budget;
+
 mod health;
 
 mod hostname;
 
 pub use args::Args;
+pub use budget::Budget;
 pub use health::LIVENESS;
 pub use rpc::HOSTNAME;
 pub use run::run;

@@ -7,7 +7,9 @@
 //! 2. a panic of it becomes INTERNAL, and the connection's other RPCs don't notice;
 //! 3. whatever the answer is, it carries the header `hostname`;
 //! 4. the response stream goes on under the same deadline and the same cut;
-//! 5. when it has ended, one line of the log tells method, status, duration and peer.
+//! 5. the messages of both directions count, and RESOURCE_EXHAUSTED ends what is too much
+//!    (`messages`);
+//! 6. when it has ended, one line of the log tells method, status, duration and peer.
 //!
 //! tonic's own server would do 1 only up to the response's headers, and make answers of its own
 //! outside of every layer that could set a header or see them.
@@ -22,13 +24,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service as _;
+
+use crate::budget::Budget;
+use crate::messages::{Download, counted};
 
 /// The response header that names the replica.
 pub const HOSTNAME: HeaderName = HeaderName::from_static("hostname");
@@ -40,6 +45,8 @@ pub(crate) struct Rpcs {
     pub(crate) routes: Routes,
     /// Value of [`HOSTNAME`].
     pub(crate) hostname: HeaderValue,
+    /// What all messages in work may take.
+    pub(crate) budget: Budget,
     /// Cancelled when the drain's patience is over; every RPC then ends with UNAVAILABLE.
     pub(crate) cut: CancellationToken,
 }
@@ -52,7 +59,7 @@ impl Rpcs {
         request: Request<B>,
     ) -> Result<Response<RpcBody>, Infallible>
     where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError>,
     {
         let mut record = Record::new(peer, request.uri().path());
@@ -60,13 +67,15 @@ impl Rpcs {
             grpc_timeout(request.headers()).and_then(|timeout| record.started.checked_add(timeout));
         let mut end = End::new(deadline, self.cut.clone());
 
-        let mut answer = pin!(self.routes.call(request));
+        let (head, body) = request.into_parts();
+        let (upload, download) = counted(&self.budget, body);
+        let mut answer = pin!(self.routes.call(Request::from_parts(head, upload)));
         let response = std::future::poll_fn(|cx| {
             if let Poll::Ready(status) = end.poll(cx) {
                 return Poll::Ready(Err(status));
             }
             match catch(|| answer.as_mut().poll(cx)) {
-                Ok(polled) => polled.map(|Ok(response)| Ok(response)),
+                Ok(polled) => polled.map(|Ok(response)| download.refusal().map(|()| response)),
                 Err(status) => Poll::Ready(Err(status)),
             }
         })
@@ -77,6 +86,7 @@ impl Rpcs {
         record.answered(&response);
         Ok(response.map(|body| RpcBody {
             body: Some(body),
+            download,
             end,
             record,
         }))
@@ -88,8 +98,37 @@ impl Rpcs {
 pub(crate) struct RpcBody {
     /// None once the stream has ended.
     body: Option<Body>,
+    download: Download,
     end: End,
     record: Record,
+}
+
+impl RpcBody {
+    /// The next frame, or why the RPC has to end.
+    fn next(&mut self, cx: &mut Context<'_>) -> Result<Polled, Status> {
+        // First the end: a handler that always has something to say must not outlive it.
+        if let Poll::Ready(status) = self.end.poll(cx) {
+            return Err(status);
+        }
+        if let Some(piece) = self.download.piece() {
+            return Ok(Poll::Ready(Some(Ok(Frame::data(piece)))));
+        }
+        let Some(body) = &mut self.body else {
+            return Ok(Poll::Ready(None));
+        };
+        let polled = catch(|| http_body::Body::poll_frame(Pin::new(body), cx))?;
+        self.download.refusal()?;
+        let data = match polled {
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => data,
+                Err(frame) => return Ok(Poll::Ready(Some(Ok(frame)))),
+            },
+            other => return Ok(other),
+        };
+        self.download.put(data)?;
+        let piece = self.download.piece().unwrap_or_default();
+        Ok(Poll::Ready(Some(Ok(Frame::data(piece)))))
+    }
 }
 
 impl http_body::Body for RpcBody {
@@ -101,18 +140,11 @@ impl http_body::Body for RpcBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let Some(body) = &mut this.body else {
-            return Poll::Ready(None);
-        };
-        // First the end: a handler that always has something to say must not outlive it.
-        let polled = match this.end.poll(cx) {
-            Poll::Ready(status) => Err(status),
-            Poll::Pending => catch(|| Pin::new(body).poll_frame(cx)),
-        };
-        let frame = match polled {
+        let frame = match this.next(cx) {
             Ok(polled) => ready!(polled),
             Err(status) => {
                 this.body = None;
+                this.download.clear();
                 let mut trailers = HeaderMap::new();
                 // It only fails for a message that can't be percent-encoded: ours are plain text.
                 let _ = status.add_header(&mut trailers);
@@ -127,15 +159,14 @@ impl http_body::Body for RpcBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(|body| body.is_end_stream())
+        self.download.is_empty() && self.body.as_ref().is_none_or(|body| body.is_end_stream())
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body
-            .as_ref()
-            .map_or_else(SizeHint::default, |body| body.size_hint())
-    }
+    // No size hint: hyper would make a `content-length` of it, which an early end would break.
 }
+
+/// What a response's stream says.
+type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
 /// When an RPC has to end although its handler hasn't ended it.
 #[derive(Debug)]

@@ -36,6 +36,7 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service;
 
+use crate::budget::Budget;
 use crate::health::Health;
 use crate::hostname::hostname;
 use crate::rpc::Rpcs;
@@ -85,6 +86,7 @@ pub struct Builder {
     service: &'static str,
     descriptors: &'static [u8],
     hostname: Option<String>,
+    budget: Option<Budget>,
     drain: Drain,
 }
 
@@ -94,6 +96,13 @@ impl Builder {
     #[must_use]
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// How many bytes of messages may be in work. Unless given: [`Budget::of_container`].
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
         self
     }
 
@@ -134,6 +143,7 @@ impl Builder {
         let rpcs = Rpcs {
             routes,
             hostname,
+            budget: self.budget.unwrap_or_else(Budget::of_container),
             cut: CancellationToken::new(),
         };
         Ok(Server {
@@ -174,6 +184,7 @@ impl Server {
             service: S::NAME,
             descriptors,
             hostname: None,
+            budget: None,
             drain: Drain::default(),
         }
     }

@@ -10,20 +10,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use grpc_service::{Drain, HOSTNAME, Server, Shutdown};
+use grpc_service::{Builder, Drain, HOSTNAME, MAX_MESSAGE, Server, Shutdown};
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
     body::Body,
-    server::NamedService,
+    server::{Grpc, NamedService},
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_prost::ProstCodec;
 
 /// A server of [`Probe`] that runs in this test, and is killed with it.
 pub(crate) struct Running {
@@ -36,9 +37,13 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn start(drain: Drain) -> Self {
+        Self::of(|builder| builder.drain(drain)).await
+    }
+
+    pub(crate) async fn of(set: impl FnOnce(Builder) -> Builder) -> Self {
         let release = CancellationToken::new();
         let address = "127.0.0.1:0".parse().unwrap();
-        let server = builder(&release).drain(drain).bind(address).await.unwrap();
+        let server = set(builder(&release)).bind(address).await.unwrap();
         let (address, shutdown) = (server.local_addr(), server.shutdown());
         Self {
             address,
@@ -67,7 +72,7 @@ impl Running {
     }
 }
 
-pub(crate) fn builder(release: &CancellationToken) -> grpc_service::Builder {
+pub(crate) fn builder(release: &CancellationToken) -> Builder {
     let probe = Probe {
         release: release.clone(),
     };
@@ -182,6 +187,18 @@ impl tower::Service<Request<Body>> for Probe {
                     request.into_body().collect().await.unwrap();
                     streaming(async {})
                 }
+                // As generated code does it.
+                "/test.Probe/Echo" => {
+                    let codec = ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
+                    let handler = tower::service_fn(|request: tonic::Request<_>| async {
+                        Ok::<_, Status>(tonic::Response::new(request.into_inner()))
+                    });
+                    Grpc::new(codec)
+                        .max_decoding_message_size(MAX_MESSAGE)
+                        .unary(handler, request)
+                        .await
+                }
+                "/test.Probe/Large" => Response::new(Body::new(Full::from(vec![0; MAX_MESSAGE]))),
                 _ => Status::unimplemented("").into_http(),
             })
         })

@@ -208,6 +208,9 @@ fn ports_have_one_number_and_one_name() {
         } else {
             let port = environment(container, "PORT").unwrap().parse().unwrap();
             assert_eq!(numbers, BTreeSet::from([port]), "{folder}");
+            // Their limit of memory is measured with it: see grpc-service's budget.
+            let delay = environment(container, "MIMALLOC_PURGE_DELAY");
+            assert_eq!(delay, Some("0"), "{folder}");
         }
     }
 }
