@@ -16,7 +16,7 @@
 //! no layer (see `rpc`). Routing, codecs, health and reflection are tonic's.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use thiserror::Error;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -301,11 +302,21 @@ async fn connection(stream: TcpStream, peer: SocketAddr, rpcs: Rpcs, go_away: Ca
         // The peer has gone already; reading will say so.
         tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
     }
-    // hyper waits for the preface for ever, without a PING, and GOAWAY has to wait for it, too.
-    if timeout(FIRST_BYTE, stream.peek(&mut [0])).await.is_err() {
-        tracing::debug!(%peer, "a connection that said nothing");
+    // hyper waits for the preface for ever, without a PING, and GOAWAY has to wait for it, too; a
+    // client that hasn't sent its SETTINGS would answer no PING.
+    let (mut reader, writer) = stream.into_split();
+    let mut beginning = [0; BEGINNING];
+    let begun = tokio::select! {
+        biased;
+        begun = timeout(BEGIN, reader.read_exact(&mut beginning)) => begun,
+        // It has no RPC yet that GOAWAY could spare.
+        () = go_away.cancelled() => return,
+    };
+    if !matches!(begun, Ok(Ok(_))) {
+        tracing::debug!(%peer, "a connection that didn't begin");
         return;
     }
+    let stream = tokio::io::join(Cursor::new(beginning).chain(reader), writer);
     let service = service_fn(|request: Request<Incoming>| rpcs.clone().handle(peer, request));
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -368,8 +379,11 @@ const MAX_HEADER_LIST: u32 = 48 * 1024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a new connection may say nothing; clients of HTTP/2 begin at once (RFC 9113 §3.4).
-const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// What a client sends first: the preface, and the head of a SETTINGS frame (RFC 9113 §3.4, §4.1).
+const BEGINNING: usize = 24 + 9;
+
+/// How long that may take; clients send it at once.
+const BEGIN: Duration = Duration::from_secs(10);
 
 /// How long the last trailers may take to be written.
 const FAREWELL: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use std::{io::ErrorKind, time::Duration};
 
 use bytes::Bytes;
 use grpc_service::{Drain, LIVENESS, Server, StartError};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tonic::Code;
@@ -103,22 +103,41 @@ async fn uploads_that_nobody_reads_stop_no_other() {
     assert_eq!(Answer::read(response).await.status(), Code::Ok);
 }
 
+/// Nothing, half a preface, a whole one, and one with half a SETTINGS frame's head.
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_says_nothing_is_closed_and_holds_up_no_end() {
+async fn a_connection_that_does_not_begin_is_closed_and_holds_up_no_end() {
     let drain = Drain {
         finish: HOUR,
         ..Drain::default()
     };
     let server = Running::start(drain).await;
-    let mut silent = TcpStream::connect(server.address).await.unwrap();
-    let closed = within_on_paused_clock(silent.read(&mut [0])).await;
-    assert_eq!(closed.unwrap(), 0);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04";
+    let lengths = [0, 1, 12, 24, 28];
+    let begin = async |length: usize| {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&preface[..length]).await.unwrap();
+        stream
+    };
+    for length in lengths {
+        let connected = Instant::now();
+        let mut stream = begin(length).await;
+        let closed = within_on_paused_clock(stream.read(&mut [0])).await;
+        assert_eq!(closed.unwrap(), 0, "{length}");
+        assert!(connected.elapsed() < Duration::from_secs(11), "{length}");
+    }
 
-    let _silent = TcpStream::connect(server.address).await.unwrap();
+    let mut streams = Vec::new();
+    for length in lengths {
+        streams.push(begin(length).await);
+    }
     let told = Instant::now();
     server.shutdown.drain();
     server.serving.await.unwrap();
-    assert!(told.elapsed() < HOUR, "{:?}", told.elapsed());
+    assert!(
+        told.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        told.elapsed()
+    );
 }
 
 #[tokio::test]
