@@ -43,8 +43,18 @@ fn flags_that_are_none_are_exit_code_2() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
-    let output = echo().env("PORT", "none").output().unwrap();
+}
+
+#[test]
+fn a_variable_that_is_no_port_is_named() {
+    let output = echo().env("PORT", "tcp://10.0.0.1:80").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "error: the environment variable PORT is \"tcp://10.0.0.1:80\", which is no TCP port: give a \
+         number from 0 to 65535, or --port, or unset it\n"
+    );
+    assert!(output.stdout.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

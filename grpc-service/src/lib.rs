@@ -47,7 +47,7 @@ mod health;
 
 mod hostname;
 
-pub use args::Args;
+pub use args::{Args, PortError};
 pub use budget::Budget;
 pub use health::LIVENESS;
 pub use rpc::HOSTNAME;

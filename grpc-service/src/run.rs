@@ -1,5 +1,6 @@
 //! The process of a service: log, signals, exit code.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -10,10 +11,18 @@ use crate::{Args, log};
 
 /// Serves until SIGTERM or SIGINT, then drains. For `main`, within a tokio runtime.
 ///
-/// The exit code is 0 when the drain has ended, and 1 when the server could not start (one
-/// sentence on stderr says why) or when a second signal cut the drain short.
+/// The exit code is 0 when the drain has ended, 1 when the server could not start (one sentence on
+/// stderr says why) or when a second signal cut the drain short, and 2 when `PORT` is none, as
+/// clap's for flags.
 pub async fn run(args: Args, server: Builder) -> ExitCode {
-    match serve(&args, server).await {
+    let address = match args.listen_address() {
+        Ok(address) => address,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match serve(address, server).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -22,11 +31,11 @@ pub async fn run(args: Args, server: Builder) -> ExitCode {
     }
 }
 
-async fn serve(args: &Args, server: Builder) -> anyhow::Result<ExitCode> {
+async fn serve(address: SocketAddr, server: Builder) -> anyhow::Result<ExitCode> {
     let _flush = log::start().context("cannot start the log's thread")?;
     // Before the listener: a signal that comes early must already be a graceful end.
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let server = server.bind(args.listen_address()).await?;
+    let server = server.bind(address).await?;
     tracing::info!(address = %server.local_addr(), "listening");
 
     let shutdown = server.shutdown();
