@@ -513,11 +513,40 @@ fn bind_advice(error: &io::Error) -> String {
 
 /// The pod's name.
 fn hostname() -> Arc<str> {
-    std::env::var("HOSTNAME")
-        .ok()
-        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
-        .map_or_else(|| "unknown".into(), |name| name.trim().into())
+    named([
+        std::env::var("HOSTNAME").ok(),
+        std::fs::read_to_string("/proc/sys/kernel/hostname").ok(),
+    ])
+}
+
+/// The first of them that says something: an empty variable is as good as none.
+fn named(names: [Option<String>; 2]) -> Arc<str> {
+    let mut names = names.iter().flatten().map(|name| name.trim());
+    names
+        .find(|name| !name.is_empty())
+        .unwrap_or("unknown")
+        .into()
 }
 
 /// For the access log's last lines.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn an_empty_hostname_is_none() {
+        let kernel = || Some("node\n".to_owned());
+        for (variable, name) in [
+            (Some("pod-1"), "pod-1"),
+            (Some(""), "node"),
+            (Some(" "), "node"),
+            (None, "node"),
+        ] {
+            let variable = variable.map(str::to_owned);
+            assert_eq!(&*named([variable, kernel()]), name);
+        }
+        assert_eq!(&*named([None, None]), "unknown");
+    }
+}
