@@ -1,8 +1,13 @@
 //! One cluster's state: its addresses, their health, who is ejected, and when each is looked at next. Pure: told what happened and
 //! what time it is, it says what is due and what changed.
+//!
+//! What workers' hints do to it is in [`ejection`], what a reload does in [`reload`].
+
+mod ejection;
+mod reload;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -16,7 +21,7 @@ use tokio::time::Instant;
 use super::{
     config::{ClusterSpec, Discovery},
     discovery::{Answer, Lookup, Membership},
-    health::{Machine, Outcome, Passive, Return, may_eject},
+    health::{Machine, Outcome, Passive},
     pace::{Pace, jittered},
     status::{CheckReport, CheckResult, Detected, LookupResult, Problem, Standing, now_ms},
 };
@@ -119,47 +124,6 @@ impl ClusterState {
     /// Unique in the process: tells it from one of the same name that a reload brings.
     pub(super) fn id(&self) -> u64 {
         self.id
-    }
-
-    /// A reload doesn't touch what this cluster looks for and what its checks ask: it may stay as it is.
-    pub(super) fn continues_as(&self, spec: &ClusterSpec) -> bool {
-        fn asks(spec: &ClusterSpec) -> Option<&str> {
-            spec.health_check.as_ref().map(|check| &*check.service)
-        }
-        let old = &self.spec;
-        old.discovery == spec.discovery
-            && old.targets == spec.targets
-            && old.family == spec.family
-            && asks(old) == asks(spec)
-    }
-
-    /// Takes the parts of a configuration that don't make it another cluster.
-    pub(super) fn adopt(&mut self, spec: ClusterSpec, now: Instant) {
-        self.changed |= self.spec != spec;
-        let judged_anew = self.spec.outlier_detection != spec.outlier_detection;
-        let looked_up_anew = self.spec.refresh != spec.refresh;
-        let checked_anew = self.spec.health_check != spec.health_check;
-        self.spec = spec;
-        // By the old times the next one may be hours away.
-        if looked_up_anew {
-            self.targets.iter_mut().for_each(|t| t.pace.hurry(now));
-        }
-        if checked_anew {
-            self.endpoints.values_mut().for_each(|e| e.pace.hurry(now));
-        }
-        if judged_anew {
-            self.bring_back(|endpoint| endpoint.passive.forgive(now));
-        }
-    }
-
-    /// Goes on with what `previous` has counted: it comes into force in its place. Not earlier, since that one counts
-    /// until then.
-    pub(super) fn succeed(&mut self, previous: &Self) {
-        add(&mut self.lookups, &previous.lookups);
-        add(&mut self.checks, &previous.checks);
-        add(&mut self.detections, &previous.detections);
-        // No snapshot names the others any more: workers close their connections, and no identity is used again.
-        self.inherited.clear();
     }
 
     /// Has the workers count by this cluster's thresholds and limits: it comes into force.
@@ -308,88 +272,6 @@ impl ClusterState {
         });
     }
 
-    /// Takes up the workers' hints: endpoints that refused or said GOAWAY are checked and their names looked up, those
-    /// that failed too often in a row are ejected.
-    pub(super) fn take_hints(&mut self, now: Instant) {
-        let mut suspected = false;
-        let mut outliers = Vec::new();
-        for (address, endpoint) in &mut self.endpoints {
-            let reached = endpoint.shared.streaks.take();
-            outliers.extend(reached.map(|detector| (*address, detector)));
-            if endpoint.shared.suspect.swap(false, Ordering::Relaxed) {
-                suspected = true;
-                endpoint.pace.hurry(now);
-            }
-        }
-        if suspected {
-            for target in &mut self.targets {
-                target.pace.hurry(now);
-            }
-        }
-        for (address, detector) in outliers {
-            self.outlier(address, detector, now);
-        }
-    }
-
-    /// The endpoint at `address` has failed too often in a row: ejects it, if that may be.
-    fn outlier(&mut self, address: SocketAddr, detector: Detector, now: Instant) {
-        let spec = &self.spec.outlier_detection;
-        let in_use = |endpoint: &EndpointState| {
-            endpoint.machine.is_healthy() && !endpoint.passive.is_ejected()
-        };
-        let ejected = self.endpoints.values().filter(|e| e.passive.is_ejected());
-        let ejected = ejected.count();
-        let others = self.endpoints.values().filter(|e| in_use(e)).count();
-        let total = self.endpoints.len();
-        // One that is out of use already has nothing to lose: these are its last RPCs.
-        let Some(endpoint) = self.endpoints.get_mut(&address).filter(|e| in_use(e)) else {
-            return;
-        };
-        let detected = if !spec.enforcing[detector as usize] {
-            Detected::NotEnforced
-        } else if !may_eject(ejected, others - 1, total, spec.max_ejection_percent) {
-            Detected::Overflow
-        } else {
-            Detected::Ejected
-        };
-        *self.detections.entry((detector, detected)).or_default() += 1;
-        let (cluster, address) = (&*self.spec.name, &*endpoint.shared.label);
-        let (streak, detected_as) = (detector.key(), detected.as_str());
-        if detected != Detected::Ejected {
-            // Not above: an endpoint that is kept goes on failing, and so would the lines.
-            tracing::debug!(
-                cluster,
-                endpoint = address,
-                streak,
-                detected_as,
-                "fails in a row; not ejected"
-            );
-            return;
-        }
-        let length = endpoint.passive.eject(detector, spec, now);
-        let at_ms = now_ms();
-        endpoint.ejected_ms = (at_ms, at_ms + length.as_millis() as u64);
-        self.changed = true;
-        tracing::warn!(
-            cluster,
-            endpoint = address,
-            streak,
-            for_seconds = length.as_secs_f64(),
-            "ejected: its RPCs fail in a row"
-        );
-    }
-
-    /// Ends the ejections for which `ended` gives a reason.
-    fn bring_back(&mut self, mut ended: impl FnMut(&mut EndpointState) -> Option<Return>) {
-        for endpoint in self.endpoints.values_mut() {
-            let Some(why) = ended(endpoint) else { continue };
-            endpoint.shared.streaks.clear();
-            self.changed = true;
-            let (cluster, endpoint) = (&*self.spec.name, &*endpoint.shared.label);
-            tracing::info!(cluster, endpoint, ?why, "no longer ejected");
-        }
-    }
-
     /// Every name has been answered, and not all with nothing.
     pub(super) fn answered(&self) -> bool {
         !self.endpoints.is_empty()
@@ -443,34 +325,6 @@ impl ClusterState {
                 endpoint.pace.hurry(now);
             }
         }
-    }
-
-    /// Begins with what `previous` knows of the names that both ask for.
-    fn remember(&mut self, previous: &Self, now: Instant) {
-        let (spec, old) = (&self.spec, &previous.spec);
-        let dns = |spec: &ClusterSpec| spec.discovery == Discovery::StrictDns;
-        if !dns(spec) || !dns(old) || spec.family != old.family {
-            return;
-        }
-        for (i, target) in spec.targets.iter().enumerate() {
-            let Some(at) = old.targets.iter().position(|old| old == target) else {
-                continue;
-            };
-            self.targets[i].since_ms = previous.targets[at].since_ms;
-            let known: BTreeSet<_> = previous.members.named(at).collect();
-            if known.is_empty() {
-                continue;
-            }
-            self.members.answer(i, Answer::Addresses(known));
-            let (state, old) = (&mut self.targets[i], &previous.targets[at]);
-            state.answered_at_ms = old.answered_at_ms;
-            state.found = true;
-            state.last_result = old.last_result;
-            state.last_error = old.last_error.clone();
-            // The checks come first: of what an empty answer withdraws only those stay that have passed one.
-            state.pace = Pace::new(now + AFTER_THE_CHECKS);
-        }
-        self.settle(now);
     }
 
     fn settle(&mut self, now: Instant) {
@@ -556,13 +410,6 @@ impl ClusterState {
             None => {}
         }
     }
-
-    fn identities(&self) -> BTreeMap<SocketAddr, Arc<EndpointShared>> {
-        self.endpoints
-            .iter()
-            .map(|(address, e)| (*address, e.shared.clone()))
-            .collect()
-    }
 }
 
 impl TargetState {
@@ -578,12 +425,6 @@ impl TargetState {
     }
 }
 
-fn add<K: Copy + Ord>(counts: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
-    for (key, count) in more {
-        *counts.entry(*key).or_default() += count;
-    }
-}
-
 fn tell_health(cluster: &str, endpoint: &EndpointShared, health: &Health) {
     let endpoint = &*endpoint.label;
     match health {
@@ -596,9 +437,6 @@ fn tell_health(cluster: &str, endpoint: &EndpointShared, health: &Health) {
 
 /// Between look-ups until a name's first address, if its refresh is longer.
 const FIRST_ADDRESS: Duration = Duration::from_secs(1);
-
-/// Before the first look-up of a name whose addresses are known.
-const AFTER_THE_CHECKS: Duration = Duration::from_secs(1);
 
 /// So many names or endpoints say why none is healthy; there may be thousands.
 const REASONS: usize = 3;
