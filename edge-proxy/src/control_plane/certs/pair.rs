@@ -5,9 +5,7 @@
 //! further check.
 
 use std::{
-    collections::BTreeSet,
-    fs, io, iter,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,21 +13,15 @@ use std::{
 use rustls::{
     ServerConfig, SupportedCipherSuite,
     crypto::{CryptoProvider, aws_lc_rs, aws_lc_rs::cipher_suite},
-    pki_types::{
-        CertificateDer, PrivateKeyDer,
-        pem::{self, PemObject},
-    },
     server::{NoServerSessionStorage, ProducesTickets},
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use x509_parser::{
-    extensions::GeneralName, prelude::FromDer, public_key::PublicKey, x509::SubjectPublicKeyInfo,
-};
 
-use crate::{
-    control_plane::status::{CertificateInfo, now_ms},
-    snapshot::TlsIdentity,
+use super::{
+    chain::describe,
+    pem::{key_fault, parse_chain, parse_key},
 };
+use crate::{control_plane::status::CertificateInfo, snapshot::TlsIdentity};
 
 /// A good pair.
 #[derive(Clone, Debug)]
@@ -191,65 +183,6 @@ impl PairError {
     }
 }
 
-/// Why there is nothing to be had of a file, or of a section of it.
-struct Broken<'p> {
-    error: pem::Error,
-    /// The section, or all of the file if there is none of the wanted kind.
-    within: &'p [u8],
-}
-
-impl<'p> Broken<'p> {
-    /// It holds none of what is wanted.
-    fn lacking(pem: &'p [u8]) -> Self {
-        Self {
-            error: pem::Error::NoItemsFound,
-            within: pem,
-        }
-    }
-
-    /// Whether it is a private key's section, as far as its first line tells.
-    fn is_a_keys(&self) -> bool {
-        let ends = memchr::memchr2(b'\n', b'\r', self.within);
-        let first = &self.within[..ends.unwrap_or(self.within.len())];
-        !matches!(self.error, pem::Error::NoItemsFound)
-            && memchr::memmem::find(first, b"PRIVATE KEY").is_some()
-    }
-
-    fn fault(&self, wanted: PairPart) -> PairFault {
-        PairFault::Malformed(match &self.error {
-            pem::Error::NoItemsFound => {
-                let wanted = match wanted {
-                    PairPart::Chain => "certificate",
-                    PairPart::Key => "private key",
-                };
-                let found: BTreeSet<_> = labels(self.within).take(LABELS_SHOWN).collect();
-                if found.is_empty() {
-                    format!("no {wanted} in it (PEM is wanted: -----BEGIN …)")
-                } else {
-                    let found = Vec::from_iter(found).join(" and ");
-                    format!("no {wanted} in it, which holds {found} only")
-                }
-            }
-            pem::Error::MissingSectionEnd { end_marker } => {
-                let label = std::str::from_utf8(end_marker).ok();
-                let label = label.filter(|label| is_label(label)).unwrap_or("…");
-                format!("it is cut off: the line -----END {label}----- is missing")
-            }
-            // The library's text has the line.
-            pem::Error::IllegalSectionStart { .. } => {
-                "it isn't proper PEM: a line that begins with -----BEGIN doesn't end in -----"
-                    .to_owned()
-            }
-            // The library's text has a byte.
-            pem::Error::Base64Decode(_) => {
-                let label = labels(self.within).next().unwrap_or("…");
-                format!("it isn't proper PEM: the section {label} isn't base64")
-            }
-            other => format!("it isn't proper PEM: {other}"),
-        })
-    }
-}
-
 /// The cryptography, with our order of cipher suites.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
@@ -262,157 +195,6 @@ fn read(path: &Path) -> Result<Vec<u8>, PairFault> {
         io::ErrorKind::NotFound => PairFault::Missing,
         _ => PairFault::Unreadable(error),
     })
-}
-
-fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Broken<'_>> {
-    let chain = items(pem).collect::<Result<Vec<_>, _>>()?;
-    if chain.is_empty() {
-        return Err(Broken::lacking(pem));
-    }
-    Ok(chain)
-}
-
-fn parse_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PairFault> {
-    let first = items(pem).next();
-    first
-        .unwrap_or_else(|| Err(Broken::lacking(pem)))
-        .map_err(|broken| key_fault(&broken, pem))
-}
-
-fn key_fault(broken: &Broken<'_>, pem: &[u8]) -> PairFault {
-    // RFC 7468 §11, and RFC 1421 §4.6.1.1 in OpenSSL's older files.
-    let encrypted = labels(pem).any(|label| label == "ENCRYPTED PRIVATE KEY")
-        || memchr::memmem::find(pem, b"\nProc-Type: 4,ENCRYPTED").is_some();
-    if encrypted {
-        PairFault::Encrypted
-    } else {
-        broken.fault(PairPart::Key)
-    }
-}
-
-/// What a file holds of one kind, section by section: so it is known whose an error is, and a section that is cut off
-/// doesn't take the next one with it.
-fn items<T: PemObject>(pem: &[u8]) -> impl Iterator<Item = Result<T, Broken<'_>>> {
-    sections(pem).flat_map(|within| {
-        T::pem_slice_iter(within).map(move |item| item.map_err(|error| Broken { error, within }))
-    })
-}
-
-/// The file, cut before each line that begins a section.
-fn sections(pem: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let begins_line = |at: &usize| *at == 0 || matches!(pem[at - 1], b'\n' | b'\r');
-    let mut cuts = memchr::memmem::find_iter(pem, BEGIN)
-        .filter(begins_line)
-        .chain([pem.len()]);
-    let mut begin = cuts.next();
-    iter::from_fn(move || {
-        let end = cuts.next()?;
-        Some(&pem[begin.replace(end)?..end])
-    })
-}
-
-/// What operators see of the leaf; refuses a chain with anything that isn't a certificate, or out of its time.
-fn describe(chain: &[CertificateDer<'_>], now: i64) -> Result<CertificateInfo, PairFault> {
-    let mut leaf = None;
-    for (position, der) in chain.iter().enumerate() {
-        let (rest, parsed) =
-            x509_parser::certificate::X509Certificate::from_der(der).map_err(|error| {
-                PairFault::Malformed(format!(
-                    "certificate {} of the chain can't be read: {error}",
-                    position + 1
-                ))
-            })?;
-        if !rest.is_empty() {
-            return Err(PairFault::Malformed(format!(
-                "certificate {} of the chain has {} bytes too many",
-                position + 1,
-                rest.len()
-            )));
-        }
-        leaf.get_or_insert(parsed);
-    }
-    let Some(leaf) = leaf else {
-        return Err(Broken::lacking(&[]).fault(PairPart::Chain));
-    };
-    let validity = leaf.validity();
-    let (not_before, not_after) = (
-        validity.not_before.timestamp(),
-        validity.not_after.timestamp(),
-    );
-    if now < not_before {
-        return Err(PairFault::NotYetValid(day(not_before)));
-    }
-    if now > not_after {
-        return Err(PairFault::Expired(day(not_after)));
-    }
-    let names = match leaf.subject_alternative_name() {
-        Ok(Some(names)) => names.value.general_names.iter().filter_map(name).collect(),
-        _ => Vec::new(),
-    };
-    Ok(CertificateInfo {
-        subject: leaf.subject().to_string(),
-        issuer: leaf.issuer().to_string(),
-        names,
-        serial: leaf
-            .raw_serial()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
-        not_before,
-        not_after,
-        key: key_kind(leaf.public_key()),
-        loaded_at_ms: now_ms(),
-    })
-}
-
-fn name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => {
-            let four = <[u8; 4]>::try_from(*bytes)
-                .map(Ipv4Addr::from)
-                .map(IpAddr::from);
-            let six = <[u8; 16]>::try_from(*bytes)
-                .map(Ipv6Addr::from)
-                .map(IpAddr::from);
-            four.or(six).ok().map(|address| address.to_string())
-        }
-        _ => None,
-    }
-}
-
-fn key_kind(key: &SubjectPublicKeyInfo<'_>) -> String {
-    match key.parsed() {
-        Ok(PublicKey::RSA(rsa)) => format!("RSA {}", rsa.key_size()),
-        Ok(PublicKey::EC(point)) => format!("ECDSA P-{}", point.key_size()),
-        _ => key.algorithm.algorithm.to_id_string(),
-    }
-}
-
-/// What PEM sections call themselves (RFC 7468 §3). Nothing else of a file that may hold a key is ever shown.
-fn labels(pem: &[u8]) -> impl Iterator<Item = &str> {
-    pem.split(|byte| *byte == b'\n')
-        .filter_map(|line| std::str::from_utf8(line).ok())
-        .filter_map(|line| {
-            line.trim_end()
-                .strip_prefix("-----BEGIN ")?
-                .strip_suffix("-----")
-        })
-        .filter(|label| is_label(label))
-}
-
-fn is_label(text: &str) -> bool {
-    text.len() <= LONGEST_LABEL
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b' ')
-}
-
-fn day(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).map_or_else(
-        |_| format!("second {seconds} of the epoch"),
-        |time| time.to_string(),
-    )
 }
 
 /// Which suite a connection gets is ours to say: all of these are good (they are Mozilla's intermediate profile), so it
@@ -428,11 +210,3 @@ const SUITES: [SupportedCipherSuite; 9] = [
     cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
     cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
-
-/// RFC 7468 §2.
-const BEGIN: &[u8] = b"-----BEGIN ";
-
-/// As `ENCRYPTED PRIVATE KEY`; a private key's line is longer.
-const LONGEST_LABEL: usize = 40;
-/// A bundle of all authorities has hundreds, all of one name.
-const LABELS_SHOWN: usize = 500;
