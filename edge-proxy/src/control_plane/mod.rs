@@ -26,6 +26,7 @@ mod health;
 mod assemble;
 mod cluster;
 mod core;
+mod encoding;
 mod files;
 mod network;
 mod pace;

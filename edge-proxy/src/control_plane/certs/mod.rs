@@ -180,6 +180,9 @@ impl Served {
             file = %self.chain.display(),
             "certificate loaded"
         );
+        if let Some(doubt) = &pair.doubt {
+            tracing::warn!("{}: {doubt}", self.chain.display());
+        }
         self.current = Some(pair);
     }
 

@@ -11,15 +11,15 @@ use std::{
 };
 
 use rustls::{
-    ServerConfig, SupportedCipherSuite,
+    InconsistentKeys, ServerConfig, SupportedCipherSuite,
     crypto::{CryptoProvider, aws_lc_rs, aws_lc_rs::cipher_suite},
     server::{NoServerSessionStorage, ProducesTickets},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 
 use super::{
-    chain::describe,
-    pem::{key_fault, parse_chain, parse_key},
+    chain::{Described, describe, number_of_the_keys},
+    pem::{check_encoding, key_fault, parse_chain, parse_key},
 };
 use crate::{control_plane::status::CertificateInfo, snapshot::TlsIdentity};
 
@@ -30,6 +30,8 @@ pub(crate) struct Pair {
     pub(crate) identity: Arc<TlsIdentity>,
     /// For operators.
     pub(crate) info: CertificateInfo,
+    /// What some clients may refuse the chain for.
+    pub(crate) doubt: Option<String>,
     /// The chain's file. Since the key is the one of its first certificate, a pair with the same chain is the same.
     pub(crate) chain: Vec<u8>,
 }
@@ -77,12 +79,32 @@ pub enum PairFault {
     /// The key has a password, which nobody is there to type.
     #[error("the private key in it is encrypted")]
     Encrypted,
+    /// Nothing can be signed with the key; the certificate's kind is this.
+    #[error(
+        "this private key can't be used (the certificate's is {0}): RSA of 2048 to 8192 bits, ECDSA P-256, P-384 or P-521, \
+         and Ed25519 work; make one of these, and have a certificate issued for it"
+    )]
+    UnusableKey(String),
     /// The key isn't the certificate's.
     #[error("this private key isn't the key of the certificate in {}", .chain.display())]
     Mismatched {
         /// The certificate's file.
         chain: PathBuf,
     },
+    /// The key is that of another certificate of the chain.
+    #[error(
+        "certificate {number} in it is that of the private key: put it first, then its issuer's, and so on"
+    )]
+    Misordered {
+        /// From 1.
+        number: usize,
+    },
+    /// The certificate is of an X.509 version that has no extensions, and so no names of hosts (RFC 5280 §4.1).
+    #[error(
+        "the certificate is of X.509 version {0}, which many TLS libraries refuse, the one in here too: have one of version 3 issued, with its names in \
+         subjectAltName (`openssl x509 -req` takes extensions from -extfile)"
+    )]
+    OldVersion(u32),
     /// The certificate's time is over.
     #[error("the certificate expired on {0}")]
     Expired(String),
@@ -119,6 +141,8 @@ impl Identities {
         };
         let chain_pem = read(chain).map_err(blame_chain)?;
         let key_pem = read(key).map_err(blame_key)?;
+        check_encoding(&chain_pem).map_err(blame_chain)?;
+        check_encoding(&key_pem).map_err(blame_key)?;
 
         let certificates = parse_chain(&chain_pem).map_err(|broken| {
             // One file may hold both.
@@ -128,19 +152,30 @@ impl Identities {
                 blame_chain(broken.fault(PairPart::Chain))
             }
         })?;
-        let info = describe(&certificates, now).map_err(blame_chain)?;
+        let Described { info, doubt } = describe(&certificates, now).map_err(blame_chain)?;
         let key_der = parse_key(&key_pem).map_err(blame_key)?;
         let provider = Arc::new(provider());
-        let certified = CertifiedKey::from_der(certificates, key_der, &provider).map_err(
-            |error| match error {
-                rustls::Error::InconsistentKeys(_) => blame_key(PairFault::Mismatched {
-                    chain: chain.to_owned(),
-                }),
-                other => blame_key(PairFault::Malformed(format!(
-                    "cannot use this key: {other}"
-                ))),
-            },
-        )?;
+        // Why it can't, the library doesn't know: it tries one kind after the other.
+        let signing = provider
+            .key_provider
+            .load_private_key(key_der)
+            .map_err(|_| blame_key(PairFault::UnusableKey(info.key.clone())))?;
+        let certified = CertifiedKey::new(certificates, signing);
+        match certified.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+            Err(rustls::Error::InconsistentKeys(_)) => {
+                return Err(match number_of_the_keys(&certified) {
+                    Some(number) => blame_chain(PairFault::Misordered { number }),
+                    None => blame_key(PairFault::Mismatched {
+                        chain: chain.to_owned(),
+                    }),
+                });
+            }
+            Err(other) => {
+                let fault = format!("the certificate can't be used: {other}");
+                return Err(blame_chain(PairFault::Malformed(fault)));
+            }
+        }
 
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -165,6 +200,7 @@ impl Identities {
         Ok(Pair {
             identity: Arc::new(identity),
             info,
+            doubt,
             chain: chain_pem,
         })
     }

@@ -8,6 +8,23 @@ use rustls::pki_types::{
 };
 
 use super::{PairFault, PairPart};
+use crate::control_plane::encoding::{in_utf16, is_utf16};
+
+/// Refuses what an editor has saved in a way that hides its first section, or all.
+pub(super) fn check_encoding(pem: &[u8]) -> Result<(), PairFault> {
+    let fault = if is_utf16(pem) {
+        format!("it {}", in_utf16("ASCII", "ascii"))
+    } else if pem
+        .strip_prefix(MARK)
+        .is_some_and(|rest| rest.starts_with(BEGIN))
+    {
+        "it begins with a byte order mark, where -----BEGIN is wanted: save it as ASCII, or as UTF-8 without that mark"
+            .to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(PairFault::Malformed(fault))
+}
 
 pub(super) fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Broken<'_>> {
     let chain = items(pem).collect::<Result<Vec<_>, _>>()?;
@@ -136,6 +153,9 @@ fn is_label(text: &str) -> bool {
 
 /// RFC 7468 §2.
 const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// U+FEFF in UTF-8. Before any other line of text it does no harm.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// As `ENCRYPTED PRIVATE KEY`; a private key's line is longer.
 const LONGEST_LABEL: usize = 40;

@@ -1,5 +1,8 @@
 //! Pairs good and bad.
 
+// Kinds of certificates and keys; chains; files that aren't ASCII.
+mod kinds;
+
 // What watching their files finds.
 mod watch;
 

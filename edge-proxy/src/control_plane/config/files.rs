@@ -49,8 +49,17 @@ impl Draft {
             return;
         }
         let now = (now_ms() / 1000) as i64;
-        let Err(error) = Identities::new().read_pair(&chain, &key, now) else {
-            return;
+        let error = match Identities::new().read_pair(&chain, &key, now) {
+            Ok(pair) => {
+                if let Some(doubt) = pair.doubt {
+                    let message = format!("{}: {doubt}", chain.display());
+                    let place = self.files.certificate_chain;
+                    let problem = self.problem(place, "listener.tls.certificate_chain", message);
+                    self.warnings.push(problem);
+                }
+                return;
+            }
+            Err(error) => error,
         };
         if !error.is_missing() {
             let problem = self.of_pair(&error);
@@ -76,6 +85,9 @@ impl Draft {
             ),
             PairFault::Unreadable(_) => ": give a PEM file that this user may read".into(),
             PairFault::Mismatched { .. } => ": give the two that were made together".into(),
+            PairFault::UnusableKey(_) | PairFault::Misordered { .. } | PairFault::OldVersion(_) => {
+                String::new()
+            }
             PairFault::Encrypted => {
                 ": give it without its password (openssl pkey -in KEY -out tls.key)".into()
             }

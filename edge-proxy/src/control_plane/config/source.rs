@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{ConfigErrors, Place, Problem};
+use crate::control_plane::encoding::{in_utf16, is_utf16};
 
 /// Reads the file at `path`.
 pub(super) fn read(path: &Path) -> Result<String, ConfigErrors> {
@@ -42,9 +43,7 @@ fn text(bytes: Vec<u8>) -> Result<String, (Option<Place>, String)> {
         return Err((None, message.to_owned()));
     }
     if is_utf16(&bytes) {
-        let message = "is in UTF-16: save it as UTF-8 (in PowerShell by `Set-Content -Encoding utf8`, in editors by \
-                       \"Save as\")";
-        return Err((None, message.to_owned()));
+        return Err((None, in_utf16("UTF-8", "utf8")));
     }
     String::from_utf8(bytes).map_err(|error| {
         let bytes = error.as_bytes();
@@ -58,15 +57,6 @@ fn text(bytes: Vec<u8>) -> Result<String, (Option<Place>, String)> {
             "isn't text in UTF-8 from here on: save it as UTF-8, or give the path of the YAML file";
         (Some(place), message.to_owned())
     })
-}
-
-/// By its byte order mark, or by its first character, which is ASCII in every YAML file and so leaves one byte empty.
-fn is_utf16(bytes: &[u8]) -> bool {
-    match bytes {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
-        [first, second, ..] => (*first == 0) != (*second == 0),
-        _ => false,
-    }
 }
 
 /// Kubernetes gives a ConfigMap 1 MiB; a thousand clusters with every key that there is are less than 2.
