@@ -136,8 +136,8 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
         other if without_place(other) == TOO_DEEP => TOO_LARGE.to_owned(),
         other => {
             let words = without_place(other);
-            let remedy = REMEDIES.iter().find(|(part, _)| words.contains(part));
-            format!("not YAML: {words}{}", remedy.map_or("", |(_, remedy)| remedy))
+            let remedy = remedy(&words, text, place);
+            format!("not YAML: {words}{remedy}")
         }
     };
     let mut path = match (outline, place, key) {
@@ -158,6 +158,75 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
         path,
         message,
     }
+}
+
+/// What to do about a mistake of syntax of which the parser says `words`.
+fn remedy(words: &str, text: &str, place: Option<Place>) -> String {
+    let place = place.filter(|_| OF_STRUCTURE.iter().any(|part| words.contains(part)));
+    let known = || {
+        let remedy = REMEDIES.iter().find(|(part, _)| words.contains(part));
+        remedy.map_or_else(String::new, |(_, remedy)| (*remedy).to_owned())
+    };
+    match place.and_then(|place| opened(words, text, place)) {
+        Some(('[', at)) => {
+            format!(
+                ": the `[` of {at} is still open here: close it with `]`, or write `,` between its items"
+            )
+        }
+        Some(('{', at)) => {
+            format!(
+                ": the `{{` of {at} is still open here: close it with `}}`, or write `,` between its keys"
+            )
+        }
+        Some((quote, at)) if ended(words) => {
+            format!(
+                ": the value in quotes that begins at {at} ends only here: write {quote} where it is to end"
+            )
+        }
+        Some((quote, at)) => {
+            format!(
+                ": the value in quotes that begins at {at} is still open here: write {quote} where it is to end"
+            )
+        }
+        None => known(),
+    }
+}
+
+/// The bracket or quote within which the mistake at `place` stands, and where that was opened. It is the parser that says
+/// so, of the text up to there.
+fn opened(words: &str, text: &str, place: Place) -> Option<(char, Place)> {
+    let ended = ended(words);
+    let mut end = offset(text, place)?;
+    if ended {
+        end = text[..end].rfind(['"', '\''])?;
+    }
+    let cut = parse::<Outline>(&text[..end], DuplicateKeyPolicy::PassThrough).err()?;
+    let cut = cut.without_snippet();
+    let at = cut.location().map(Place::from)?;
+    let open = text[offset(text, at)?..].chars().next()?;
+    let said = without_place(cut);
+    let is_open = match open {
+        '[' | '{' => !ended && said.contains("unclosed bracket"),
+        '"' | '\'' => said.contains("unclosed quote"),
+        _ => false,
+    };
+    // Both quotes in one line are plain to see.
+    let elsewhere = !ended || at.line < place.line;
+    (is_open && elsewhere).then_some((open, at))
+}
+
+/// Whether the mistake is what stands behind the end of a value in quotes.
+fn ended(words: &str) -> bool {
+    words.contains("trailing content after")
+}
+
+/// Where `place` is in the text.
+fn offset(text: &str, place: Place) -> Option<usize> {
+    let mut lines = text.split_inclusive('\n');
+    let before: usize = lines.by_ref().take(index(place.line)).map(str::len).sum();
+    let line = lines.next().unwrap_or_default();
+    let mut columns = line.char_indices().map(|(at, _)| at).chain([line.len()]);
+    Some(before + columns.nth(index(place.column))?)
 }
 
 fn unknown_key(written: &str, known: &[&str]) -> String {
@@ -279,8 +348,44 @@ const TOO_LARGE: &str = "the file is larger or deeper than any configuration: is
 /// The parser's word when its own limit is reached before ours is.
 const TOO_DEEP: &str = "recursion limit exceeded";
 
+/// What the parser says where something stands that can't stand there: it may be for a bracket or a quote that isn't closed.
+const OF_STRUCTURE: [&str; 11] = [
+    "',' or",
+    "':' indicator",
+    "trailing content after",
+    "invalid indentation in",
+    "mapping values are not allowed",
+    "mapping keys are not allowed",
+    "did not find expected key",
+    "did not find expected '-'",
+    "block sequence entries are not allowed",
+    "only valid inside a block",
+    "unexpected EOF",
+];
+
 /// What to do, by what the parser says. It knows where it gave up, not what was meant.
-const REMEDIES: [(&str, &str); 8] = [
+const REMEDIES: [(&str, &str); 17] = [
+    ("mismatched bracket '['", ": close this one with `]` first"),
+    ("mismatched bracket '{'", ": close this one with `}` first"),
+    ("unclosed bracket '['", ": close it with `]`"),
+    ("unclosed bracket '{'", ": close it with `}`"),
+    ("unclosed quote", ": close it with another one"),
+    (
+        "unknown escape character",
+        ": write `\\\\` for each `\\` in these quotes",
+    ),
+    (
+        "unexpected document indicator",
+        ": close it before the line that begins with `---` or `...`",
+    ),
+    (
+        "after single-quoted scalar",
+        ": put it within the quotes (write '' for a ' there) or take it out; between values in brackets write `,`",
+    ),
+    (
+        "after double-quoted scalar",
+        ": put it within the quotes (write \\\" for a \" there) or take it out; between values in brackets write `,`",
+    ),
     ("tabs disallowed", ": indent with spaces"),
     ("mapping values are not allowed", INDENTATION),
     ("did not find expected key", INDENTATION),

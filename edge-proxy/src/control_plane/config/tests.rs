@@ -201,7 +201,6 @@ fn values_may_come_through_anchors() {
     );
 }
 
-/// One mistake of syntax or one unknown key at a time, each with its place and what to write.
 /// The paths of all mappings below `node` that may be left out.
 fn optional_mappings(schema: &Value, node: &Value, path: &str, paths: &mut Vec<String>) {
     let target = |node: &Value| match node["$ref"].as_str() {
@@ -285,6 +284,7 @@ fn no_mapping_may_be_nothing() {
     assert_eq!(paths, cases.map(|(path, _)| path));
 }
 
+/// One mistake of syntax or one unknown key at a time, each with its place and what to write.
 #[test]
 fn mistakes_that_end_the_reading() {
     let mut all = String::new();
@@ -356,6 +356,79 @@ fn mistakes_that_end_the_reading() {
         all += &messages;
     }
     insta::assert_snapshot!(all);
+}
+
+/// Where something was opened that isn't closed, which is often lines before the parser sees that.
+#[test]
+fn what_is_not_closed_is_told_where_it_was_opened() {
+    let endpoints = |list: &str| with("[\"echo-grpc:8081\"]", list);
+    let more = |text: String| text + "    lb_policy: round_robin\n    max_connections: 4\n";
+    let tls = |mapping: &str| {
+        with(
+            "{ certificate_chain: tls.crt, private_key: tls.key }",
+            mapping,
+        )
+    };
+    let mut all = String::new();
+    for text in [
+        endpoints("[\"echo-grpc:8081\""),
+        more(endpoints("[\"echo-grpc:8081\"")),
+        more(endpoints("[")),
+        more(endpoints("[\"echo-grpc:8081\", \"b:1\" \"c:1\"]")),
+        more(endpoints("[\"echo-grpc:8081\"}")),
+        more(endpoints("\"echo-grpc:8081\"]")),
+        tls("{ certificate_chain: tls.crt, private_key: tls.key"),
+        tls("{ certificate_chain: tls.crt private_key: tls.key }"),
+        tls("{ certificate_chain: [tls.crt, private_key: tls.key }"),
+        tls("{\n    certificate_chain: tls.crt,\n    private_key: tls.key"),
+        tls("{\n    certificate_chain: tls.crt\n    private_key: tls.key }"),
+        endpoints("[\"echo-grpc:8081]"),
+        more(endpoints("[\"echo-grpc:8081]")),
+        more(endpoints("[echo-grpc:8081\"]")),
+        more(endpoints("['echo-grpc:8081]")),
+        with("0.0.0.0:8443", "\"0.0.0.0:8443"),
+        with("0.0.0.0:8443", "'0.0.0.0:8443"),
+        with("/api.Echo/", "\"/api.Echo/"),
+        with("/api.Echo/", "'/it's/'"),
+        with("/api.Echo/", "\"/api\".Echo/"),
+        with("/api.Echo/", "\"/api\\.Echo/\""),
+        format!("{MINIMAL}server_name: \"a\n---\n"),
+        format!("{MINIMAL}server_name: [a\n---\n"),
+        format!("# [ {{ \" ' \n{MINIMAL}server_name: it's {{ a: [b\n"),
+    ] {
+        let messages = messages(&text);
+        assert_eq!(messages.lines().count(), 1, "{text}\n{messages}");
+        all += &messages;
+    }
+    insta::assert_snapshot!(all);
+}
+
+/// Whatever bracket or quote of a whole file is left out: what a message says is open, is one, and is told where it stands.
+#[test]
+fn what_is_said_to_be_open_is_there() {
+    let mut said = 0;
+    for (at, _) in DEFAULTS.match_indices(['[', ']', '{', '}', '"']) {
+        let mut text = DEFAULTS.to_owned();
+        text.remove(at);
+        let Err(errors) = parse(&text) else { continue };
+        let message = &errors.errors[0].message;
+        let told = message
+            .split_once("` of ")
+            .or_else(|| message.split_once("begins at "));
+        let Some((what, rest)) = told else { continue };
+        let place = rest.split_once(' ').unwrap().0;
+        let (line, column) = place.split_once(':').unwrap();
+        let number = |number: &str| number.parse::<usize>().unwrap() - 1;
+        let line = text.lines().nth(number(line)).unwrap();
+        let there = line.chars().nth(number(column));
+        let named = match what.ends_with(['[', '{']) {
+            true => what.chars().last(),
+            false => Some('"'),
+        };
+        assert_eq!(there, named, "{message}\n{text}");
+        said += 1;
+    }
+    assert!(said > 5, "{said}");
 }
 
 /// Aliases of aliases: a few hundred bytes that stand for a thousand million values, or for gigabytes of text.
