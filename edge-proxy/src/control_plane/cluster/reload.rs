@@ -20,23 +20,21 @@ use crate::{
 };
 
 impl ClusterState {
-    /// A reload doesn't touch what this cluster looks for and what its checks ask: it may stay as it is.
+    /// A reload doesn't touch which names this cluster looks for and what its checks ask: it may stay as it is. Another
+    /// family of addresses is another answer to the same question, and its addresses come and go as after any answer.
     pub(in crate::control_plane) fn continues_as(&self, spec: &ClusterSpec) -> bool {
         fn asks(spec: &ClusterSpec) -> Option<&str> {
             spec.health_check.as_ref().map(|check| &*check.service)
         }
         let old = &self.spec;
-        old.discovery == spec.discovery
-            && old.targets == spec.targets
-            && old.family == spec.family
-            && asks(old) == asks(spec)
+        old.discovery == spec.discovery && old.targets == spec.targets && asks(old) == asks(spec)
     }
 
     /// Takes the parts of a configuration that don't make it another cluster.
     pub(in crate::control_plane) fn adopt(&mut self, spec: ClusterSpec, now: Instant) {
         self.changed |= self.spec != spec;
         let judged_anew = self.spec.outlier_detection != spec.outlier_detection;
-        let looked_up_anew = self.spec.refresh != spec.refresh;
+        let looked_up_anew = self.spec.refresh != spec.refresh || self.spec.family != spec.family;
         let checked_anew = self.spec.health_check != spec.health_check;
         self.spec = spec;
         // By the old times the next one may be hours away.
@@ -65,7 +63,7 @@ impl ClusterState {
     pub(super) fn remember(&mut self, previous: &Self, now: Instant) {
         let (spec, old) = (&self.spec, &previous.spec);
         let dns = |spec: &ClusterSpec| spec.discovery == Discovery::StrictDns;
-        if !dns(spec) || !dns(old) || spec.family != old.family {
+        if !dns(spec) || !dns(old) {
             return;
         }
         for (i, target) in spec.targets.iter().enumerate() {

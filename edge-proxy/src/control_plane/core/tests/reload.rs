@@ -282,6 +282,64 @@ async fn another_check_of_the_same_addresses_keeps_their_identity() {
     );
 }
 
+/// Of the first cluster's endpoints: which they are, since when they are healthy, and how often they were checked.
+fn known(running: &Running) -> Vec<(u64, u64, u64)> {
+    let report = running.report();
+    let cluster = &report.clusters[0];
+    let checks = cluster.checks.get(&CheckResult::Pass).copied();
+    let endpoints = cluster.endpoints.iter();
+    endpoints
+        .map(|e| (e.shared.id, e.health_since_ms, checks.unwrap_or(0)))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_family_leaves_the_addresses_that_it_has_as_they_are() {
+    for (check, lookup) in [
+        (CHECKED, None),
+        (
+            CHECKED,
+            Some(Lookup::failed(LookupResult::Timeout, "on purpose".into())),
+        ),
+        (CHECKED, Some(Lookup::empty("on purpose"))),
+        (UNCHECKED, Some(Lookup::empty("on purpose"))),
+    ] {
+        let network = Scripted::default();
+        let old = yaml(&[("echo", check)]);
+        let (file, mut running, _) = serving(&network, &old).await;
+        let before = known(&running);
+        if let Some(lookup) = lookup {
+            network.look_up_says("echo.", lookup);
+        }
+        let asked = network.looked_up("echo.").len();
+        file.write(&old.replace(
+            "dns_refresh_rate",
+            "dns_lookup_family: v4_only\n    dns_refresh_rate",
+        ));
+        let begin = Instant::now();
+        assert_eq!(running.handle.reload().await, Ok(()));
+        assert!(
+            begin.elapsed() < SECOND / 10,
+            "there is nothing to wait for"
+        );
+        assert_eq!(known(&running), before);
+        sleep(2 * SECOND).await;
+        assert!(
+            network.looked_up("echo.").len() > asked,
+            "and is asked at once"
+        );
+        assert_eq!(known(&running), before);
+        // What the new family has takes over.
+        network.name("echo.", &[2]);
+        running
+            .until(|cluster| {
+                assert!(!cluster.eligible.is_empty());
+                eligible(cluster) == [2]
+            })
+            .await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_address_that_was_gone_has_another_identity() {
     let network = Scripted::default();
@@ -322,6 +380,11 @@ async fn a_reload_while_dns_fails_keeps_the_last_good_set() {
         (
             "\"echo.:8081\"",
             "\"nobody.:8081\", \"echo.:8081\"",
+            vec![1],
+        ),
+        (
+            "[\"echo.:8081\"]",
+            "[\"nobody.:8081\", \"echo.:8081\"]\n    dns_lookup_family: v4_only",
             vec![1],
         ),
     ];
