@@ -176,6 +176,11 @@ impl ClusterState {
         look_ups.chain(checks).chain(ejections).min()
     }
 
+    /// Whether the addresses that were found for `target` are IPv6.
+    pub(super) fn is_at_six(&self, target: usize) -> bool {
+        self.members.listed(target).any(|address| address.is_ipv6())
+    }
+
     /// A look-up of `target` ended. `chance` (0 to 1) places the next one.
     pub(super) fn looked_up(&mut self, target: usize, lookup: Lookup, now: Instant, chance: f64) {
         let Some(state) = self.targets.get_mut(target) else {

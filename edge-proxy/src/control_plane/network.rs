@@ -16,8 +16,8 @@ pub(super) type Job<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Look-ups and checks.
 pub(super) trait Network: fmt::Debug + Send {
-    /// Asks for the addresses of `target`.
-    fn look_up(&mut self, target: &Target, family: LookupFamily) -> Job<Lookup>;
+    /// Asks for the addresses of `target`; `at_six`: those that it has are IPv6.
+    fn look_up(&mut self, target: &Target, family: LookupFamily, at_six: bool) -> Job<Lookup>;
 
     /// Checks `endpoint` once.
     fn check(&mut self, endpoint: &EndpointShared, spec: &HealthCheckSpec) -> Job<Outcome>;
@@ -45,9 +45,9 @@ impl Sockets {
 }
 
 impl Network for Sockets {
-    fn look_up(&mut self, target: &Target, family: LookupFamily) -> Job<Lookup> {
+    fn look_up(&mut self, target: &Target, family: LookupFamily, at_six: bool) -> Job<Lookup> {
         let (resolver, target) = (self.resolver.clone(), target.clone());
-        Box::pin(async move { resolver.look_up(&target, family).await })
+        Box::pin(async move { resolver.look_up(&target, family, at_six).await })
     }
 
     fn check(&mut self, endpoint: &EndpointShared, spec: &HealthCheckSpec) -> Job<Outcome> {

@@ -79,8 +79,9 @@ impl Jobs {
     pub(super) fn start(&mut self, cluster: &ClusterState, due: Due) {
         let task = match &due {
             Due::LookUp(target) => {
+                let at_six = cluster.is_at_six(*target);
                 let target = &cluster.spec.targets[*target];
-                let job = made(|| self.network.look_up(target, cluster.spec.family));
+                let job = made(|| self.network.look_up(target, cluster.spec.family, at_six));
                 self.tasks.spawn(async { Finished::LookUp(job.await) })
             }
             Due::Check(endpoint) => {

@@ -51,7 +51,8 @@ async fn exercise(input: &[u8]) {
         let (said, rest) = rest.split_at(usize::from(length).min(rest.len()));
         input = rest;
         let server = tokio::spawn(say(socket.clone(), said.to_vec()));
-        let lookup: Lookup = resolver.look_up(&target, family).await;
+        let at_six = membership.listed(0).any(|address| address.is_ipv6());
+        let lookup: Lookup = resolver.look_up(&target, family, at_six).await;
         server.abort();
 
         let healthy = |address: SocketAddr| {

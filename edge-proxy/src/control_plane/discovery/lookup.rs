@@ -8,9 +8,9 @@
 //! not take endpoints away.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,8 +35,6 @@ use crate::control_plane::{
 pub(crate) struct Resolver {
     /// `Err`: why there are none; every look-up fails with it.
     servers: Result<Arc<Servers>, String>,
-    /// Hosts whose last addresses by `auto` were IPv6.
-    six: Arc<Mutex<HashSet<String>>>,
 }
 
 /// How a look-up ended.
@@ -72,46 +70,56 @@ impl Resolver {
             configured.and_then(|(config, options)| Servers::new(&config, options, patience));
         Self {
             servers: servers.map(Arc::new),
-            six: Arc::default(),
         }
     }
 
-    /// The addresses of `target`, asked of the name servers now.
-    pub(crate) async fn look_up(&self, target: &Target, family: LookupFamily) -> Lookup {
+    /// The addresses of `target`, asked of the name servers now; `at_six`: those that it has are IPv6.
+    pub(crate) async fn look_up(
+        &self,
+        target: &Target,
+        family: LookupFamily,
+        at_six: bool,
+    ) -> Lookup {
         if let Ok(address) = target.host.parse::<IpAddr>() {
             return Lookup::found([address], target.port);
         }
         match family {
             LookupFamily::V4Only => self.ask(target, RecordType::A).await,
             LookupFamily::V6Only => self.ask(target, RecordType::AAAA).await,
-            LookupFamily::Auto => self.ask_both(target).await,
+            LookupFamily::Auto => self.ask_both(target, at_six).await,
         }
     }
 
-    /// AAAA, and A when there is none; asked at once, so that silence about one leaves the other its time. While AAAA
-    /// fails for a host that has had some, A is no answer: a hiccup of DNS would move all connections twice.
-    async fn ask_both(&self, target: &Target) -> Lookup {
-        let (six, four) = tokio::join!(
-            self.ask(target, RecordType::AAAA),
-            self.ask(target, RecordType::A)
-        );
-        // A panic elsewhere leaves a set of strings whole.
-        let mut known = self.six.lock().unwrap_or_else(PoisonError::into_inner);
-        let lookup = match (&six.answer, &four.answer) {
-            (Answer::Addresses(_), _) | (Answer::Failed, Answer::Empty) => six,
-            (Answer::Failed, Answer::Addresses(_)) if known.contains(&target.host) => six,
-            _ => four,
+    /// AAAA, and A when there is none; asked at once, so that silence about one leaves the other its time.
+    ///
+    /// Where the addresses are IPv6, A is no answer while AAAA fails: a hiccup of DNS would move all connections twice.
+    /// Elsewhere A's addresses wait for AAAA for [`AAAA_LAGS`]: some networks swallow that question, and each look-up would
+    /// take all the time that there is. An AAAA that comes later than that once is heard the next time, since the name
+    /// server knows it then, and from then on the addresses are IPv6: so they move once, and don't move back.
+    async fn ask_both(&self, target: &Target, at_six: bool) -> Lookup {
+        let six = self.ask(target, RecordType::AAAA);
+        let four = self.ask(target, RecordType::A);
+        tokio::pin!(six, four);
+        let (six, four) = tokio::select! {
+            six = &mut six => {
+                if let Answer::Addresses(_) = six.answer {
+                    return six;
+                }
+                (six, four.await)
+            }
+            four = &mut four => match four.answer {
+                Answer::Addresses(_) if !at_six => {
+                    let six = tokio::time::timeout(AAAA_LAGS, six).await;
+                    (six.unwrap_or_else(|_| Lookup::timed_out()), four)
+                }
+                _ => (six.await, four),
+            },
         };
-        match &lookup.answer {
-            Answer::Addresses(addresses) if addresses.iter().all(SocketAddr::is_ipv6) => {
-                known.insert(target.host.clone());
-            }
-            Answer::Addresses(_) | Answer::Empty => {
-                known.remove(&target.host);
-            }
-            Answer::Failed => {}
+        match (&six.answer, &four.answer) {
+            (Answer::Addresses(_), _) | (Answer::Failed, Answer::Empty) => six,
+            (Answer::Failed, Answer::Addresses(_)) if at_six => six,
+            _ => four,
         }
-        lookup
     }
 
     async fn ask(&self, target: &Target, record_type: RecordType) -> Lookup {
@@ -199,6 +207,9 @@ impl Lookup {
     }
 }
 
+/// What AAAA may take longer than A: a datagram that is lost is sent again in this time.
+const AAAA_LAGS: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::{Arc, Mutex};
@@ -228,7 +239,7 @@ pub(super) mod tests {
     async fn look_up(family: LookupFamily, reply: Reply) -> Lookup {
         let server = NameServer::start(move |_, _| reply.clone()).await;
         Resolver::new(&[server.address])
-            .look_up(&target("echo.example."), family)
+            .look_up(&target("echo.example."), family, false)
             .await
     }
 
@@ -243,7 +254,7 @@ pub(super) mod tests {
         let resolver = Resolver::new(&[server.address]);
         for asked in 1..=3 {
             let lookup = resolver
-                .look_up(&target("echo.example."), LookupFamily::V4Only)
+                .look_up(&target("echo.example."), LookupFamily::V4Only, false)
                 .await;
             assert_eq!(lookup.answer, addresses(&["10.0.0.1", "10.0.0.2"]));
             assert_eq!(lookup.error, None);
@@ -306,7 +317,7 @@ pub(super) mod tests {
             let server = NameServer::start(move |_, _| reply.clone()).await;
             let resolver = impatient(server.address);
             let lookup = resolver
-                .look_up(&target("echo.example."), LookupFamily::V4Only)
+                .look_up(&target("echo.example."), LookupFamily::V4Only, false)
                 .await;
             assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
             assert!(lookup.error.is_some());
@@ -327,13 +338,13 @@ pub(super) mod tests {
             *said.lock().unwrap() = broken;
             for _ in 0..3 {
                 let lookup = resolver
-                    .look_up(&target("echo.example."), LookupFamily::V4Only)
+                    .look_up(&target("echo.example."), LookupFamily::V4Only, false)
                     .await;
                 assert_eq!(lookup.answer, Answer::Failed);
             }
             *said.lock().unwrap() = Reply::Addresses(vec![address("10.0.0.1")]);
             let lookup = resolver
-                .look_up(&target("echo.example."), LookupFamily::V4Only)
+                .look_up(&target("echo.example."), LookupFamily::V4Only, false)
                 .await;
             assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
         }
@@ -346,7 +357,7 @@ pub(super) mod tests {
         drop(nobody);
         let resolver = impatient(address);
         let lookup = resolver
-            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .look_up(&target("echo.example."), LookupFamily::V4Only, false)
             .await;
         assert_eq!(lookup.answer, Answer::Failed, "{lookup:?}");
     }
@@ -363,10 +374,56 @@ pub(super) mod tests {
             NameServer::start(reply).await,
             NameServer::start(reply).await,
         ];
+        let begin = tokio::time::Instant::now();
         let lookup = Resolver::new(&servers.each_ref().map(|server| server.address))
-            .look_up(&target("echo.example."), LookupFamily::Auto)
+            .look_up(&target("echo.example."), LookupFamily::Auto, false)
             .await;
         assert_eq!(lookup.answer, addresses(&["10.0.0.1"]));
+        let took = begin.elapsed();
+        assert!(took <= Duration::from_millis(1100), "{took:?}");
+    }
+
+    /// The whole time that there is, if the addresses are IPv6.
+    #[tokio::test(start_paused = true)]
+    async fn auto_waits_for_an_aaaa_that_is_late() {
+        let server = NameServer::start(|_, kind| match kind {
+            RecordType::AAAA => Reply::Late(Duration::from_millis(900), vec![address("fd00::1")]),
+            _ => Reply::Addresses(vec![address("10.0.0.1")]),
+        })
+        .await;
+        let resolver = Resolver::new(&[server.address]);
+        let target = target("echo.example.");
+        for at_six in [false, true] {
+            let lookup = resolver.look_up(&target, LookupFamily::Auto, at_six).await;
+            assert_eq!(lookup.answer, addresses(&["fd00::1"]));
+        }
+        let server = NameServer::start(|_, kind| match kind {
+            RecordType::AAAA => Reply::Silence,
+            _ => Reply::Addresses(vec![address("10.0.0.1")]),
+        })
+        .await;
+        let begin = tokio::time::Instant::now();
+        let lookup = Resolver::new(&[server.address])
+            .look_up(&target, LookupFamily::Auto, true)
+            .await;
+        assert_eq!(lookup.answer, Answer::Failed);
+        assert!(begin.elapsed() >= Duration::from_secs(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn auto_takes_aaaa_while_a_is_never_answered() {
+        let server = NameServer::start(|_, kind| match kind {
+            RecordType::AAAA => Reply::Addresses(vec![address("fd00::1")]),
+            _ => Reply::Silence,
+        })
+        .await;
+        let begin = tokio::time::Instant::now();
+        let lookup = Resolver::new(&[server.address])
+            .look_up(&target("echo.example."), LookupFamily::Auto, false)
+            .await;
+        assert_eq!(lookup.answer, addresses(&["fd00::1"]));
+        let took = begin.elapsed();
+        assert!(took <= Duration::from_millis(100), "{took:?}");
     }
 
     #[tokio::test]
@@ -379,25 +436,23 @@ pub(super) mod tests {
         })
         .await;
         let resolver = Resolver::new(&[server.address]);
-        let answer = async |reply: Reply| {
+        let answer = async |reply: Reply, at_six: bool| {
             *six.lock().unwrap() = reply;
             let target = target("echo.example.");
-            resolver.look_up(&target, LookupFamily::Auto).await.answer
+            let lookup = resolver.look_up(&target, LookupFamily::Auto, at_six);
+            lookup.await.answer
         };
         let broken = || Reply::Code(ResponseCode::ServFail);
+        let none = || Reply::Code(ResponseCode::NoError);
         let addresses_six = || Reply::Addresses(vec![address("fd00::1")]);
-        assert_eq!(answer(broken()).await, addresses(&["10.0.0.1"]));
-        assert_eq!(answer(addresses_six()).await, addresses(&["fd00::1"]));
-        assert_eq!(answer(broken()).await, Answer::Failed);
-        assert_eq!(
-            answer(broken()).await,
-            Answer::Failed,
-            "as long as it lasts"
-        );
-        assert_eq!(answer(addresses_six()).await, addresses(&["fd00::1"]));
-        let none = Reply::Code(ResponseCode::NoError);
-        assert_eq!(answer(none).await, addresses(&["10.0.0.1"]), "DNS says so");
-        assert_eq!(answer(broken()).await, addresses(&["10.0.0.1"]));
+        for at_six in [false, true] {
+            let found = answer(addresses_six(), at_six).await;
+            assert_eq!(found, addresses(&["fd00::1"]));
+            let found = answer(none(), at_six).await;
+            assert_eq!(found, addresses(&["10.0.0.1"]), "DNS says so");
+        }
+        assert_eq!(answer(broken(), true).await, Answer::Failed);
+        assert_eq!(answer(broken(), false).await, addresses(&["10.0.0.1"]));
     }
 
     /// What `auto` makes of the answers for AAAA and for A.
@@ -409,7 +464,7 @@ pub(super) mod tests {
         .await;
         let resolver = Resolver::new(&[server.address]);
         resolver
-            .look_up(&target("echo.example."), LookupFamily::Auto)
+            .look_up(&target("echo.example."), LookupFamily::Auto, false)
             .await
     }
 
@@ -447,14 +502,13 @@ pub(super) mod tests {
     async fn an_address_as_the_host_needs_no_server() {
         let resolver = Resolver {
             servers: Err("there is none".into()),
-            six: Arc::default(),
         };
         let lookup = resolver
-            .look_up(&target("10.0.0.9"), LookupFamily::V4Only)
+            .look_up(&target("10.0.0.9"), LookupFamily::V4Only, false)
             .await;
         assert_eq!(lookup.answer, addresses(&["10.0.0.9"]));
         let lookup = resolver
-            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .look_up(&target("echo.example."), LookupFamily::V4Only, false)
             .await;
         assert_eq!(
             lookup,

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use hickory_resolver::proto::{
@@ -30,6 +31,8 @@ pub(in crate::control_plane) enum Reply {
     Garbage,
     /// Nothing.
     Silence,
+    /// Addresses, after so long.
+    Late(Duration, Vec<IpAddr>),
 }
 
 /// The running name server; it ends with the test's runtime.
@@ -44,7 +47,7 @@ impl NameServer {
     pub(in crate::control_plane) async fn start(
         reply: impl Fn(&str, RecordType) -> Reply + Send + 'static,
     ) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let server = Self {
             address: socket.local_addr().unwrap(),
             asked: Arc::default(),
@@ -57,9 +60,18 @@ impl NameServer {
                 let question = Message::from_vec(&buffer[..length]).unwrap();
                 let query = question.queries[0].clone();
                 let reply = reply(&query.name().to_string(), query.query_type());
-                if let Some(answer) = answer(&question, &query, reply) {
+                let (after, reply) = match reply {
+                    Reply::Late(after, addresses) => (after, Reply::Addresses(addresses)),
+                    reply => (Duration::ZERO, reply),
+                };
+                let Some(answer) = answer(&question, &query, reply) else {
+                    continue;
+                };
+                let socket = socket.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
                     socket.send_to(&answer, from).await.unwrap();
-                }
+                });
             }
         });
         server
@@ -106,7 +118,7 @@ fn answer(question: &Message, query: &Query, reply: Reply) -> Option<Vec<u8>> {
             message.metadata.response_code = code;
         }
         Reply::Garbage => return Some(b"this is not DNS".to_vec()),
-        Reply::Silence => return None,
+        Reply::Silence | Reply::Late(..) => return None,
     }
     Some(message.to_vec().unwrap())
 }

@@ -211,7 +211,7 @@ mod tests {
     async fn look_up_at(servers: &[NameServer]) -> Lookup {
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
         Resolver::new(&addresses)
-            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .look_up(&target("echo.example."), LookupFamily::V4Only, false)
             .await
     }
 

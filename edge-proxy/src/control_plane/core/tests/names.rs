@@ -3,6 +3,26 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
+async fn a_look_up_knows_whether_the_addresses_are_ipv6() {
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    let mut running = Running::start(network.clone());
+    running.until_eligible(&[1]).await;
+    let told = async |lookup: Lookup| {
+        network.look_up_says("echo.", lookup);
+        // Two look-ups, at least.
+        sleep(15 * SECOND).await;
+        network.0.lock().unwrap().at_six
+    };
+    let failed = || Lookup::failed(LookupResult::ServFail, "on purpose".into());
+    assert!(!told(failed()).await);
+    let six = Lookup::found(["fd00::1".parse().unwrap()], 8081);
+    assert!(told(six).await);
+    assert!(told(failed()).await, "as long as it lasts");
+    assert!(!told(Lookup::found([ip(1).ip()], 8081)).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn look_ups_come_at_the_refresh_rate() {
     let network = Scripted::default();
     network.name("echo.", &[1]);

@@ -39,6 +39,8 @@ pub(super) struct Script {
     /// By address; an address that isn't there passes.
     pub(super) checks: HashMap<SocketAddr, Checked>,
     pub(super) looked_up: Vec<(Instant, String)>,
+    /// Whether the last look-up was told that the addresses before were IPv6.
+    pub(super) at_six: bool,
     pub(super) checked: Vec<(Instant, SocketAddr)>,
 }
 
@@ -65,8 +67,9 @@ pub(super) enum Checked {
 pub(super) struct Scripted(pub(super) Arc<Mutex<Script>>);
 
 impl Network for Scripted {
-    fn look_up(&mut self, target: &Target, _: LookupFamily) -> Job<Lookup> {
+    fn look_up(&mut self, target: &Target, _: LookupFamily, at_six: bool) -> Job<Lookup> {
         let mut script = self.0.lock().unwrap();
+        script.at_six = at_six;
         script.looked_up.push((Instant::now(), target.host.clone()));
         let said = script.names.get(&target.host).cloned();
         drop(script);
