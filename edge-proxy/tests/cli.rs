@@ -99,10 +99,29 @@ fn check_looks_at_the_certificate() {
     expired.not_before = rcgen::date_time_ymd(2019, 1, 1);
     expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
     let expired = expired.self_signed(&key).expect("a certificate is made");
+    let mut authority = rcgen::CertificateParams::default();
+    authority
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "Authority");
+    let authority_key = rcgen::KeyPair::generate().expect("a key is made");
+    let issued = rcgen::CertificateParams::new(["grpc.example.com".to_owned()])
+        .expect("the name is a name")
+        .signed_by(
+            &key,
+            &rcgen::Issuer::from_params(&authority, &authority_key),
+        )
+        .expect("a certificate is made")
+        .pem();
+    let authority = authority
+        .self_signed(&authority_key)
+        .expect("a certificate is made")
+        .pem();
     for (name, text) in [
         ("old.crt", expired.pem()),
         ("old.key", key.serialize_pem()),
         ("empty.crt", String::new()),
+        ("stray.crt", format!("{issued}{}", expired.pem())),
+        ("upside-down.crt", format!("{authority}{issued}")),
         (
             "locked.key",
             key.serialize_pem().replace("PRIVATE", "ENCRYPTED PRIVATE"),
@@ -126,6 +145,8 @@ fn check_looks_at_the_certificate() {
         ("later.pem", "later.pem"),
         ("one.crt", "locked.key"),
         (".", "one.key"),
+        ("stray.crt", "old.key"),
+        ("upside-down.crt", "old.key"),
     ]
     .map(|(chain, key)| {
         format!(
