@@ -120,9 +120,9 @@ impl App {
         memory_group: Option<MemoryGroup>,
     ) -> Result<Running, StartError> {
         // Bound at once, so that a port in use is told before anything runs; the listener listens when it can serve.
-        let listener = bind("listener.address", config.listener_address)?;
-        let admin_listener = listen("admin.address", config.admin)?;
-        let probes_listener = listen("probes.address", config.probes)?;
+        let listener = bind(LISTENER, config.listener_address)?;
+        let admin_listener = bind_and_listen("admin.address", config.admin)?;
+        let probes_listener = bind_and_listen("probes.address", config.probes)?;
         let address = |socket: &Socket, configured: SocketAddr| {
             socket
                 .local_addr()
@@ -196,6 +196,7 @@ impl App {
         let reopener = access_log.reopener();
         let life = Life {
             listener: Some(listener),
+            address: addresses.listener,
             listening,
             control,
             workers,
@@ -274,6 +275,8 @@ impl Running {
 struct Life {
     /// Taken when it listens: a second descriptor would keep the port open after the acceptor has closed its own.
     listener: Option<Socket>,
+    /// Its own.
+    address: SocketAddr,
     /// Set from then on; read by `/readyz`.
     listening: Arc<AtomicBool>,
     control: ControlPlane,
@@ -349,9 +352,9 @@ impl Life {
         let Some(listener) = self.listener.take() else {
             return Outcome::Failed;
         };
-        let address = listener.local_addr().ok();
-        let address = address.and_then(|address| address.as_socket());
-        let acceptor = listener.listen(BACKLOG).and_then(|()| {
+        let address = self.address;
+        // Another process may have bound the address as well, and begun to listen while this one waited.
+        let acceptor = listen(LISTENER, address, &listener).and_then(|()| {
             Acceptor::spawn(
                 listener.into(),
                 &self.workers,
@@ -360,16 +363,17 @@ impl Life {
                 self.metrics.shard(),
                 self.room(),
             )
+            .map_err(StartError::Thread)
         });
         let mut acceptor = match acceptor {
             Ok(acceptor) => acceptor,
             Err(error) => {
-                tracing::error!(%error, "cannot listen");
+                tracing::error!("{error}");
                 return Outcome::Failed;
             }
         };
         self.listening.store(true, Ordering::Relaxed);
-        tracing::info!(address = address.map(tracing::field::display), "serving");
+        tracing::info!(%address, "serving");
 
         let mut order = match orders.wait_for(|order| *order > Order::Run).await {
             Ok(order) => *order,
@@ -488,14 +492,18 @@ fn bind(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
     })
 }
 
-fn listen(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
+fn bind_and_listen(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
     let socket = bind(key, address)?;
+    listen(key, address, &socket)?;
+    Ok(socket)
+}
+
+fn listen(key: &'static str, address: SocketAddr, socket: &Socket) -> Result<(), StartError> {
     socket.listen(BACKLOG).map_err(|source| StartError::Bind {
         key,
         address,
         source,
-    })?;
-    Ok(socket)
+    })
 }
 
 fn bind_advice(error: &io::Error) -> String {
@@ -506,8 +514,10 @@ fn bind_advice(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => {
             "not permitted; ports below 1024 need a privilege, choose a higher one".into()
         }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
-        _ => error.to_string(),
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; choose one of its own, or 0.0.0.0 for all of them".into()
+        }
+        _ => format!("{error}; choose another address in the configuration"),
     }
 }
 
@@ -527,6 +537,9 @@ fn named(names: [Option<String>; 2]) -> Arc<str> {
         .unwrap_or("unknown")
         .into()
 }
+
+/// The configuration's key of the address that clients connect to.
+const LISTENER: &str = "listener.address";
 
 /// For the access log's last lines.
 const LOG_FLUSH: Duration = Duration::from_secs(2);

@@ -2,12 +2,14 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, BufRead as _, Write as _},
+    net::SocketAddr,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 
 /// Runs the program in this package's folder, so that messages name files by the same path everywhere.
 fn edge_proxy(arguments: &[&str]) -> Output {
@@ -253,6 +255,53 @@ fn a_log_that_cannot_be_opened_starts_nothing() {
     }
 }
 
+/// `run`, with its diagnostics to be read.
+fn start(file: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_edge-proxy"))
+        .args(["run", "--config", file])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts")
+}
+
+/// Two processes may bind the same address until one of them listens, and a certificate is waited for between the two.
+#[test]
+fn an_address_that_another_has_taken_meanwhile_is_told_by_its_key() {
+    let directory = pairs();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("it is allowed");
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    socket.bind(&any_port.into()).expect("a free port");
+    let address = socket.local_addr().expect("it is bound").as_socket();
+    let address = address.expect("it is one of IPv4").to_string();
+    let text = minimal(directory.path(), "").replacen("127.0.0.1:0", &address, 1);
+    let (file, later) = (path("edge-proxy.yaml"), path("later.crt"));
+    fs::write(&file, text).expect("the file is written");
+    fs::rename(path("one.crt"), &later).expect("it is moved away");
+    let mut process = start(&file);
+    let stderr = process.stderr.take().expect("it is piped");
+    let mut lines = io::BufReader::new(stderr).lines();
+    let mut until = |what: &str| {
+        let mut lines = lines.by_ref().map(|line| line.expect("it writes text"));
+        lines.find(|line| line.contains(what))
+    };
+    until("waiting for the certificate").expect("it waits");
+    socket.listen(1).expect("nobody listens yet");
+    fs::rename(later, path("one.crt")).expect("it is there again");
+    let line = until(" ERROR ").expect("it can't listen");
+    for part in [
+        "listener.address",
+        &address,
+        "the port is in use; end the process that has it, or choose another port",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert!(until("outcome=Failed").is_some());
+    assert_eq!(process.wait().expect("it ends").code(), Some(1));
+}
+
 /// One that comes while the configuration is being read: whoever can write to a FIFO has a reader.
 #[test]
 fn a_signal_during_the_start_drains() {
@@ -263,12 +312,7 @@ fn a_signal_during_the_start_drains() {
         let file = path(name);
         let made = Command::new("mkfifo").arg(&file).status();
         assert!(made.expect("mkfifo starts").success());
-        let process = Command::new(env!("CARGO_BIN_EXE_edge-proxy"))
-            .args(["run", "--config", &file])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+        let process = start(&file);
         let mut configuration = fs::OpenOptions::new()
             .write(true)
             .open(&file)
