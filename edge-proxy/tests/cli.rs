@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    thread,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -312,22 +313,32 @@ fn a_signal_during_the_start_drains() {
         let file = path(name);
         let made = Command::new("mkfifo").arg(&file).status();
         assert!(made.expect("mkfifo starts").success());
-        let process = start(&file);
+        let mut process = start(&file);
+        let stderr = process.stderr.take().expect("it is piped");
+        let ended = thread::spawn({
+            let file = file.clone();
+            move || {
+                let told = io::read_to_string(stderr).expect("it writes text");
+                // Should it have ended before it opened the FIFO, whoever opens that as well lets the opening below go on.
+                let both = fs::OpenOptions::new().read(true).write(true).open(file);
+                (told, both.expect("the FIFO is there"))
+            }
+        });
         let mut configuration = fs::OpenOptions::new()
             .write(true)
             .open(&file)
             .expect("the program opens the other end");
         let id = i32::try_from(process.id()).expect("a process id");
         let id = Pid::from_raw(id).expect("it isn't 0");
-        kill_process(id, Signal::TERM).expect("it runs");
-        configuration
-            .write_all(text.as_bytes())
-            .expect("it still reads");
+        kill_process(id, Signal::TERM).expect("nobody has waited for it");
+        let written = configuration.write_all(text.as_bytes());
         drop(configuration);
-        let output = process.wait_with_output().expect("it ends");
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{told}");
+        let (told, _) = ended.join().expect("it reads");
+        let status = process.wait().expect("it ends");
+        assert_eq!(status.code(), Some(code), "{told}");
         assert_eq!(told.contains("SIGTERM: draining"), code == 0, "{told}");
+        assert_eq!(told.contains("wrokers"), code == 2, "{told}");
+        assert!(written.is_ok(), "{written:?}: {told}");
     }
 }
 
