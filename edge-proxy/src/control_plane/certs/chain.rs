@@ -1,5 +1,5 @@
-//! A chain's certificates: whether they can be read and lead anywhere, whether the first one can be served now, and what operators
-//! see of that.
+//! A chain's certificates: whether they can be read and lead anywhere, whether the first one can be served now, and what
+//! operators see of that.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -93,7 +93,8 @@ pub(super) fn number_of_the_keys(certified: &CertifiedKey) -> Option<usize> {
 }
 
 /// Looks for the first certificate's issuer among the `others`, by its name. Which of several of that name a client needs
-/// (an authority may be signed by several, crosswise), and what else there is, is for the client to find out (RFC 8446 §4.4.2).
+/// (an authority may be signed by several, crosswise), and what else there is, is for the client to find out
+/// (RFC 8446 §4.4.2).
 fn doubt(leaf: &X509Certificate<'_>, others: &[X509Certificate<'_>]) -> Option<String> {
     // As text: the same name may be encoded in several ways.
     let issuer = leaf.issuer().to_string();

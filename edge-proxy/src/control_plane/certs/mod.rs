@@ -1,5 +1,5 @@
-//! The certificate: read and judged as a pair ([`pair`], of what [`pem`] and [`chain`] say), watched on disk ([`watch`]), and
-//! what is served ([`Served`]).
+//! The certificate: read and judged as a pair ([`pair`], of what [`pem`] and [`chain`] say), watched on disk ([`watch`]),
+//! and what is served ([`Served`]).
 
 mod chain;
 mod pair;

@@ -81,8 +81,8 @@ pub enum PairFault {
     Encrypted,
     /// Nothing can be signed with the key; the certificate's kind is this.
     #[error(
-        "this private key can't be used (the certificate's is {0}): RSA of 2048 to 8192 bits, ECDSA P-256, P-384 or P-521, \
-         and Ed25519 work; make one of these, and have a certificate issued for it"
+        "this private key can't be used (the certificate's is {0}): RSA of 2048 to 8192 bits, ECDSA P-256, P-384 or \
+         P-521, and Ed25519 work; make one of these, and have a certificate issued for it"
     )]
     UnusableKey(String),
     /// The key isn't the certificate's.
@@ -101,8 +101,8 @@ pub enum PairFault {
     },
     /// The certificate is of an X.509 version that has no extensions, and so no names of hosts (RFC 5280 §4.1).
     #[error(
-        "the certificate is of X.509 version {0}, which many TLS libraries refuse, the one in here too: have one of version 3 issued, with its names in \
-         subjectAltName (`openssl x509 -req` takes extensions from -extfile)"
+        "the certificate is of X.509 version {0}, which many TLS libraries refuse, the one in here too: have one of \
+         version 3 issued, with its names in subjectAltName (`openssl x509 -req` takes extensions from -extfile)"
     )]
     OldVersion(u32),
     /// The certificate's time is over.

@@ -1,4 +1,4 @@
-//! Endpoints out of use by what workers tell of them: the hints are taken up, streaks of failures eject, and ejections end.
+//! Endpoints out of use by what workers tell of them: hints are taken up, streaks of failures eject, ejections end.
 
 use std::{net::SocketAddr, sync::atomic::Ordering};
 

@@ -1,4 +1,4 @@
-//! What a reload makes of a cluster: whether it stays, what it takes on, and what the one that takes its place begins with.
+//! What a reload makes of a cluster: whether it stays, what it takes on, what the one that takes its place begins with.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -348,7 +348,8 @@ const TOO_LARGE: &str = "the file is larger or deeper than any configuration: is
 /// The parser's word when its own limit is reached before ours is.
 const TOO_DEEP: &str = "recursion limit exceeded";
 
-/// What the parser says where something stands that can't stand there: it may be for a bracket or a quote that isn't closed.
+/// What the parser says where something stands that can't stand there: it may be for a bracket or a quote that isn't
+/// closed.
 const OF_STRUCTURE: [&str; 11] = [
     "',' or",
     "':' indicator",

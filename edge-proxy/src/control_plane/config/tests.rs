@@ -403,7 +403,7 @@ fn what_is_not_closed_is_told_where_it_was_opened() {
     insta::assert_snapshot!(all);
 }
 
-/// Whatever bracket or quote of a whole file is left out: what a message says is open, is one, and is told where it stands.
+/// Whatever bracket or quote of a whole file is left out: what a message says is open, is one, and is told where it is.
 #[test]
 fn what_is_said_to_be_open_is_there() {
     let mut said = 0;
