@@ -144,7 +144,9 @@ impl Exchange {
             std::mem::take(&mut response.queued)
         };
         self.connection.worker.memory.change(dropped, 0);
-        drop(self.request.borrow_mut().take());
+        if let Some(request) = self.request.borrow_mut().take() {
+            self.connection.give_up(request);
+        }
         self.connection.wake();
     }
 

@@ -73,6 +73,9 @@ pub(crate) struct Connection {
     exchanges: RefCell<Vec<Rc<Exchange>>>,
     stage: Cell<Stage>,
     output: Cell<Output>,
+    /// A request of which nobody wants the rest. hyper ends the connection when this is dropped, whatever it still has to
+    /// write: so not before the answer has left.
+    given_up: RefCell<Option<Incoming>>,
     /// Of what hyper has got.
     framing: Cell<Framing>,
     /// hyper waits for bytes that came before the answer to the request before them had left: whether a head is among
@@ -223,6 +226,7 @@ impl Connection {
             exchanges: RefCell::default(),
             stage: Cell::new(Stage::First { begun: false }),
             output: Cell::new(Output::Quiet),
+            given_up: RefCell::default(),
             framing: Cell::new(Framing::new()),
             put_off: Cell::new(None),
             leave_at: Cell::new(accepted + age),
@@ -283,14 +287,24 @@ impl Connection {
     }
 
     /// Whether hyper gets what comes next: a request's head only when the answer before it has left. It wouldn't parse it
-    /// earlier, and a slow reader would have its next head's deadline pass meanwhile.
+    /// earlier, and a slow reader would have its next head's deadline pass meanwhile. Nor what is left of a body, when
+    /// hyper has all of the answer: at its end it closes a connection that isn't to stay, whatever it still has to write.
     fn may_read(&self) -> bool {
-        self.output.get() != Output::Answering || self.framing.get().in_body()
+        let is_wanted = self.stage.get() == Stage::Busy && self.framing.get().in_body();
+        self.output.get() != Output::Answering || is_wanted
     }
 
     /// These bytes came, and hyper doesn't get them yet.
     fn put_off(&self, bytes: &[u8]) {
-        self.put_off.set(Some(begins_a_head(bytes)));
+        let begins = !self.framing.get().in_body() && begins_a_head(bytes);
+        self.put_off.set(Some(begins));
+    }
+
+    /// Nobody wants the rest of this request.
+    fn give_up(&self, request: Incoming) {
+        if self.output.get() == Output::Answering {
+            self.given_up.replace(Some(request));
+        }
     }
 
     /// Bytes came from the client (none: it closed): says how many of them hyper gets now, which are of one head or body.
@@ -333,7 +347,8 @@ impl Connection {
     fn on_flush(&self) {
         if self.output.get() == Output::Answering && self.stage.get() != Stage::Busy {
             self.output.set(Output::Quiet);
-            if self.put_off.get().is_some() || self.leaving.get().is_some() {
+            let given_up = self.given_up.take().is_some();
+            if given_up || self.put_off.get().is_some() || self.leaving.get().is_some() {
                 self.wake();
             }
         }

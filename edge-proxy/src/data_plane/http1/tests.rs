@@ -210,6 +210,54 @@ fn a_post_is_relayed_with_its_body_and_back() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_upload_has_ended_is_whole() {
+    for (size, connection) in [
+        (20_000, "keep-alive"),
+        (20_000, "close"),
+        (200_000, "close"),
+    ] {
+        running(|| async {
+            let address = backend(move |engine, event| {
+                if let Event::Headers { stream, .. } = event {
+                    let length = size.to_string();
+                    let head = headers(&[(":status", "200"), ("content-length", &length)]);
+                    engine.send_headers(stream, &head, false);
+                    engine.send_data(stream, &vec![b'x'; size], true, Instant::now());
+                }
+            })
+            .await;
+            let bench = Bench::new(&[address]);
+            for rest in ["", "defghij"] {
+                // Takes what the client sends, and no whole answer.
+                let mut client = connect_with(&bench, testing::policy(), 4096);
+                let head = format!("host: a\r\nconnection: {connection}\r\ncontent-length: 10");
+                let request = format!("POST /plain/ HTTP/1.1\r\n{head}\r\n\r\nabc");
+                let mut answer = ask(&mut client, &request, "\r\n\r\n").await;
+                assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+                if size < MAX_HEAD {
+                    // hyper has all of it.
+                    until(|| bench.worker.rpcs.borrow().len() == 0).await;
+                }
+                send(&mut client, rest).await;
+                settle().await;
+                answer = read_to(&mut client, &"x".repeat(size)).await;
+                assert_eq!(answer.len(), size);
+                if rest.is_empty() || connection == "close" {
+                    assert_eq!(read_all(&mut client).await, "");
+                } else {
+                    direct(&mut client).await;
+                }
+            }
+            let whole = format!(" bytes_out={size} ");
+            for line in bench.logged() {
+                assert!(line.contains(" flags=- "), "{line}");
+                assert!(line.contains("/direct/") || line.contains(&whole), "{line}");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_large_body_passes_within_a_bounded_window() {
     running(|| async {
         let address = backend(echo()).await;
