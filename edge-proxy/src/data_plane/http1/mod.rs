@@ -192,7 +192,14 @@ async fn run(
     let mut answer = Vec::new();
     match end {
         End::Finished => {}
-        End::Failed(error) => answer = connection.failed(&error),
+        End::Failed(error) => {
+            answer = connection.failed(&error);
+            // A response was given up. Where only the connection's end is its own (HTTP/1.0), a close_notify would call it
+            // whole (RFC 9112 §9.8).
+            if error.is_user() {
+                return;
+            }
+        }
         End::TimedOut(limit) => {
             return tracing::debug!(peer = %connection.peer, limit, "client connection ended");
         }

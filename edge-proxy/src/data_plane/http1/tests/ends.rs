@@ -1,6 +1,9 @@
 //! How connections and requests end that don't end by themselves: one side goes away, a deadline passes, the process drains.
 
-use std::sync::atomic::Ordering;
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::*;
 use crate::telemetry::metrics::ResetCause;
@@ -175,6 +178,65 @@ fn a_backend_that_fails_in_the_middle_ends_the_connection_without_the_last_chunk
         let answer = read_all(&mut client).await;
         assert!(!answer.contains("\r\n0\r\n"), "{answer}");
         assert_eq!(bench.worker.rpcs.borrow().len(), 0);
+    });
+}
+
+/// Of HTTP/1.0, where the connection's end is the response's.
+#[test]
+fn a_response_that_breaks_off_has_no_close_notify() {
+    running(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers {
+                stream,
+                headers: request,
+                ..
+            } = event
+            {
+                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+                let ends = request.path() == Some(b"/plain/whole");
+                engine.send_data(stream, b"all or half", ends, Instant::now());
+            }
+        })
+        .await;
+        let (server, client) = testing::tls();
+        for (path, end) in [
+            ("/plain/whole", Ok(0)),
+            ("/plain/half", Err(ErrorKind::UnexpectedEof)),
+        ] {
+            let bench = Bench::new(&[address]);
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let to = listener.local_addr().unwrap();
+            let name = "localhost".try_into().unwrap();
+            let session = rustls::ClientConnection::new(client.clone(), name).unwrap();
+            let read = Arc::new(AtomicBool::new(false));
+            let reading = read.clone();
+            let client = std::thread::spawn(move || {
+                let socket = std::net::TcpStream::connect(to).unwrap();
+                let mut stream = rustls::StreamOwned::new(session, socket);
+                let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+                stream.write_all(request.as_bytes()).unwrap();
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"all or half") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    answer.extend(byte);
+                }
+                reading.store(true, Ordering::Relaxed);
+                stream
+                    .read_to_end(&mut answer)
+                    .map_err(|error| error.kind())
+            });
+            let (socket, _) = listener.accept().await.unwrap();
+            let tls = Tls::accept(socket, server.clone(), &bench.worker.gate, || {}).await;
+            accept(&bench, testing::policy(), tls.unwrap().0);
+            until(|| read.load(Ordering::Relaxed)).await;
+            // What isn't whole by now is broken off.
+            bench.worker.enter(Phase::Cutting);
+            until(|| client.is_finished()).await;
+            assert_eq!(client.join().unwrap(), end, "{path}");
+        }
     });
 }
 
