@@ -7,6 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::Future,
+    io::{self, ErrorKind},
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
@@ -20,7 +21,10 @@ use http2::{Headers, Reason};
 use hyper::body::{Frame, Incoming};
 
 use super::{Connection, convert};
-use crate::data_plane::rpc::{self, Key};
+use crate::{
+    data_plane::rpc::{self, Key},
+    telemetry::metrics::ResetCause,
+};
 
 /// See the module's head.
 pub(crate) struct Exchange {
@@ -256,8 +260,12 @@ impl Exchange {
                 }
                 Some(Err(error)) => {
                     tracing::debug!(peer = %self.connection.peer, %error, "a request's body broke off");
-                    // A connection that closed under it is told by the end of its task, unless that is still to come.
-                    rpc::client_reset(worker, key, Reason::PROTOCOL_ERROR);
+                    if is_gone(&error) {
+                        rpc::client_gone(worker, key);
+                    } else {
+                        worker.shard.resets(ResetCause::Malformed).inc();
+                        rpc::client_reset(worker, key, Reason::PROTOCOL_ERROR);
+                    }
                 }
                 None => rpc::request_data(worker, key, &[], true, now),
             }
@@ -351,6 +359,22 @@ impl Drop for Body {
             rpc::response_sent(&exchange.connection.worker, key, dropped, ended);
         }
     }
+}
+
+/// Whether a request's body broke off because its connection did.
+fn is_gone(error: &hyper::Error) -> bool {
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| {
+        matches!(
+            cause.kind(),
+            ErrorKind::UnexpectedEof
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::TimedOut
+        )
+    })
 }
 
 /// As a stream's window towards HTTP/2 clients. One frame more may be on its way, which is at most hyper's buffer.

@@ -64,6 +64,44 @@ fn a_client_that_ends_its_half_before_the_answer_has_gone_away() {
 }
 
 #[test]
+fn an_upload_that_breaks_off_is_the_clients_end_and_one_that_cannot_be_read_its_fault() {
+    running(|| async {
+        let (bench, resets, requests) = unanswered().await;
+        let counted = || {
+            let of = |cause| bench.shard.resets(cause).get();
+            (of(ResetCause::ConnectionClosed), of(ResetCause::Malformed))
+        };
+        let chunked = "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        let uploads = ["content-length: 9\r\n\r\nabc", chunked];
+        for (before, upload) in uploads.iter().enumerate() {
+            let mut client = connect(&bench);
+            send(
+                &mut client,
+                &format!("POST /plain/ HTTP/1.1\r\nhost: a\r\n{upload}"),
+            )
+            .await;
+            until(|| requests.get() > before).await;
+            drop(client);
+            until(|| resets.get() > before).await;
+        }
+        assert_eq!(counted(), (2, 0));
+        let mut client = connect(&bench);
+        send(
+            &mut client,
+            &format!("POST /plain/ HTTP/1.1\r\nhost: a\r\n{chunked}no size\r\n"),
+        )
+        .await;
+        assert_eq!(read_all(&mut client).await, "");
+        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+        assert_eq!(counted(), (2, 1));
+        let lines = bench.logged();
+        for (line, flag) in lines.iter().zip(["DC", "DC", "DPE"]) {
+            assert!(line.contains(&format!(" flags={flag} ")), "{lines:?}");
+        }
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
     running(|| async {
         // Accepts, and never says anything: no SETTINGS, no stream.
