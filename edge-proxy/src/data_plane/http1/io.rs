@@ -1,7 +1,8 @@
 //! The transport under hyper, which reports progress to the connection.
 //!
 //! hyper doesn't tell what it has read beyond a request. So it gets one head or body at a time, and the next head only when
-//! the answer before has left: its deadline begins then. What was read early comes first.
+//! the answer before has left: its deadline begins then. What was read early comes first. Meanwhile the transport is read
+//! all the same, as far as there is room, since a client that goes away must be noticed.
 //!
 //! Nor can hyper be told what to say to a head that it can't read: it writes a bare status and closes. That is all that it
 //! writes then, as no answer is under way, and is kept back: the connection gives an answer like all others of the proxy's
@@ -14,7 +15,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Connection;
@@ -23,7 +24,7 @@ use super::Connection;
 pub(super) struct Io<T> {
     transport: T,
     /// Plaintext that was read and isn't hyper's yet.
-    held: Bytes,
+    held: BytesMut,
     connection: Rc<Connection>,
 }
 
@@ -31,7 +32,7 @@ impl<T> Io<T> {
     pub(super) fn new(transport: T, early: Vec<u8>, connection: Rc<Connection>) -> Self {
         Self {
             transport,
-            held: early.into(),
+            held: BytesMut::from(&early[..]),
             connection,
         }
     }
@@ -39,6 +40,26 @@ impl<T> Io<T> {
     /// When hyper has ended.
     pub(super) fn into_transport(self) -> T {
         self.transport
+    }
+}
+
+impl<T: AsyncRead + Unpin> Io<T> {
+    /// hyper doesn't get what is held yet: reads what comes behind it. `Ready`: the client has closed, and waits for no
+    /// answer.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.put_off(&self.held);
+        while self.held.len() < AHEAD {
+            let mut room = [0; 4096];
+            let most = room.len().min(AHEAD - self.held.len());
+            let mut buffer = ReadBuf::new(&mut room[..most]);
+            ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.held.extend_from_slice(buffer.filled());
+            self.connection.put_off(&self.held);
+        }
+        Poll::Pending
     }
 }
 
@@ -61,20 +82,22 @@ impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
                 0
             };
             if n < read.len() {
-                this.held = Bytes::copy_from_slice(&read[n..]);
+                this.held.extend_from_slice(&read[n..]);
                 buffer.set_filled(before + n);
             }
             if n == 0 && !this.held.is_empty() {
-                connection.put_off(&this.held);
-                return Poll::Pending;
+                return this.read_ahead(cx);
             }
-        } else if !connection.may_read() {
-            connection.put_off(&this.held);
-            return Poll::Pending;
-        } else {
+        } else if connection.may_read() {
             let most = buffer.remaining().min(this.held.len());
             let n = connection.on_read(&this.held[..most], now);
             buffer.put_slice(&this.held.split_to(n));
+            if this.held.is_empty() {
+                // With its room.
+                this.held = BytesMut::new();
+            }
+        } else {
+            return this.read_ahead(cx);
         }
         Poll::Ready(Ok(()))
     }
@@ -110,6 +133,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Io<T> {
         Pin::new(&mut self.get_mut().transport).poll_shutdown(cx)
     }
 }
+
+/// What is held that came ahead of its time, at most: as much as hyper holds. A client that sent more and goes away is
+/// noticed when the answer has left, or can't.
+const AHEAD: usize = super::MAX_HEAD;
 
 /// A full TLS record: a slow client that takes one now and then is seen to make progress.
 const WRITE_AT_ONCE: usize = 16 * 1024;

@@ -102,6 +102,53 @@ fn an_upload_that_breaks_off_is_the_clients_end_and_one_that_cannot_be_read_its_
 }
 
 #[test]
+fn a_client_that_goes_away_with_another_request_behind() {
+    running(|| async {
+        let (bench, resets, requests) = unanswered().await;
+        let get = "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        // At once, later, and as much as is read ahead.
+        let behind = [(get.len(), 0), (0, get.len()), (10, 30_000)];
+        for (before, (at_once, later)) in behind.into_iter().enumerate() {
+            let next = get.repeat(1 + 30_000 / get.len());
+            let mut client = connect(&bench);
+            send(&mut client, &format!("{get}{}", &next[..at_once])).await;
+            until(|| requests.get() > before).await;
+            send(&mut client, &next[at_once..at_once + later]).await;
+            settle().await;
+            drop(client);
+            until(|| resets.get() > before).await;
+        }
+        assert_eq!(requests.get(), 3);
+        let lines = bench.logged();
+        assert!(
+            lines.iter().all(|line| line.contains(" flags=DC ")),
+            "{lines:?}"
+        );
+    });
+}
+
+#[test]
+fn what_a_client_sends_behind_a_request_is_read_ahead_within_bounds() {
+    running(|| async {
+        let (bench, _, requests) = unanswered().await;
+        let mut client = connect_with(&bench, testing::policy(), 4096);
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        until(|| requests.get() == 1).await;
+        let mut sent = 0;
+        let write = async {
+            loop {
+                sent += client.write(&[b'x'; 1024]).await.unwrap();
+            }
+        };
+        tokio::select! {
+            () = write => {}
+            () = settle() => {}
+        }
+        assert!(sent <= 32 * 1024 + 2 * 4096, "{sent}");
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
     running(|| async {
         // Accepts, and never says anything: no SETTINGS, no stream.
