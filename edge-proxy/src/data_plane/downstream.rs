@@ -130,13 +130,14 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let version = match handshake.alpn {
         Alpn::Http2 => Some((Alpn::Http2, tls.early())),
         Alpn::Http1 => Some((Alpn::Http1, tls.early())),
-        Alpn::None => timeout(
-            preface_by.saturating_duration_since(worker.now()),
-            Box::pin(tls.guess()),
-        )
-        .await
-        .ok()
-        .flatten(),
+        Alpn::None => {
+            let time = preface_by.saturating_duration_since(worker.now());
+            let guess = timeout(time, Box::pin(tls.guess())).await;
+            guess.unwrap_or_else(|_| {
+                worker.shard.limits(Limit::PrefaceTimeout).inc();
+                None
+            })
+        }
     };
     match version {
         Some((Alpn::Http2, early)) => {
@@ -148,7 +149,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
                 worker, tls, early, peer, policy, started, open,
             ));
         }
-        None => worker.shard.limits(Limit::PrefaceTimeout).inc(),
+        None => {}
     }
 }
 

@@ -108,6 +108,18 @@ impl Bench {
         at_once(|| !backends().iter().any(|one| one.awaits_pong())).await;
     }
 
+    /// What it serves, with a certificate that a client with this configuration trusts.
+    pub(crate) fn trusted(&self) -> (Snapshot, Arc<rustls::ClientConfig>) {
+        let (config, client) = tls();
+        let mut snapshot = Snapshot::clone(&self.worker.snapshot());
+        snapshot.tls = Some(Arc::new(TlsIdentity {
+            config,
+            serial: String::new(),
+            not_after: 0,
+        }));
+        (snapshot, client)
+    }
+
     /// The first cluster changes.
     pub(crate) fn reload(&self, change: impl FnOnce(&mut Cluster)) {
         let mut snapshot = Snapshot::clone(&self.worker.snapshot());

@@ -81,6 +81,51 @@ async fn sends(bytes: usize) -> SocketAddr {
 }
 
 #[test]
+fn a_client_that_closes_before_it_says_anything_is_none_that_takes_too_long() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (snapshot, client) = bench.trusted();
+        bench.worker.follow(Arc::new(snapshot));
+        let counts = Arc::<listener::Counts>::default();
+        let timeouts = || bench.shard.limits(Limit::PrefaceTimeout).get();
+        let opened = || {
+            bench
+                .shard
+                .connections(metrics::Side::Downstream)
+                .opened
+                .get()
+        };
+        for (number, closes) in [(1, true), (2, false)] {
+            let (socket, accepted) = silent(&counts).await;
+            let mut socket = socket.into_std().unwrap();
+            socket.set_nonblocking(false).unwrap();
+            let name = "localhost".try_into().unwrap();
+            let mut session = rustls::ClientConnection::new(client.clone(), name).unwrap();
+            std::thread::spawn(move || {
+                while session.is_handshaking() {
+                    session.complete_io(&mut socket).unwrap();
+                }
+                if closes {
+                    session.send_close_notify();
+                    session.write_tls(&mut socket).unwrap();
+                    socket.shutdown(Shutdown::Write).unwrap();
+                }
+                // A socket that is dropped with unread bytes is reset.
+                let _ = io::Read::read_to_end(&mut socket, &mut Vec::new());
+            });
+            tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
+            at_once(|| opened() == number).await;
+            if !closes {
+                settle().await;
+                pass(Duration::from_secs(11)).await;
+            }
+            at_once(|| counts.open() == 0).await;
+            assert_eq!(timeouts(), number - 1);
+        }
+    });
+}
+
+#[test]
 fn a_quiet_connection_holds_little() {
     frozen(|| async {
         let bench = Bench::new(&[backend(echo()).await]);
