@@ -208,10 +208,10 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
             // A worker that only accepts would never see that its process wants to end.
             changed = parts.phase.changed() => {
                 let phase = if changed.is_ok() { *parts.phase.borrow_and_update() } else { Phase::Stopped };
-                worker.enter(phase);
                 if phase == Phase::Stopped {
                     break;
                 }
+                worker.enter(phase);
             }
             more = parts.reader.changed() => {
                 if !more {
@@ -235,6 +235,8 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
             }
         }
     }
+    // Before the connections' tasks are dropped with the runtime: then nothing of it is there to end an RPC with.
+    worker.enter(Phase::Stopped);
     timers.abort();
 }
 
@@ -445,8 +447,10 @@ impl Worker {
         for client in clients {
             client.follow(self, phase, self.tick());
         }
-        if phase == Phase::Cutting {
-            rpc::cut_all(self);
+        match phase {
+            Phase::Cutting => rpc::cut_all(self),
+            Phase::Stopped => rpc::stop_all(self),
+            Phase::Running | Phase::Draining { .. } | Phase::Closing => {}
         }
     }
 }

@@ -445,10 +445,6 @@ impl hyper::service::Service<http::Request<Incoming>> for Service {
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
         let exchanges = std::mem::take(&mut *self.0.exchanges.borrow_mut());
-        if self.0.worker.phase.get() == Phase::Stopped {
-            // The thread ends, and its runtime may be gone already.
-            return;
-        }
         // What hyper has and the socket didn't take, the client hasn't.
         let written = self.0.output.get() != Output::Answering;
         for exchange in exchanges {

@@ -173,6 +173,12 @@ impl Rpc {
         Step::On
     }
 
+    /// The process ends: nothing reaches anybody any more. It isn't the client who left.
+    pub(super) fn stop(&mut self) -> Step {
+        self.record.cut_off(Failure::Draining);
+        Step::Done
+    }
+
     /// An answer of the proxy's own.
     pub(super) fn answer(
         &mut self,

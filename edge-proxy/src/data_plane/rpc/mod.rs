@@ -344,6 +344,14 @@ pub(crate) fn cut_all(worker: &Rc<Worker>) {
     }
 }
 
+/// The thread ends, and all connections with it: every RPC of the worker ends here and leaves its line.
+pub(crate) fn stop_all(worker: &Rc<Worker>) {
+    let keys = worker.rpcs.borrow().keys();
+    for key in keys {
+        step(worker, key, Rpc::stop);
+    }
+}
+
 /// An RPC's first step.
 fn admit(
     worker: &Rc<Worker>,

@@ -1,8 +1,18 @@
+use std::io::{Read as _, Write as _};
+
+use http2::{Event, hpack::Encoder};
 use tokio::time::advance;
 
 use super::*;
-use crate::data_plane::testing::{
-    self, Bench, Client, at_once, cluster_policy, policy, settle, stopped,
+use crate::{
+    data_plane::{
+        listener::{Counts, Ticket},
+        testing::{
+            self, Bench, Client, END_HEADERS, HEADERS, SETTINGS, at_once, backend, cluster_policy,
+            frame, policy, running, settle, stopped, until,
+        },
+    },
+    snapshot::Publisher,
 };
 
 #[test]
@@ -125,4 +135,88 @@ fn the_wall_clock_is_looked_at_again_and_again() {
         let later = worker.wall(worker.now() + Duration::from_secs(1));
         assert_eq!(now + Duration::from_secs(1), later);
     });
+}
+
+#[test]
+fn what_still_runs_when_the_process_ends_leaves_its_line() {
+    // A second signal, and `drain.deadline`.
+    for orders in [&[Phase::Stopped][..], &[Phase::Cutting, Phase::Stopped]] {
+        running(|| async move {
+            let begun = Rc::new(Cell::new(0));
+            let address = backend({
+                let begun = begun.clone();
+                move |engine, event| {
+                    if let Event::Headers { stream, .. } = event {
+                        engine.send_headers(
+                            stream,
+                            &testing::headers(&[(":status", "200")]),
+                            false,
+                        );
+                        begun.set(begun.get() + 1);
+                    }
+                }
+            })
+            .await;
+            let bench = Bench::new(&[address]);
+            let (snapshot, client) = bench.trusted();
+            let (_publisher, reader) = Publisher::new(snapshot);
+            let (phase, phases) = watch::channel(Phase::Running);
+            let (_pressure, pressure) = watch::channel(Pressure::default());
+            let parts = Parts {
+                index: 0,
+                reader,
+                shard: bench.shard.clone(),
+                log: bench.log.borrow().writer(),
+                hints: Arc::default(),
+                heartbeats: Heartbeats::new(1),
+                phase: phases,
+                pressure,
+                memory: Memory::new(None, 1),
+            };
+            let handle = spawn(parts).unwrap();
+            let mut block = Vec::new();
+            Encoder::new(4096).encode(&testing::grpc("/api.Echo/Echo"), &mut block);
+            let http2 = [
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                &frame(SETTINGS, 0, 0, &[])[..],
+                &frame(HEADERS, END_HEADERS, 1, &block),
+            ];
+            let http1 = b"POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+                .await
+                .unwrap();
+            let to = listener.local_addr().unwrap();
+            for request in [http2.concat(), http1.to_vec()] {
+                let name = "localhost".try_into().unwrap();
+                let session = rustls::ClientConnection::new(client.clone(), name).unwrap();
+                thread::spawn(move || {
+                    let socket = std::net::TcpStream::connect(to).unwrap();
+                    let mut stream = rustls::StreamOwned::new(session, socket);
+                    stream.write_all(&request).unwrap();
+                    let _ = stream.read_to_end(&mut Vec::new());
+                });
+                let (socket, peer) = listener.accept().await.unwrap();
+                let ticket =
+                    Ticket::take(&Arc::<Counts>::default(), &handle.load, peer.ip(), [9; 3]);
+                let accepted = Accepted {
+                    socket: socket.into_std().unwrap(),
+                    peer,
+                    ticket: ticket.unwrap().0,
+                };
+                assert!(handle.accepted.send(accepted).is_ok());
+            }
+            until(|| begun.get() == 2).await;
+            for order in orders {
+                phase.send_replace(*order);
+            }
+            until(|| handle.thread.is_finished()).await;
+            handle.thread.join().unwrap();
+            let lines = bench.logged();
+            assert_eq!(lines.len(), 2, "{lines:?}");
+            for line in lines {
+                let says = " flags=LR detail=\"the proxy is shutting down\" ";
+                assert!(line.contains(says), "{line}");
+            }
+        });
+    }
 }
