@@ -292,7 +292,8 @@ impl Connection {
                     key,
                     headers_left,
                 };
-                self.left_behind.push_back((stream, reason));
+                let left_behind = self.left_behind.get_or_insert_default();
+                left_behind.push_back((stream, reason));
             }
         }
     }

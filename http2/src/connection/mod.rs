@@ -72,7 +72,11 @@ pub struct Connection {
     header_since: Option<Instant>,
     decoder: Decoder,
     /// Resets that a GOAWAY brought, still to be told.
-    left_behind: VecDeque<(Orphan, Reason)>,
+    #[allow(
+        clippy::box_collection,
+        reason = "rarely there, and every quiet connection would have its room"
+    )]
+    left_behind: Option<Box<VecDeque<(Orphan, Reason)>>>,
     limits: Limits,
 
     // Both.
@@ -148,7 +152,7 @@ impl Connection {
             header_since: None,
             decoder: Decoder::new(config.decoder_table() as usize)
                 .with_ceiling(config.header_list_ceiling()),
-            left_behind: VecDeque::new(),
+            left_behind: None,
             limits: Limits::new(now),
             streams: Streams::default(),
             last_remote: 0,
@@ -310,7 +314,7 @@ impl Connection {
         self.queued = 0;
         self.doomed = 0;
         self.cancels = Cancels::default();
-        let untold = std::mem::take(&mut self.left_behind).into_iter();
+        let untold = self.left_behind.take().into_iter().flat_map(|left| *left);
         let live = self.streams.take_all().into_iter().map(|(_, s)| s);
         live.filter(|s| s.doomed.is_none())
             .map(move |s| Orphan {

@@ -35,9 +35,11 @@ impl Connection {
         input: &mut &'a [u8],
     ) -> Result<Option<Event<'a>>, ConnectionError> {
         loop {
-            if !self.left_behind.is_empty()
-                && let Some((left, reason)) = self.left_behind.pop_front()
-            {
+            if let Some(all) = &mut self.left_behind {
+                let Some((left, reason)) = all.pop_front() else {
+                    self.left_behind = None;
+                    continue;
+                };
                 return Ok(Some(Event::Reset {
                     stream: left.stream,
                     key: left.key,
