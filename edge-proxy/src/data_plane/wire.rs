@@ -216,7 +216,10 @@ fn turn<S: Side>(
         }
         rounds += 1;
         let again = link.dirty.get()
-            || (wrote && link.engine().pending_bytes() > 0 && link.write_blocked.get().is_none());
+            || (wrote && link.write_blocked.get().is_none() && {
+                let engine = link.engine();
+                engine.pending_bytes() > 0 || engine.opens_waiting()
+            });
         if !again {
             break;
         }

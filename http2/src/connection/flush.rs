@@ -58,10 +58,7 @@ impl Connection {
 
     fn flush_opens(&mut self) {
         while !self.opening.is_empty() {
-            let on_wire = self.streams.len() - self.opening.len();
-            if self.out.len() >= self.config.output_limit
-                || on_wire >= self.peer.max_concurrent_streams as usize
-            {
+            if self.out.len() >= self.config.output_limit || !self.may_put_on_wire() {
                 return;
             }
             let Some((at, head)) = self.opening.pop_front() else {

@@ -92,6 +92,20 @@ impl Connection {
         self.queued
     }
 
+    /// Client role: whether a stream that `open` queued would be on the wire, had the last [`flush`](Self::flush) had room
+    /// in the output. After [`consume`](Self::consume) an owner flushes again for it, as for
+    /// [`pending_bytes`](Self::pending_bytes): nobody else may have a reason to.
+    #[inline]
+    pub fn opens_waiting(&self) -> bool {
+        !self.opening.is_empty() && self.may_put_on_wire()
+    }
+
+    /// Whether the peer's limit leaves room for another stream, beside those that it knows of.
+    pub(super) fn may_put_on_wire(&self) -> bool {
+        let on_wire = self.streams.len() - self.opening.len();
+        on_wire < self.peer.max_concurrent_streams as usize
+    }
+
     /// Memory that the output takes, and frames and header blocks whose end hasn't come.
     pub fn buffered(&self) -> usize {
         let open = self.open_block.as_ref().map_or(0, |block| block.len());

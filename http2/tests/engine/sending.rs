@@ -251,8 +251,24 @@ fn opens_wait_while_the_output_is_full() {
     s.engine.open(request(), true, 0).unwrap();
     s.engine.flush(s.now);
     assert_eq!(kinds(&frames(s.engine.output())), [(PING, 0)]);
+    assert!(s.engine.opens_waiting());
     s.sent();
     assert_eq!(kinds(&s.sent()), [(HEADERS, 1)]);
+    assert!(!s.engine.opens_waiting());
+}
+
+#[test]
+fn opens_that_wait_for_the_peers_limit_are_not_for_another_flush() {
+    let mut s = Script::client_after(Config::default(), &[(3, 2)]);
+    let first = s.opened(0, true);
+    s.engine.open(request(), true, 0).unwrap();
+    assert!(s.engine.opens_waiting());
+    s.feed(&settings(&[(3, 1)])).unwrap();
+    s.sent();
+    assert!(!s.engine.opens_waiting());
+    let head = s.headers(first, &response(), true);
+    s.one(&head);
+    assert!(s.engine.opens_waiting());
 }
 
 #[test]

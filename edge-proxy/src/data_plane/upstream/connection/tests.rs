@@ -7,7 +7,11 @@ mod refused;
 
 use std::cell::RefCell;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::*;
+use crate::data_plane::pipe::{self, End as PipeEnd};
+use crate::data_plane::stage::{Connecting, Network};
 use crate::data_plane::testing::{
     self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Raw, SETTINGS,
     WINDOW_UPDATE, at_once, backend, backend_behind, echo, frozen, pass, running, settle,
@@ -57,6 +61,65 @@ fn a_peer_that_acknowledges_nothing_for_10_s_is_given_up_by_the_kernel() {
         assert!(socket.nodelay().unwrap());
     });
 }
+
+/// Its only connection leads to this end, whose socket takes whatever there is.
+struct Wide(RefCell<Option<PipeEnd>>);
+
+impl Network for Wide {
+    fn connect(&self, _: SocketAddr) -> Connecting {
+        let end = self.0.take().expect("one connection");
+        Box::pin(std::future::ready(Ok(end)))
+    }
+}
+
+#[test]
+fn requests_that_waited_together_all_leave_though_the_backend_says_nothing() {
+    frozen(|| async {
+        let (ours, mut theirs) = pipe::direct(8 << 20);
+        let address = ([192, 0, 2, 1], 1).into();
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        *bench.worker.network.borrow_mut() = Some(Rc::new(Wide(RefCell::new(Some(ours)))));
+        let mut client = Client::connect_with(&bench, patient()).await;
+        // Too large for the table: all together they are more than an output holds.
+        let large = "~".repeat(6000);
+        let head = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":path", "/plain/"),
+            (":authority", "a.test"),
+            ("x-large", &large),
+        ];
+        for _ in 0..100 {
+            client.request(&head, b"", true);
+            client.flush().await;
+        }
+        at_once(|| bench.worker.pool.counts().2 == 100).await;
+        let hello = [
+            testing::frame(SETTINGS, 0, 0, &[]),
+            testing::frame(SETTINGS, ACK, 0, &[]),
+        ];
+        theirs.write_all(&hello.concat()).await.unwrap();
+        let heads = Rc::new(Cell::new(0));
+        tokio::task::spawn_local({
+            let heads = heads.clone();
+            async move {
+                let mut unread = vec![0; PREFACE];
+                theirs.read_exact(&mut unread).await.unwrap();
+                unread.clear();
+                while theirs.read_buf(&mut unread).await.unwrap() > 0 {
+                    let frames = testing::whole_frames(&mut unread);
+                    let more = frames.iter().filter(|frame| frame[3] == HEADERS).count();
+                    heads.set(heads.get() + more);
+                }
+            }
+        });
+        settle().await;
+        assert_eq!(heads.get(), 100);
+    });
+}
+
+/// Of a client's preface (RFC 9113 §3.4).
+const PREFACE: usize = 24;
 
 #[test]
 fn a_connection_whose_stream_numbers_are_used_up_is_replaced() {

@@ -1,7 +1,6 @@
 //! Streams and connections that a backend refuses: who insists on another connection, and how often one is tried.
 
 use super::*;
-use crate::data_plane::stage::{Connecting, Network};
 
 /// Refuses the first `streams`, then echoes.
 fn refusing(
