@@ -162,6 +162,9 @@ fn turn<S: Side>(
                     }
                 }
             });
+            if let Poll::Ready(Ok(1..)) = read {
+                link.heard.set(true);
+            }
             if transport.incomplete() == 0 {
                 link.incomplete_since.set(None);
             } else if opened || link.incomplete_since.get().is_none() {

@@ -44,7 +44,7 @@ pub(super) enum Leaving {
 pub(super) enum Ping {
     /// The last one was answered then, or the connection began.
     Answered(Instant),
-    /// It went out then, and its answer is awaited.
+    /// It went out then, or the client was last heard then, and its answer is awaited.
     Sent(Instant),
 }
 
@@ -200,6 +200,13 @@ impl Downstream {
 
     /// What a turn left waiting gets its deadlines; one that was told to go and waits for nothing is done.
     pub(super) fn deadlines_after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
+        if self.link.take_heard()
+            && let Ping::Sent(_) = self.ping.get()
+        {
+            // One that goes on saying something and never answers is there: its streams, what waits for it and its age have
+            // limits of their own.
+            self.ping.set(Ping::Sent(now));
+        }
         if let Some(since) = self.link.engine().header_block_since() {
             self.link
                 .check_by(since + self.policy.timeouts.header_block);

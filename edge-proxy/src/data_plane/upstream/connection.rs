@@ -56,7 +56,7 @@ pub(crate) struct Upstream {
     ready_by: Instant,
     /// A stream ended or was never opened: those that wait may be served.
     made_room: Cell<bool>,
-    /// The PING that we sent last, and when; `None` when it was answered.
+    /// When the PING that we sent last went out, or the backend was last heard after that; `None` when it was answered.
     ping: Cell<Option<Instant>>,
     next_ping: Cell<Instant>,
     /// Streams whose reset waits, and whose client's they are: the backend is still busy with them.
@@ -405,7 +405,7 @@ impl Side for Rc<Upstream> {
             }
             next = next.min(stalled);
         }
-        // Of ours and of the engine's own.
+        // Ours asks for life; the engine's own for its answer, for which cancels wait, and with them their clients.
         let pings = [self.ping.get(), self.link.engine().ping_unanswered_since()];
         if let Some(sent) = pings.into_iter().flatten().min() {
             if now >= sent + PING_TIMEOUT {
@@ -436,6 +436,9 @@ impl Side for Rc<Upstream> {
     }
 
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
+        if self.link.take_heard() && self.ping.get().is_some() {
+            self.ping.set(Some(now));
+        }
         // Only those that go are looked at: thousands may wait.
         while let Some(stream) = { self.link.engine().take_cancelled() } {
             self.cancelling.borrow_mut().remove(&stream);

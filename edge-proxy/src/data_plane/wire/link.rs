@@ -27,6 +27,8 @@ pub(crate) struct Link {
     pub(super) check_at: Cell<Instant>,
     /// Since when the socket has taken nothing of what waits for it.
     pub(super) write_blocked: Cell<Option<Instant>>,
+    /// Bytes of any kind came since [`take_heard`](Self::take_heard) was last asked.
+    pub(super) heard: Cell<bool>,
     /// Since when a TLS record is incomplete, none having been completed meanwhile.
     pub(super) incomplete_since: Cell<Option<Instant>>,
     /// Bytes that the worker's account has of this connection: queued, in its buffers, and unread.
@@ -68,6 +70,7 @@ impl Link {
             poisoned: Cell::new(false),
             check_at: Cell::new(now),
             write_blocked: Cell::new(None),
+            heard: Cell::new(false),
             incomplete_since: Cell::new(None),
             held: Cell::new(0),
             given_up: Cell::new(false),
@@ -137,6 +140,14 @@ impl Link {
     /// Since when the socket has taken nothing of what waits for it.
     pub(crate) fn write_blocked(&self) -> Option<Instant> {
         self.write_blocked.get()
+    }
+
+    /// Whether the peer gave a sign of life in the turn that ends: any byte is one. The answer to a PING may be long in
+    /// coming from a slow reader, since the PING stands behind what is in the output, in TLS and in the kernel's buffers;
+    /// windows that it gives back meanwhile, or data, come earlier.
+    #[inline]
+    pub(crate) fn take_heard(&self) -> bool {
+        self.heard.replace(false)
     }
 
     /// Whether the connection's task has ended.

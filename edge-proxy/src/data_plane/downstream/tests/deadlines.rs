@@ -356,6 +356,30 @@ fn a_client_with_streams_gets_a_ping_after_60_s_and_has_20_s_to_answer() {
 }
 
 #[test]
+fn a_client_that_is_heard_is_alive_though_its_pong_is_late() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let (mut raw, _) = Raw::open(&bench, testing::policy()).await;
+        let block = raw.block(&testing::grpc("/direct/"));
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
+        pass(seconds(60)).await;
+        raw.next_of(PING).await;
+        // The PING stands behind what it reads, and gives credit for.
+        for n in 1..=5 {
+            pass(seconds(19)).await;
+            settle().await;
+            assert_eq!(open(&bench), 1, "{n}");
+            let credit = frame(testing::WINDOW_UPDATE, 0, 0, &[0, 0, 4, 0]);
+            raw.send(&credit).await;
+            at_once(|| only(&bench).link.engine().windows().credits == n).await;
+        }
+        ends_after(&bench, seconds(20)).await;
+        assert_eq!(bench.shard.limits(Limit::KeepaliveTimeout).get(), 1);
+    });
+}
+
+#[test]
 fn a_stream_on_which_nothing_moves_ends_after_5_min() {
     frozen(|| async {
         let bytes = Rc::new(Cell::new(0));
