@@ -359,6 +359,7 @@ fn write(
             link.write_blocked.set(None);
             return Ok(wrote);
         }
+        let unsent = transport.unsent();
         match transport.poll_write(cx, engine.output()) {
             Poll::Ready(Ok(n)) => {
                 engine.consume(n);
@@ -367,8 +368,12 @@ fn write(
             }
             Poll::Ready(Err(error)) => return Err(error.kind()),
             Poll::Pending => {
-                if link.write_blocked.get().is_none() {
+                let first = link.write_blocked.get().is_none();
+                // A slow reader takes a batch of records in many parts.
+                if first || transport.unsent() < unsent {
                     link.write_blocked.set(Some(now));
+                }
+                if first {
                     // The owner's `check` decides how long this may last.
                     link.check_by(now + Duration::from_secs(1));
                 }

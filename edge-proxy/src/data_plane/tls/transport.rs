@@ -98,11 +98,17 @@ impl Transport {
 
     /// Whether sealed bytes wait for the socket.
     pub(crate) fn wants_write(&self) -> bool {
+        self.unsent() > 0
+    }
+
+    /// Sealed bytes that wait for the socket: while there are any, it may take some of them and [`poll_write`](Self::poll_write)
+    /// be pending all the same.
+    pub(crate) fn unsent(&self) -> usize {
         match self {
-            Self::Plain(_) => false,
-            Self::Tls(tls) => tls.wants_write(),
+            Self::Plain(_) => 0,
+            Self::Tls(tls) => tls.sealed.len() - tls.sent,
             #[cfg(any(test, fuzzing))]
-            Self::Memory(_) => false,
+            Self::Memory(_) => 0,
         }
     }
 

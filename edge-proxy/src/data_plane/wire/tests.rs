@@ -9,12 +9,13 @@ use std::{
 
 use http2::{Config, Connection, Role};
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncRead as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 
 use super::*;
 use crate::data_plane::testing::{self, Bench, Client, backend, headers, running, until};
+use crate::data_plane::tls::{Gate, Tls};
 
 #[test]
 fn an_engine_that_panicked_in_anothers_turn_is_not_asked_again() {
@@ -241,6 +242,84 @@ fn who_is_woken_by_a_turn_that_broke_off_writes_once_for_all_of_it() {
     writes.dirty.set(false);
     writes.wake();
     assert_eq!(woken.0.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn what_a_slow_reader_takes_of_one_batch_of_records_is_progress() {
+    running(|| async {
+        let (server, client) = testing::tls();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connect = std::thread::spawn(move || {
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            socket.connect(&address.into()).unwrap();
+            let mut socket = std::net::TcpStream::from(socket);
+            let name = "localhost".try_into().unwrap();
+            let mut session = rustls::ClientConnection::new(client, name).unwrap();
+            while session.is_handshaking() {
+                session.complete_io(&mut socket).unwrap();
+            }
+            socket.set_nonblocking(true).unwrap();
+            socket
+        });
+        let (accepted, _) = listener.accept().await.unwrap();
+        socket2::SockRef::from(&accepted)
+            .set_send_buffer_size(4096)
+            .unwrap();
+        let tls = Tls::accept(accepted, server, &Gate::default(), || {}).await;
+        let mut transport = Transport::Tls(tls.unwrap().0);
+        // It takes records, and needn't open them.
+        let mut peer = TcpStream::from_std(connect.join().unwrap()).unwrap();
+
+        let mut now = Instant::now();
+        let engine = Connection::new(Role::Client, Config::default(), now);
+        let link = Link::new(engine, Rc::default(), now);
+        let mut blocked = async |now, peer: Option<&mut TcpStream>| {
+            let before = link.write_blocked();
+            let mut peer = peer;
+            poll_fn(|cx| {
+                write(&link, &mut transport, now, cx).unwrap();
+                let blocked = link.write_blocked();
+                let Some(peer) = peer.as_mut().filter(|_| blocked == before) else {
+                    return Poll::Ready(blocked);
+                };
+                let mut buffer = [0; 1024];
+                let mut buffer = tokio::io::ReadBuf::new(&mut buffer);
+                if Pin::new(peer).poll_read(cx, &mut buffer).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        // As much as is sealed at once.
+        for n in 0..64 * 1024 / 17 {
+            link.engine().ping(n);
+        }
+        let mut since = blocked(now, None).await;
+        assert_eq!(since, Some(now));
+        assert!(link.engine().output().is_empty(), "all of it is sealed");
+        let mut moved = 0;
+        while since.is_some() {
+            // While nobody reads there is none, as soon as the kernel has taken all that it does.
+            loop {
+                tokio::task::yield_now().await;
+                now += Duration::from_secs(1);
+                let still = blocked(now, None).await;
+                if still == since {
+                    break;
+                }
+                since = still;
+            }
+            now += Duration::from_secs(1);
+            since = blocked(now, Some(&mut peer)).await;
+            assert!(since.is_none_or(|since| since == now));
+            moved += 1;
+        }
+        assert!(moved > 3, "{moved} times");
+    });
 }
 
 /// Leaves something to flush for another connection with every event.
