@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use deadlines::{Leaving, Ping};
+use deadlines::{Leaving, Ping, tenths};
 use http2::{Connection, Event, Headers, Reason, Refusal, Role, Sent};
 use rand::RngExt as _;
 use tokio::{net::TcpStream, time::timeout};
@@ -58,6 +58,8 @@ pub(crate) struct Downstream {
     /// The listener's rules when the connection was accepted.
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
+    /// When it will be old, in tenths of a second as `moved`; a drain or idleness may have it leave before.
+    age: u32,
     /// When the client's SETTINGS came.
     ready: Cell<Option<Instant>>,
     /// Streams whose RPC hasn't ended.
@@ -261,6 +263,7 @@ impl Downstream {
             port: peer.port(),
             peer_text: peer.ip().to_canonical().to_string().into(),
             accepted,
+            age: tenths(age),
             ready: Cell::new(None),
             rpcs: Cell::new(0),
             cancelling: Cell::new(0),

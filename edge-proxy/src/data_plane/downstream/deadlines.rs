@@ -174,12 +174,12 @@ impl Downstream {
                 }
             }
             Leaving::Fixed(since) => {
-                if let Some(grace) = self.policy.max_connection_age_grace {
+                if let Some(at) = self.cut_at(since) {
                     // No deadline any more once it has passed: every later check would name it as the next.
-                    if now >= since + grace {
+                    if now >= at {
                         self.cut(worker, now);
                     } else {
-                        due(since + grace);
+                        due(at);
                     }
                 }
             }
@@ -226,8 +226,7 @@ impl Downstream {
         }
         if !self.shrunk.get() {
             let age = now.saturating_duration_since(self.accepted);
-            let tenths = age.as_secs() * 10 + u64::from(age.subsec_millis()) / 100;
-            self.moved.set(u32::try_from(tenths).unwrap_or(u32::MAX));
+            self.moved.set(tenths(age));
             self.link.check_by(self.quiet_at());
         }
         None
@@ -247,16 +246,24 @@ impl Downstream {
 
     /// When nothing will have moved for so long that memory is given back.
     fn quiet_at(&self) -> Instant {
-        self.accepted + Duration::from_millis(100) * self.moved.get() + QUIET
+        self.accepted + TENTH * self.moved.get() + QUIET
     }
 
     fn fix_last_stream(&self, now: Instant) {
         self.link.engine().shutdown(Reason::NO_ERROR);
         self.leaving.set(Leaving::Fixed(now));
-        if let Some(grace) = self.policy.max_connection_age_grace {
-            self.link.check_by(now + grace);
+        if let Some(at) = self.cut_at(now) {
+            self.link.check_by(at);
         }
         self.link.wake();
+    }
+
+    /// When what still runs ends, if the last stream was named `since` then. Grace is for age, whatever it was that had the
+    /// connection leave before: what a drain leaves to finish has until `drain.deadline`.
+    fn cut_at(&self, since: Instant) -> Option<Instant> {
+        let grace = self.policy.max_connection_age_grace?;
+        let old_at = self.accepted + TENTH * self.age;
+        Some(since.max(old_at) + grace)
     }
 
     /// What still runs ends now.
@@ -267,6 +274,17 @@ impl Downstream {
         }
     }
 }
+
+/// Whole tenths of a second: rounded down, and a dozen years at most.
+pub(super) fn tenths(time: Duration) -> u32 {
+    let tenths = time
+        .as_secs()
+        .saturating_mul(10)
+        .saturating_add(u64::from(time.subsec_millis()) / 100);
+    u32::try_from(tenths).unwrap_or(u32::MAX)
+}
+
+const TENTH: Duration = Duration::from_millis(100);
 
 /// How long a client has to answer the PING behind a GOAWAY before its last stream is named all the same.
 const LAST_STREAM_AFTER: Duration = Duration::from_secs(2);

@@ -74,14 +74,14 @@ impl Connection {
                 self.leaving.set(Some(now));
             }
             Some(since) => {
-                if let Some(grace) = self.policy.max_connection_age_grace {
+                if let Some(at) = self.cut_at(since) {
                     // No deadline any more once it has passed: every later check would name it as the next.
-                    if now >= since + grace {
+                    if now >= at {
                         for key in &keys {
                             rpc::cut(&self.worker, *key, now);
                         }
                     } else {
-                        due(since + grace);
+                        due(at);
                     }
                 }
             }
@@ -93,6 +93,12 @@ impl Connection {
             }
         }
         Ok(next)
+    }
+
+    /// When what still runs ends, if the connection has been leaving `since` then. Grace is for age, as on HTTP/2.
+    pub(super) fn cut_at(&self, since: Instant) -> Option<Instant> {
+        let grace = self.policy.max_connection_age_grace?;
+        Some(since.max(self.old_at) + grace)
     }
 
     /// Looks at the deadlines at `at`, or earlier.

@@ -65,6 +65,8 @@ pub(crate) struct Connection {
     /// The listener's rules when the connection was accepted.
     policy: Arc<ListenerPolicy>,
     accepted: Instant,
+    /// When it will have reached its age.
+    old_at: Instant,
     /// Of the connection's task.
     waker: RefCell<Option<Waker>>,
     /// The next moment at which the deadlines are looked at.
@@ -228,6 +230,7 @@ impl Connection {
             peer_text: peer.ip().to_canonical().to_string(),
             policy,
             accepted,
+            old_at: accepted + age,
             waker: RefCell::default(),
             check_at: Cell::new(worker.now()),
             exchanges: RefCell::default(),
@@ -394,10 +397,8 @@ impl Connection {
                 self.leaving.set(self.leaving.get().or(Some(now)));
             }
         }
-        if let (Some(since), Some(grace)) =
-            (self.leaving.get(), self.policy.max_connection_age_grace)
-        {
-            self.check_by(since + grace);
+        if let Some(at) = self.leaving.get().and_then(|since| self.cut_at(since)) {
+            self.check_by(at);
         }
         let (head, body) = request.into_parts();
         let end_stream = body.is_end_stream();

@@ -618,6 +618,84 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
     });
 }
 
+/// A client that has connected, and its backend.
+async fn connected(policy: ListenerPolicy) -> (Bench, Raw) {
+    let bench = Bench::with(
+        &[backend(echo()).await],
+        policy.clone(),
+        testing::cluster_policy(),
+    );
+    let (raw, _) = Raw::open(&bench, policy).await;
+    (bench, raw)
+}
+
+/// Begins an RPC that goes on until its client ends it.
+async fn begin(bench: &Bench, raw: &mut Raw) {
+    let block = raw.block(&testing::grpc("/api.Echo/Echo"));
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+    let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+        .shared
+        .clone();
+    at_once(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+}
+
+#[test]
+fn the_grace_of_age_does_not_bound_what_a_drain_leaves_to_finish() {
+    frozen(|| async {
+        let mut policy = patient();
+        policy.max_connection_age_grace = Some(seconds(10));
+        let (bench, mut raw) = connected(policy).await;
+        begin(&bench, &mut raw).await;
+        pass(seconds(1)).await;
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now + seconds(1),
+        });
+        pass(seconds(1)).await;
+        let ping = raw.next_of(PING).await;
+        raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
+        at_once(|| matches!(only(&bench).leaving.get(), Leaving::Fixed(_))).await;
+        bench.worker.enter(Phase::Closing);
+        for _ in 0..5 {
+            bench.pass_and_pong(seconds(11)).await;
+            assert_eq!(bench.worker.rpcs.borrow().len(), 1);
+        }
+        raw.send(&frame(DATA, END_STREAM, 1, b"\0\0\0\0\0")).await;
+        assert_eq!(raw.next_of(DATA).await[8], 1);
+        assert_eq!(raw.next_of(HEADERS).await[4] & END_STREAM, END_STREAM);
+        at_once(|| open(&bench) == 0).await;
+    });
+}
+
+#[test]
+fn what_began_just_after_an_idle_goaway_has_until_age_and_its_grace() {
+    frozen(|| async {
+        let mut policy = patient();
+        policy.timeouts.idle = seconds(100);
+        policy.timeouts.stream_idle = DAYS;
+        policy.max_connection_age = seconds(1000);
+        policy.max_connection_age_grace = Some(seconds(10));
+        let (bench, mut raw) = connected(policy).await;
+        pass(seconds(101)).await;
+        let ping = raw.next_of(PING).await;
+        begin(&bench, &mut raw).await;
+        raw.send(&frame(PING, ACK, 0, &ping[9..])).await;
+        at_once(|| matches!(only(&bench).leaving.get(), Leaving::Fixed(_))).await;
+        // Age is 900 s at least, and 1100 at most.
+        for _ in 0..7 {
+            bench.pass_and_pong(seconds(100)).await;
+            assert_eq!(bench.worker.rpcs.borrow().len(), 1);
+        }
+        for _ in 0..4 {
+            bench.pass_and_pong(seconds(100)).await;
+        }
+        let answer = raw.next_of(HEADERS).await;
+        assert_eq!(answer[4] & END_STREAM, END_STREAM, "by a status alone");
+        at_once(|| open(&bench) == 0).await;
+    });
+}
+
 #[test]
 fn what_waits_for_a_shut_window_has_5_s_after_the_grace() {
     // The backend's response, or what the proxy says in its place.

@@ -557,6 +557,35 @@ fn a_drain_ends_idle_connections_and_lets_running_requests_finish() {
 }
 
 #[test]
+fn the_grace_of_age_does_not_bound_what_a_drain_leaves_to_finish() {
+    frozen(|| async {
+        let (bench, resets, requests) = unanswered().await;
+        let mut policy = testing::policy();
+        policy.max_connection_age_grace = Some(Duration::from_secs(10));
+        let mut client = connect_with(&bench, policy, 4096);
+        at_once(|| !bench.worker.clients.borrow().is_empty()).await;
+        pass(Duration::from_secs(1)).await;
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        at_once(|| requests.get() == 1).await;
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now,
+        });
+        settle().await;
+        bench.worker.enter(Phase::Closing);
+        for _ in 0..5 {
+            pass(Duration::from_secs(11)).await;
+            settle().await;
+            assert_eq!((bench.worker.rpcs.borrow().len(), resets.get()), (1, 0));
+        }
+        bench.worker.enter(Phase::Cutting);
+        let answer = read_all(&mut client).await;
+        assert!(answer.ends_with("the proxy is shutting down"), "{answer}");
+    });
+}
+
+#[test]
 fn what_still_runs_at_the_end_of_a_drain_is_cut() {
     running(|| async {
         let (bench, _, requests) = unanswered().await;
