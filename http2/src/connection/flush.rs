@@ -147,6 +147,9 @@ impl Connection {
             rest = later;
             s.send.take(n);
             self.send.take(n);
+            if self.send.available() == 0 {
+                self.send_shut = self.now;
+            }
             self.limits.data_sent(n, n == have);
         }
         let went = bytes.len() - rest.len();

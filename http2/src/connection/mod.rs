@@ -87,6 +87,8 @@ pub struct Connection {
     next_id: u32,
     recv: RecvWindow,
     send: SendWindow,
+    /// When `send` was last used up.
+    send_shut: Instant,
     peer: Peer,
     /// The peer's first SETTINGS have come.
     peer_ready: bool,
@@ -159,6 +161,7 @@ impl Connection {
             next_id: 1,
             recv: RecvWindow::new(config.receive_window()),
             send: SendWindow::new(peer.initial_window),
+            send_shut: now,
             peer,
             peer_ready: false,
             settings_since: Some(now),

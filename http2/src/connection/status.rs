@@ -117,6 +117,21 @@ impl Connection {
         self.streams.by_id(stream)?.waits_since
     }
 
+    /// Since when this stream's queued bytes wait for a window that is shut, its own or the connection's: `None` while they
+    /// only wait for the output, which is the socket's matter, or for the turns of other streams.
+    pub fn window_shut(&self, stream: u32) -> Option<Instant> {
+        let s = self.streams.by_id(stream)?;
+        let since = s.waits_since?;
+        if s.send.available() == 0 {
+            Some(since)
+        } else if self.send.available() == 0 {
+            // It may have waited for its turn while the window was open.
+            Some(since.max(self.send_shut))
+        } else {
+            None
+        }
+    }
+
     /// All streams whose queued bytes wait, in no order.
     pub fn blocked_streams(&self) -> impl Iterator<Item = Blocked> + '_ {
         self.streams.iter().filter_map(|s| {

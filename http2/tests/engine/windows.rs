@@ -164,6 +164,54 @@ fn a_frame_that_is_cut_by_a_reset_is_credited_whole() {
 }
 
 #[test]
+fn who_waits_for_the_output_waits_for_no_window() {
+    let second = std::time::Duration::from_secs(1);
+    let config = Config {
+        output_limit: 1000,
+        ..Config::default()
+    };
+    let mut s = Script::server_after(config, &[(4, 100_000)]);
+    s.quiet(&window(0, 100_000 - 65_535));
+    for stream in [1, 3] {
+        s.requested(stream, true);
+        s.engine.send_headers(stream, &response(), false);
+        s.engine.send_data(stream, &[0; 80_000], false, s.now);
+    }
+    assert_eq!(s.engine.window_shut(5), None);
+    for stream in [1, 3] {
+        assert!(s.engine.blocked(stream).is_some());
+        assert_eq!(s.engine.window_shut(stream), None);
+    }
+    // The connection's window is used up later: since then.
+    while s.engine.windows().send > 0 {
+        s.pass(second);
+        s.sent();
+    }
+    let shut = s.now;
+    s.pass(second);
+    for stream in [1, 3] {
+        assert_eq!(s.engine.window_shut(stream), Some(shut));
+    }
+    s.quiet(&window(0, 1));
+    assert_eq!(s.engine.window_shut(1), None);
+    s.sent();
+    for stream in [1, 3] {
+        assert_eq!(s.engine.window_shut(stream), Some(s.now), "anew");
+    }
+    // Its own: since bytes wait for that.
+    s.quiet(&window(0, 1 << 20));
+    s.engine.send_data(3, &[0; 50_000], false, s.now);
+    while s.engine.queued(3) > 80_000 + 50_000 - 100_000 {
+        assert_eq!(s.engine.window_shut(3), None);
+        s.pass(second);
+        s.sent();
+    }
+    let shut = s.now;
+    s.pass(second);
+    assert_eq!(s.engine.window_shut(3), Some(shut));
+}
+
+#[test]
 fn sending_stops_at_the_stream_s_window_and_goes_on_with_credit() {
     let mut s = Script::server_after(Config::default(), &[(4, 10)]);
     s.requested(1, true);

@@ -152,6 +152,14 @@ impl Client {
         }
     }
 
+    /// Since when it gives no window for what waits. HTTP/1.1 has none: not to take it is as much.
+    pub(super) fn window_shut(&self) -> Option<Instant> {
+        match self {
+            Self::Http2 { connection, stream } => connection.link().window_shut(*stream),
+            Self::Http1(exchange) => exchange.blocked(),
+        }
+    }
+
     /// What a reset stream held counts no more.
     pub(super) fn account(&self, worker: &Worker) {
         if let Self::Http2 { connection, .. } = self {

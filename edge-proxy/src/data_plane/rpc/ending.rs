@@ -241,18 +241,23 @@ impl Rpc {
             *next = Some(next.map_or(at, |next| next.min(at)));
             now >= at
         };
-        if let Some(since) = self.client.blocked() {
-            let at = match self.state {
-                // Its window may have been shut long before.
-                State::Flushing(Some(cut)) => since.max(cut) + CUT_FLUSH,
-                _ => since + timeouts.stream_window_stall,
-            };
-            if due(at) {
-                self.record.window_stalled(worker);
-                self.client.reset(Reason::CANCEL);
-                self.leave_upstream(worker, true);
-                return Step::Done;
+        let stalled = match self.state {
+            // It may have waited long before.
+            State::Flushing(Some(cut)) => {
+                let blocked = self.client.blocked();
+                blocked.map(|since| since.max(cut) + CUT_FLUSH)
             }
+            // What waits for the socket, or for others' turns on it, has `write_stall`.
+            _ => {
+                let shut = self.client.window_shut();
+                shut.map(|since| since + timeouts.stream_window_stall)
+            }
+        };
+        if stalled.is_some_and(&mut due) {
+            self.record.window_stalled(worker);
+            self.client.reset(Reason::CANCEL);
+            self.leave_upstream(worker, true);
+            return Step::Done;
         }
         if due(self.active + timeouts.stream_idle) {
             if let State::Flushing(_) = self.state {

@@ -120,6 +120,11 @@ impl Link {
         self.engine().blocked(stream)
     }
 
+    /// Since when bytes of this stream wait for a window that its peer keeps shut.
+    pub(crate) fn window_shut(&self, stream: u32) -> Option<Instant> {
+        self.engine().window_shut(stream)
+    }
+
     /// There is something to flush.
     pub(crate) fn wake(&self) {
         if !self.dirty.replace(true) && !self.in_turn.get() {
