@@ -3,6 +3,10 @@
 //! Nothing here blocks or takes long: look-ups, checks and file reads are jobs of their own ([`jobs`]), and one that
 //! panics costs its own result. The loop itself is caught, too: its state is plain data and each step leaves it
 //! whole enough to go on.
+//!
+//! The loop is its runtime's root, and what shares that (probes, metrics, every job) runs when it waits. Endpoints that
+//! refuse under load leave new hints as fast as they are taken, so these are looked at every [`HINTS_PACE`] at most; and
+//! after each step everybody else has a turn.
 
 mod jobs;
 mod reload;
@@ -13,6 +17,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -54,6 +59,8 @@ pub(super) struct Core {
     /// Told once: the listener may open.
     first_answered: watch::Sender<bool>,
     hints: Arc<Hints>,
+    /// They are looked at no sooner.
+    hints_from: Instant,
     orders: mpsc::UnboundedReceiver<Command>,
 }
 
@@ -130,6 +137,7 @@ impl Core {
             publisher,
             first_answered: wires.first_answered,
             hints: wires.hints,
+            hints_from: now,
             orders: wires.orders,
         };
         core.report();
@@ -143,7 +151,8 @@ impl Core {
         self.reloads.watch(&self.panics);
         loop {
             match caught(self.step()).await {
-                Ok(Step::Continue) => {}
+                // Other tasks, timers and sockets come first, whatever is ready here.
+                Ok(Step::Continue) => yield_now().await,
                 Ok(Step::Stop) => return,
                 Err(_) => {
                     self.panics.count("control loop");
@@ -176,8 +185,9 @@ impl Core {
                     self.ended(ended, now);
                 }
             }
-            () = self.hints.wait() => {
+            () = hinted(&self.hints, self.hints_from) => {
                 let now = Instant::now();
+                self.hints_from = now + HINTS_PACE;
                 self.all_clusters().for_each(|cluster| cluster.take_hints(now));
             }
             event = self.certificate.next_event() => {
@@ -340,6 +350,12 @@ impl Core {
     }
 }
 
+/// Waits for a hint, until `from` at least. Cancel safe.
+async fn hinted(hints: &Hints, from: Instant) {
+    sleep_until(from).await;
+    hints.wait().await;
+}
+
 impl InForce {
     fn new(mut state: ClusterState) -> Self {
         state.enforce();
@@ -353,6 +369,9 @@ impl InForce {
 
 /// How long the first answers and the first checks are waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between looks at the hints. Each may cost a check of every endpoint; the first after a quiet time waits for nothing.
+const HINTS_PACE: Duration = Duration::from_millis(50);
 
 /// With nothing due at all (static endpoints without checks).
 const IDLE: Duration = Duration::from_secs(3600);

@@ -145,6 +145,7 @@ impl Core {
             Err(refusal) => self.refuse(&refusal, readers),
             Ok(candidate) if self.reloads.plan.is_none() && candidate.config == *self.config => {
                 self.reloads.last_error = None;
+                self.report();
                 answer(readers, Ok(()));
             }
             Ok(candidate) => self.plan(*candidate, readers, now),

@@ -8,19 +8,25 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
+    task::{Context, Waker},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
 
 use self::support::{
     Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, core, eligible, ip, refused,
     yaml,
 };
-use super::jobs::Ended;
+use super::{Core, HINTS_PACE, Step, jobs::Ended};
 use crate::{
     control_plane::{
+        Command, ControlHandle,
         config::Config,
         discovery::Lookup,
         health::Outcome,
@@ -216,6 +222,54 @@ async fn a_hint_asks_for_a_check_and_a_look_up_now_at_most_once_a_second() {
         checks + 2,
         "the storm went on after the first look"
     );
+}
+
+/// A loop that doesn't run yet, of endpoints that are never looked up or checked.
+fn unhurried() -> (Core, ControlHandle) {
+    let text = yaml(&[("echo", "discovery: static")]).replace("echo.:8081", "10.0.0.7:8081");
+    let (core, handle, _) = core(&Scripted::default(), &text, None);
+    (core, handle)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_hints_is_looked_at_now_and_then() {
+    let (mut core, _handle) = unhurried();
+    let endpoint = core.publisher.current().clusters[0].endpoints[0]
+        .shared
+        .clone();
+    let hints = core.hints.clone();
+    sleep(SECOND).await;
+    let begin = Instant::now();
+    for look in 0..20 {
+        // Again as soon as it was taken.
+        hints.suspect(&endpoint);
+        assert_eq!(core.step().await, Step::Continue);
+        assert!(!endpoint.suspect.load(Ordering::Relaxed));
+        assert_eq!(begin.elapsed(), look * HINTS_PACE, "the first at once");
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_ready_all_others_have_a_turn_between_two_steps() {
+    let (core, handle) = unhurried();
+    let answers: Vec<_> = [false, true, false]
+        .into_iter()
+        .map(|serving| {
+            let (done, answer) = oneshot::channel();
+            let order = Command::SetServing(serving, done);
+            handle.commands.send(order).unwrap();
+            answer
+        })
+        .collect();
+    let mut run = pin!(core.run());
+    let mut context = Context::from_waker(Waker::noop());
+    let mut answered = Vec::new();
+    for mut answer in answers {
+        assert!(run.as_mut().poll(&mut context).is_pending());
+        answered.push(answer.try_recv().is_ok());
+    }
+    assert_eq!(answered, [true; 3], "one with each turn of its own");
+    assert!(!handle.status.report().readiness.serving);
 }
 
 #[tokio::test(start_paused = true)]

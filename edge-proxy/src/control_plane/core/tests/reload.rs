@@ -523,7 +523,7 @@ async fn what_was_judged_against_an_older_configuration_is_read_again() {
         core.ended(ended, Instant::now());
     }
     assert!(core.jobs.try_next().is_none());
-    let (done, answer) = tokio::sync::oneshot::channel();
+    let (done, answer) = oneshot::channel();
     core.reread(Some(done));
     let ended = core.jobs.next().await;
     core.ended(ended, Instant::now());
