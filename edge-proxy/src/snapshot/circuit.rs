@@ -12,7 +12,7 @@ use std::sync::{
 /// A limit, by its configuration key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Circuit {
-    /// Connections to all endpoints, from the decision to open them.
+    /// Connections to all endpoints, from the decision to open them, as long as they take RPCs.
     Connections,
     /// RPCs that wait for a connection.
     PendingRequests,

@@ -67,6 +67,8 @@ pub(crate) struct Upstream {
     used: Cell<bool>,
     /// When it will be: it has had no stream since [`QUIET`] before.
     shrink_at: Cell<Option<Instant>>,
+    /// Its place in the cluster's circuits, until it takes no more RPCs: what only leaves keeps no other from coming.
+    permits: Cell<Permits>,
 }
 
 /// ```text
@@ -85,13 +87,13 @@ enum State {
     Abandoned,
 }
 
-/// Connects, then runs the connection until it ends. Spawned by the pool, which counted it as opening. `_permits` are
-/// its own until then.
+/// Connects, then runs the connection until it ends. Spawned by the pool, which counted it as opening. `permits` are
+/// its own.
 pub(super) async fn open(
     worker: Rc<Worker>,
     pool: Rc<EndpointPool>,
     policy: Arc<ClusterPolicy>,
-    _permits: Permits,
+    permits: Permits,
 ) {
     let started = worker.tick();
     let connect = connect(pool.shared.address);
@@ -101,11 +103,20 @@ pub(super) async fn open(
     worker.tick();
     let mut transport = match connected {
         Ok(Ok(transport)) => transport,
-        Ok(Err(_)) => return pool.open_failed(&worker, Failure::ConnectFailed),
-        Err(_) => return pool.open_failed(&worker, Failure::ConnectTimeout),
+        failed => {
+            // First of all: whoever waited may try this endpoint again.
+            drop(permits);
+            pool.opened();
+            let failure = match failed {
+                Ok(_) => Failure::ConnectFailed,
+                Err(_) => Failure::ConnectTimeout,
+            };
+            return pool.open_failed(&worker, failure);
+        }
     };
     let ready_by = started + policy.connect_timeout;
     let connection = Rc::new(Upstream::new(&worker, pool.clone(), &policy, ready_by));
+    connection.permits.set(permits);
     pool.add(connection.clone());
     worker
         .shard
@@ -151,6 +162,7 @@ impl Upstream {
             complaints: Cell::new(0),
             used: Cell::new(false),
             shrink_at: Cell::new(None),
+            permits: Cell::default(),
         }
     }
 
@@ -195,15 +207,21 @@ impl Upstream {
     /// No new streams; closes when the last one ends.
     pub(super) fn retire(&self) {
         if self.state.get() != State::Abandoned {
-            self.state.set(State::Leaving);
+            self.leave(State::Leaving);
         }
         self.link.wake();
     }
 
     /// Closes now: its endpoint doesn't answer, and RPCs on it would hang.
     pub(super) fn abandon(&self) {
-        self.state.set(State::Abandoned);
+        self.leave(State::Abandoned);
         self.link.wake();
+    }
+
+    /// It takes no more RPCs.
+    fn leave(&self, state: State) {
+        self.state.set(state);
+        drop(self.permits.take());
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -253,7 +271,7 @@ impl Upstream {
 
     /// Every RPC that still had a stream here learns how it ended.
     fn ended(self: &Rc<Self>, worker: &Rc<Worker>, end: End) {
-        self.state.set(State::Abandoned);
+        self.leave(State::Abandoned);
         self.cancelling.borrow_mut().clear();
         self.pool.remove(worker, self);
         let cause = match end {
@@ -281,6 +299,7 @@ impl Upstream {
             );
         }
         if self.opening.replace(false) {
+            self.pool.opened();
             let failure = match end {
                 End::TimedOut(_) => Failure::ConnectTimeout,
                 _ => Failure::ConnectFailed,
@@ -372,7 +391,7 @@ impl Side for Rc<Upstream> {
             }
             Event::GoAway { .. } => {
                 if self.state.get() == State::Ready {
-                    self.state.set(State::Leaving);
+                    self.leave(State::Leaving);
                     // Another one may be opened in its place.
                     self.made_room.set(true);
                 }
@@ -453,7 +472,7 @@ impl Side for Rc<Upstream> {
         self.watch_credit(worker, now);
         let worn = self.complaints.get() >= COMPLAINTS || self.link.engine().used_up();
         if self.state.get() == State::Ready && worn {
-            self.state.set(State::Leaving);
+            self.leave(State::Leaving);
             // Another one may be opened in its place.
             self.made_room.set(true);
         }
@@ -464,7 +483,7 @@ impl Side for Rc<Upstream> {
             && self.state.get() == State::Ready
             && self.pool.waiting.borrow().is_empty()
         {
-            self.state.set(State::Leaving);
+            self.leave(State::Leaving);
         }
         match self.state.get() {
             State::Abandoned => Some(End::TimedOut(EJECTED)),

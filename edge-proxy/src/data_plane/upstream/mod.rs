@@ -439,14 +439,13 @@ impl EndpointPool {
         self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready())
     }
 
-    /// A connection got its SETTINGS.
+    /// A connection got its SETTINGS, or never will.
     fn opened(&self) {
         self.opening.set(self.opening.get().saturating_sub(1));
     }
 
     /// A connection attempt failed. Those that wait go elsewhere, unless another connection may still serve them.
     fn open_failed(self: &Rc<Self>, worker: &Rc<Worker>, failure: Failure) {
-        self.opening.set(self.opening.get().saturating_sub(1));
         self.with_pause(|pause| pause.begin(worker.now()));
         worker.hints.suspect(&self.shared);
         let alive = self.is_alive();

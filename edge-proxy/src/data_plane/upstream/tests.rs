@@ -347,3 +347,58 @@ fn those_that_a_circuit_limit_refuses_are_told_in_parts() {
         assert_eq!(heads.get(), 1);
     });
 }
+
+/// Allows a cluster one connection.
+fn allow_one(bench: &Bench) {
+    let limits = CircuitLimits([Some(1), None, None, None]);
+    bench.worker.snapshot().clusters[0].circuits.limit(&limits);
+}
+
+#[test]
+fn a_connection_that_leaves_has_no_place_in_the_clusters_circuits() {
+    frozen(|| async {
+        let heads = Rc::new(Cell::new(0));
+        let seen = heads.clone();
+        // Says GOAWAY with the first request, which it never answers.
+        let address = backend(move |engine, event| {
+            if let Event::Headers { .. } = event {
+                seen.set(seen.get() + 1);
+                engine.shutdown(Reason::NO_ERROR);
+            }
+        });
+        let bench = Bench::new(&[address.await]);
+        allow_one(&bench);
+        let mut client = Client::connect(&bench).await;
+        for rpcs in 1..4 {
+            client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            let leave = || {
+                !bench
+                    .worker
+                    .pool
+                    .connections()
+                    .iter()
+                    .any(|one| one.is_ready())
+            };
+            at_once(|| heads.get() == rpcs && leave()).await;
+            assert_eq!(bench.worker.pool.connections().len(), rpcs);
+        }
+        let used = bench.worker.snapshot().clusters[0].circuits.uses().next();
+        assert_eq!(used.map(|one| (one.used, one.refused)), Some((0, 0)));
+    });
+}
+
+#[test]
+fn a_connect_that_failed_keeps_no_other_from_the_clusters_circuits() {
+    running(|| async {
+        let (refused, address) = silent().await;
+        drop(refused);
+        let bench = Bench::new(&[address]);
+        allow_one(&bench);
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        let (head, ..) = client.answer(stream).await;
+        let text = head.get(b"grpc-message").map(String::from_utf8_lossy);
+        assert!(text.unwrap().ends_with("remote connection failure"));
+    });
+}
