@@ -67,6 +67,9 @@ pub(crate) struct Upstream {
     used: Cell<bool>,
     /// When it will be: it has had no stream since [`QUIET`] before.
     shrink_at: Cell<Option<Instant>>,
+    /// No stream was ever opened, and it isn't our doing if it ends so: RPCs that wait then have met a backend that takes
+    /// none, as if they had been refused a connection.
+    untouched: Cell<bool>,
     /// Its place in the cluster's circuits, until it takes no more RPCs: what only leaves keeps no other from coming.
     permits: Cell<Permits>,
 }
@@ -162,6 +165,7 @@ impl Upstream {
             complaints: Cell::new(0),
             used: Cell::new(false),
             shrink_at: Cell::new(None),
+            untouched: Cell::new(true),
             permits: Cell::default(),
         }
     }
@@ -183,6 +187,7 @@ impl Upstream {
             .engine()
             .open(headers, end_stream, rpc.for_engine())?;
         self.used.set(true);
+        self.untouched.set(false);
         self.link.wake();
         Ok(stream)
     }
@@ -209,12 +214,14 @@ impl Upstream {
         if self.state.get() != State::Abandoned {
             self.leave(State::Leaving);
         }
+        self.untouched.set(false);
         self.link.wake();
     }
 
     /// Closes now: its endpoint doesn't answer, and RPCs on it would hang.
     pub(super) fn abandon(&self) {
         self.leave(State::Abandoned);
+        self.untouched.set(false);
         self.link.wake();
     }
 
@@ -298,8 +305,11 @@ impl Upstream {
                 cause,
             );
         }
-        if self.opening.replace(false) {
+        let opening = self.opening.replace(false);
+        if opening {
             self.pool.opened();
+        }
+        if opening || self.untouched.get() && self.pool.is_waited_for() {
             let failure = match end {
                 End::TimedOut(_) => Failure::ConnectTimeout,
                 _ => Failure::ConnectFailed,
@@ -476,12 +486,12 @@ impl Side for Rc<Upstream> {
             // Another one may be opened in its place.
             self.made_room.set(true);
         }
-        if self.made_room.replace(false) && !self.link.is_closed() {
+        // One that leaves untouched has made none: what follows is decided when it has ended.
+        let in_vain = self.state.get() == State::Leaving && self.untouched.get();
+        if self.made_room.replace(false) && !self.link.is_closed() && !in_vain {
             Pool::offer(worker, &self.pool);
         }
-        if self.pool.retired.get()
-            && self.state.get() == State::Ready
-            && self.pool.waiting.borrow().is_empty()
+        if self.pool.retired.get() && self.state.get() == State::Ready && !self.pool.is_waited_for()
         {
             self.leave(State::Leaving);
         }

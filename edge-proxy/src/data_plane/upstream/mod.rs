@@ -310,7 +310,7 @@ impl EndpointPool {
 
     /// Whether RPCs wait for what the connections that are there don't have, and no other is on its way.
     fn is_short(&self) -> bool {
-        !self.waiting.borrow().is_empty() && self.opening.get() == 0
+        self.is_waited_for() && self.opening.get() == 0
     }
 
     /// Serves those that wait, as far as connections have room that are no more congested than this: not too many at a
@@ -439,12 +439,18 @@ impl EndpointPool {
         self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready())
     }
 
+    /// RPCs wait for a connection.
+    fn is_waited_for(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+
     /// A connection got its SETTINGS, or never will.
     fn opened(&self) {
         self.opening.set(self.opening.get().saturating_sub(1));
     }
 
-    /// A connection attempt failed. Those that wait go elsewhere, unless another connection may still serve them.
+    /// A connection attempt failed, or one that was there ended before it served anybody, while RPCs wait. These go
+    /// elsewhere, unless another connection may still serve them.
     fn open_failed(self: &Rc<Self>, worker: &Rc<Worker>, failure: Failure) {
         self.with_pause(|pause| pause.begin(worker.now()));
         worker.hints.suspect(&self.shared);

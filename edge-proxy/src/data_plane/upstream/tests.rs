@@ -3,15 +3,15 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http2::{Event, Reason};
-use tokio::{net::TcpListener, time::advance};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::advance};
 
 use super::*;
 use crate::{
     data_plane::testing::{
-        self, Bench, Client, Got, at_once, backend, cluster_policy, echo, frozen, pass, policy,
-        running, settle, stopped, until,
+        self, Bench, Client, GOAWAY, Got, SETTINGS, at_once, backend, cluster_policy, echo, frame,
+        frozen, pass, policy, running, settle, stopped, until,
     },
-    snapshot::circuit::CircuitLimits,
+    snapshot::{circuit::CircuitLimits, streak::Thresholds},
 };
 
 /// A backend that accepts and says nothing, as long as this value is kept.
@@ -345,6 +345,101 @@ fn those_that_a_circuit_limit_refuses_are_told_in_parts() {
         assert_eq!(waiting(&bench), 0);
         all_unavailable(clients).await;
         assert_eq!(heads.get(), 1);
+    });
+}
+
+/// SETTINGS, and a GOAWAY (last stream 0, NO_ERROR).
+fn settings_and_goaway() -> Vec<u8> {
+    let mut frames = frame(SETTINGS, 0, 0, &[]);
+    frames.extend(frame(GOAWAY, 0, 0, &[0; 8]));
+    frames
+}
+
+/// Whether failures have been held against the endpoint, since the last call.
+fn blamed(endpoint: &EndpointShared) -> bool {
+    let one = Thresholds {
+        local_origin: 1,
+        ..Thresholds::default()
+    };
+    endpoint.streaks.watch(&one);
+    endpoint.streaks.take().next().is_some()
+}
+
+#[test]
+fn a_connection_that_leaves_before_it_serves_is_one_that_failed() {
+    frozen(|| async {
+        let (leaving, address) = silent().await;
+        let bench = Bench::new(&[address, backend(echo()).await]);
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        assert!(!blamed(&endpoint));
+        let accepted = Rc::new(Cell::new(0));
+        tokio::task::spawn_local({
+            let accepted = accepted.clone();
+            async move {
+                let mut sockets = Vec::new();
+                while let Ok((mut socket, _)) = leaving.accept().await {
+                    accepted.set(accepted.get() + 1);
+                    socket.write_all(&settings_and_goaway()).await.unwrap();
+                    sockets.push(socket);
+                }
+            }
+        });
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0", "by the other endpoint");
+        assert_eq!(accepted.get(), 1);
+        assert!(blamed(&endpoint));
+    });
+}
+
+#[test]
+fn after_one_that_leaves_before_it_serves_the_next_is_tried_after_a_pause() {
+    frozen(|| async {
+        let (listener, address) = silent().await;
+        let mut rules = cluster_policy();
+        rules.per_connection_streams = 1;
+        let bench = Bench::with(&[address], policy(), rules);
+        let mut client = Client::connect(&bench).await;
+        let first = client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        let socket = listener.accept().await.unwrap().0;
+        tokio::task::spawn_local(testing::serve(socket, echo()));
+        at_once(|| bench.worker.pool.counts() == (1, 0, 0)).await;
+        let second = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        let mut leaving = listener.accept().await.unwrap().0;
+        leaving.write_all(&settings_and_goaway()).await.unwrap();
+        let left = || bench.worker.pool.connections().len() == 1;
+        at_once(|| left() && bench.worker.pool.counts() == (1, 0, 1)).await;
+        // Other than by the pause, it waits on.
+        client.engine.send_data(first, b"", true, testing::now());
+        assert_eq!(client.status(second).await, "0");
+    });
+}
+
+#[test]
+fn a_connection_that_nobody_needed_is_no_failure_when_it_leaves() {
+    frozen(|| async {
+        let (listener, address) = silent().await;
+        let bench = Bench::new(&[address]);
+        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
+            .shared
+            .clone();
+        assert!(!blamed(&endpoint));
+        let mut client = Client::connect(&bench).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        let mut socket = listener.accept().await.unwrap().0;
+        at_once(|| waiting(&bench) == 1).await;
+        client.engine.reset(stream, Reason::CANCEL);
+        client.flush().await;
+        at_once(|| waiting(&bench) == 0).await;
+        socket.write_all(&settings_and_goaway()).await.unwrap();
+        at_once(|| bench.worker.pool.counts() == (1, 0, 0)).await;
+        at_once(|| bench.worker.pool.connections().is_empty()).await;
+        assert!(!blamed(&endpoint));
     });
 }
 
