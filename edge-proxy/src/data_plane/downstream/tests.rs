@@ -71,6 +71,7 @@ fn a_client_of_ipv4_is_one_on_an_ipv6_socket_too() {
     });
 }
 
+/// Takes all out of use, or brings them back.
 fn eject(cluster: &mut Cluster, close_connections: bool) {
     for endpoint in &mut cluster.endpoints {
         *endpoint = Arc::new(Endpoint {
@@ -78,6 +79,10 @@ fn eject(cluster: &mut Cluster, close_connections: bool) {
             health: endpoint.health.clone(),
             close_connections,
         });
+    }
+    cluster.eligible.clear();
+    if !close_connections {
+        cluster.eligible.clone_from(&cluster.endpoints);
     }
 }
 
@@ -117,9 +122,9 @@ fn an_endpoint_abandoned_before_its_settings_can_be_used_again() {
             silent.push(listener.accept().await.unwrap().0);
             until(|| open() == 1).await;
             bench.reload(|cluster| eject(cluster, true));
+            bench.reload(|cluster| eject(cluster, false));
         }
         assert_eq!(client.status(stream).await, "14");
-        bench.reload(|cluster| eject(cluster, false));
         tokio::task::spawn_local(async move {
             let mut sockets = Vec::new();
             while let Ok((socket, _)) = listener.accept().await {

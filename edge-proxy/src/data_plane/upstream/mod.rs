@@ -214,12 +214,16 @@ impl Pool {
     }
 
     /// Follows a new snapshot, which the worker has already: endpoints that are gone lose their connections when these
-    /// are empty, and the RPCs that wait for one go elsewhere; endpoints that were ejected by time-outs lose them now.
+    /// are empty, and the RPCs that wait for one go elsewhere; endpoints that were ejected by time-outs lose them now. One
+    /// that is used all the same (`panic_threshold`) keeps them: every publication would cut its RPCs.
     pub(crate) fn apply(worker: &Rc<Worker>, snapshot: &Snapshot) {
         let mut known = HashMap::new();
         for cluster in &snapshot.clusters {
             for endpoint in &cluster.endpoints {
-                known.insert(endpoint.shared.id, (cluster, endpoint));
+                known.insert(endpoint.shared.id, (cluster, endpoint.close_connections));
+            }
+            for endpoint in &cluster.eligible {
+                known.insert(endpoint.shared.id, (cluster, false));
             }
         }
         let pools: Vec<_> = worker.pool.endpoints.borrow().values().cloned().collect();
@@ -233,11 +237,11 @@ impl Pool {
                     pool.send_elsewhere(worker, Failure::ConnectFailed);
                     pool.remove_if_unused(worker);
                 }
-                Some((cluster, endpoint)) => {
+                Some(&(cluster, closes)) => {
                     // It may have been away while an RPC of it ran.
                     pool.retired.set(false);
                     *pool.policy.borrow_mut() = cluster.policy.clone();
-                    if endpoint.close_connections {
+                    if closes {
                         for connection in pool.connections.borrow().iter() {
                             connection.abandon();
                         }

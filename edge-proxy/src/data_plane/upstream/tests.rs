@@ -11,7 +11,7 @@ use crate::{
         self, Bench, Client, GOAWAY, Got, SETTINGS, at_once, backend, cluster_policy, echo, frame,
         frozen, pass, policy, running, settle, stopped, until,
     },
-    snapshot::{circuit::CircuitLimits, streak::Thresholds},
+    snapshot::{Endpoint, Health, circuit::CircuitLimits, streak::Thresholds},
 };
 
 /// A backend that accepts and says nothing, as long as this value is kept.
@@ -495,5 +495,35 @@ fn a_connect_that_failed_keeps_no_other_from_the_clusters_circuits() {
         let (head, ..) = client.answer(stream).await;
         let text = head.get(b"grpc-message").map(String::from_utf8_lossy);
         assert!(text.unwrap().ends_with("remote connection failure"));
+    });
+}
+
+#[test]
+fn an_endpoint_that_fell_silent_loses_its_connections_unless_it_is_used_all_the_same() {
+    frozen(|| async {
+        let (address, heads) = busy().await;
+        let bench = Bench::new(&[address]);
+        let publish = |close_connections, eligible| {
+            bench.reload(|cluster| {
+                cluster.endpoints = vec![Arc::new(Endpoint {
+                    shared: cluster.endpoints[0].shared.clone(),
+                    health: Health::Healthy,
+                    close_connections,
+                })];
+                cluster.eligible = cluster.endpoints[..usize::from(eligible)].to_vec();
+            });
+        };
+        let mut client = Client::connect(&bench).await;
+        // As below the `panic_threshold`.
+        publish(true, true);
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        at_once(|| heads.get() == 1).await;
+        publish(true, true);
+        settle().await;
+        assert_eq!(bench.worker.pool.connections().len(), 1, "it is used");
+        publish(true, false);
+        assert_eq!(client.status(stream).await, "14");
+        at_once(|| bench.worker.pool.connections().is_empty()).await;
     });
 }
