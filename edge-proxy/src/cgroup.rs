@@ -44,8 +44,8 @@ pub struct MemoryGroup {
 pub struct Usage {
     /// Bytes that the kernel can't drop: usage less inactive file pages, the working set of kubelet.
     pub used: u64,
-    /// Bytes.
-    pub limit: u64,
+    /// Bytes; `None`: there is no limit (any more).
+    pub limit: Option<u64>,
 }
 
 impl MemoryGroup {
@@ -61,7 +61,7 @@ impl MemoryGroup {
         Self { directory }
     }
 
-    /// What it has now; the limit too may change while the process runs. `None` if the files don't say.
+    /// What it has now; the limit too may change while the process runs, or be lifted. `None` if the files don't say.
     pub fn usage(&self) -> Option<Usage> {
         usage(&self.directory, |path| fs::read_to_string(path).ok())
     }
@@ -83,7 +83,11 @@ fn tightest(membership: &str, read: impl Fn(&Path) -> Option<String>) -> Option<
 
 fn usage(directory: &Path, read: impl Fn(&Path) -> Option<String>) -> Option<Usage> {
     [V2, V1].into_iter().find_map(|version| {
-        let limit = limit(&read(&directory.join(version.limit))?)?;
+        let text = read(&directory.join(version.limit))?;
+        let limit = limit(&text);
+        if limit.is_none() && !is_unlimited(&text) {
+            return None;
+        }
         let used: u64 = read(&directory.join(version.used))?.trim().parse().ok()?;
         let statistics = read(&directory.join("memory.stat")).unwrap_or_default();
         let inactive = statistics
@@ -141,11 +145,20 @@ fn directories(line: &str) -> Option<Vec<PathBuf>> {
     )
 }
 
-/// `max` (version 2) and numbers close to 2^63 (version 1) mean no limit.
+/// `None`: no limit, or no number.
 fn limit(text: &str) -> Option<u64> {
     let limit = text.trim().parse::<u64>().ok()?;
-    (limit > 0 && limit < 1 << 60).then_some(limit)
+    (limit > 0 && limit < UNLIMITED).then_some(limit)
 }
+
+/// What the kernel says where there is no limit.
+fn is_unlimited(text: &str) -> bool {
+    let text = text.trim();
+    text == "max" || text.parse::<u64>().is_ok_and(|limit| limit >= UNLIMITED)
+}
+
+/// `max` (version 2) and numbers close to 2^63 (version 1) mean no limit.
+const UNLIMITED: u64 = 1 << 60;
 
 /// cgroups(7): where both versions are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -178,7 +191,7 @@ mod tests {
         ];
         let expected = Some(Usage {
             used: 700,
-            limit: 1000,
+            limit: Some(1000),
         });
         assert_eq!(usage(directory, reads(&v2)), expected);
         let v1 = [
@@ -192,7 +205,19 @@ mod tests {
         assert_eq!(usage(directory, reads(&v1)), expected);
         assert_eq!(usage(directory, reads(&v2[..1])), None);
         let unlimited = [("/x/memory.max", "max"), v2[1], v2[2]];
-        assert_eq!(usage(directory, reads(&unlimited)), None);
+        let lifted = Some(Usage {
+            used: 700,
+            limit: None,
+        });
+        assert_eq!(usage(directory, reads(&unlimited)), lifted);
+        let unlimited = [
+            ("/x/memory.limit_in_bytes", "9223372036854771712\n"),
+            v1[1],
+            v1[2],
+        ];
+        assert_eq!(usage(directory, reads(&unlimited)), lifted);
+        let garbled = [("/x/memory.max", "much"), v2[1], v2[2]];
+        assert_eq!(usage(directory, reads(&garbled)), None);
     }
 
     #[test]

@@ -24,7 +24,14 @@ pub struct Machine {
 impl Machine {
     /// What follows from this reading and those before it.
     pub fn decide(&mut self, usage: Usage) -> Pressure {
-        let Usage { used, limit } = usage;
+        let used = usage.used;
+        let Some(limit) = usage.limit else {
+            *self = Self::default();
+            return Pressure {
+                used,
+                ..Pressure::default()
+            };
+        };
         let above =
             |percent: u64| u128::from(used) * 100 >= u128::from(limit) * u128::from(percent);
         let holds = |level: &Level| {
@@ -45,7 +52,7 @@ impl Machine {
 pub async fn watch(group: MemoryGroup, publish: watch::Sender<Pressure>) {
     let mut machine = Machine::default();
     while !publish.is_closed() {
-        let looked = caught(async { look(&group, &mut machine, &publish) });
+        let looked = caught(async { look(group.usage(), &mut machine, &publish) });
         if looked.await.is_err() {
             tracing::error!("a panic in the overload manager");
         }
@@ -54,9 +61,9 @@ pub async fn watch(group: MemoryGroup, publish: watch::Sender<Pressure>) {
     }
 }
 
-fn look(group: &MemoryGroup, machine: &mut Machine, publish: &watch::Sender<Pressure>) {
+fn look(usage: Option<Usage>, machine: &mut Machine, publish: &watch::Sender<Pressure>) {
     // A file that can't be read now tells nothing new.
-    let Some(usage) = group.usage() else { return };
+    let Some(usage) = usage else { return };
     let before = publish.borrow().level;
     let pressure = machine.decide(usage);
     let Pressure { level, used, limit } = pressure;
@@ -106,7 +113,7 @@ mod tests {
         let decide = |percent: &u64| {
             let usage = Usage {
                 used: percent * 1000,
-                limit: 100_000,
+                limit: Some(100_000),
             };
             machine.decide(usage).level
         };
@@ -143,6 +150,26 @@ mod tests {
             levels(&[10, 99, 10]),
             [Level::Calm, Level::Closed, Level::Calm]
         );
+    }
+
+    #[test]
+    fn a_limit_that_was_lifted_is_as_far_as_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name, text| std::fs::write(directory.path().join(name), text).unwrap();
+        write("memory.current", "1000");
+        let group = MemoryGroup::at(directory.path().into());
+        let mut machine = Machine::default();
+        let (publish, published) = watch::channel(Pressure::default());
+        for (limit, level) in [
+            ("1000", Level::Closed),
+            ("much", Level::Closed),
+            ("max", Level::Calm),
+            ("1000", Level::Closed),
+        ] {
+            write("memory.max", limit);
+            look(group.usage(), &mut machine, &publish);
+            assert_eq!(published.borrow().level, level, "{limit}");
+        }
     }
 
     #[test]
