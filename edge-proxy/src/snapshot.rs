@@ -163,9 +163,18 @@ pub struct Cluster {
     /// `panic_threshold` says so.
     pub eligible: Vec<Arc<Endpoint>>,
     /// The round-robin turn: shared by all workers and carried across publications, so the balance is exact.
-    pub turn: Arc<AtomicUsize>,
+    pub turn: Arc<Turns>,
     /// The circuit limits and what is in use: shared and carried likewise.
     pub circuits: Arc<Circuits>,
+}
+
+/// Whose turn it is in a cluster.
+#[derive(Debug, Default)]
+pub struct Turns {
+    /// Counts RPCs.
+    pub first: AtomicUsize,
+    /// Counts their further attempts.
+    pub further: AtomicUsize,
 }
 
 /// `clusters[]`, without its endpoints.

@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -25,7 +25,7 @@ use super::{
     pace::{Pace, jittered},
     status::{CheckReport, CheckResult, Detected, LookupResult, Problem, Standing, now_ms},
 };
-use crate::snapshot::{EndpointShared, Health, circuit::Circuits, streak::Detector};
+use crate::snapshot::{EndpointShared, Health, Turns, circuit::Circuits, streak::Detector};
 
 /// One cluster.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct ClusterState {
     id: u64,
     pub(super) spec: ClusterSpec,
     /// Carried across publications and reloads.
-    pub(super) turn: Arc<AtomicUsize>,
+    pub(super) turn: Arc<Turns>,
     /// Likewise.
     pub(super) circuits: Arc<Circuits>,
     pub(super) targets: Vec<TargetState>,

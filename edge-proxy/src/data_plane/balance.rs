@@ -3,9 +3,14 @@
 //!
 //! The turn is one counter per cluster, shared by all workers and carried from one snapshot to the next: 1000 RPCs over
 //! two endpoints are 500 and 500, however connections and workers fall together. A further attempt of the same RPC
-//! takes no turn. If it did, a dead endpoint of two would stand first in line for every RPC.
+//! takes no turn. If it did, a dead endpoint of two would stand first in line for every RPC. Further attempts take turns of
+//! their own, among the endpoints that their RPCs haven't tried: else what fails on a dead endpoint would all go to the
+//! one that follows it.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use crate::{
     error::Failure,
@@ -20,16 +25,19 @@ pub fn pick<'a>(cluster: &'a Cluster, tried: &[u64]) -> Option<&'a Arc<Endpoint>
     if eligible.is_empty() {
         return None;
     }
-    // Relaxed: the turn orders nothing but itself.
-    let turn = match tried {
-        [] => cluster.turn.fetch_add(1, Ordering::Relaxed),
-        _ => cluster.turn.load(Ordering::Relaxed),
+    // Relaxed: a turn orders nothing but itself.
+    let turn = |turns: &AtomicUsize, of: usize| turns.fetch_add(1, Ordering::Relaxed) % of;
+    if tried.is_empty() {
+        return eligible.get(turn(&cluster.turn.first, eligible.len()));
+    }
+    let others = || {
+        let all = eligible.iter();
+        all.filter(|endpoint| !tried.contains(&endpoint.shared.id))
     };
-    let start = turn % eligible.len();
-    let in_turn = || eligible[start..].iter().chain(&eligible[..start]);
-    in_turn()
-        .find(|endpoint| !tried.contains(&endpoint.shared.id))
-        .or_else(|| in_turn().next())
+    match others().count() {
+        0 => eligible.get(turn(&cluster.turn.further, eligible.len())),
+        count => others().nth(turn(&cluster.turn.further, count)),
+    }
 }
 
 /// Why [`pick`] found nothing.
@@ -43,7 +51,7 @@ pub fn absence(cluster: &Cluster) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, sync::atomic::AtomicUsize, thread, time::Duration};
+    use std::{collections::HashMap, thread, time::Duration};
 
     use super::*;
     use crate::snapshot::{ClusterPolicy, EndpointShared, Health};
@@ -70,7 +78,7 @@ mod tests {
             }),
             eligible: endpoints[..eligible].to_vec(),
             endpoints,
-            turn: Arc::new(AtomicUsize::new(0)),
+            turn: Arc::default(),
             circuits: Arc::default(),
         }
     }
@@ -130,6 +138,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dead_endpoint_leaves_is_shared_evenly() {
+        let cluster = cluster(4, 4);
+        let ids = || cluster.endpoints.iter().map(|endpoint| endpoint.shared.id);
+        let dead = ids().next().unwrap();
+        let mut counts: HashMap<u64, usize> = HashMap::new();
+        for _ in 0..1200 {
+            let first = id(pick(&cluster, &[]));
+            let served = if first == dead {
+                id(pick(&cluster, &[dead]))
+            } else {
+                first
+            };
+            *counts.entry(served).or_default() += 1;
+        }
+        let served: Vec<_> = ids().map(|id| counts.get(&id).copied()).collect();
+        assert_eq!(served, [None, Some(400), Some(400), Some(400)]);
+    }
+
+    #[test]
     fn the_same_again_only_when_there_is_no_other() {
         let alone = cluster(1, 1);
         let first = id(pick(&alone, &[]));
@@ -151,9 +178,11 @@ mod tests {
     #[test]
     fn the_turn_may_wrap() {
         let cluster = cluster(3, 3);
-        cluster.turn.store(usize::MAX, Ordering::Relaxed);
+        cluster.turn.first.store(usize::MAX, Ordering::Relaxed);
+        cluster.turn.further.store(usize::MAX, Ordering::Relaxed);
         for _ in 0..3 {
-            assert!(pick(&cluster, &[]).is_some());
+            let first = id(pick(&cluster, &[]));
+            assert!(pick(&cluster, &[first]).is_some());
         }
     }
 }

@@ -99,7 +99,7 @@ struct Simulation {
     /// Ids are this run's own: nothing that another run did may change an order.
     next_id: u64,
     generation: u64,
-    turn: Arc<AtomicUsize>,
+    turn: Arc<crate::snapshot::Turns>,
     circuits: Arc<crate::snapshot::circuit::Circuits>,
 }
 

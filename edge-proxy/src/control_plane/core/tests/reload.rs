@@ -35,7 +35,7 @@ async fn a_reload_resolves_and_checks_new_clusters_before_it_serves_them() {
     let network = Scripted::default();
     let old = yaml(&[("echo", CHECKED)]);
     let (file, mut running, before) = serving(&network, &old).await;
-    before.clusters[0].turn.store(7, Ordering::Relaxed);
+    before.clusters[0].turn.first.store(7, Ordering::Relaxed);
 
     network.name("reverse.", &[2]);
     network.check(2, Outcome::GoAway);
@@ -65,7 +65,7 @@ async fn a_reload_resolves_and_checks_new_clusters_before_it_serves_them() {
         old.endpoints[0].shared.id, new.endpoints[0].shared.id,
         "the old one stays"
     );
-    assert_eq!(new.turn.load(Ordering::Relaxed), 7);
+    assert_eq!(new.turn.first.load(Ordering::Relaxed), 7);
     assert_eq!(eligible(new), [1]);
     let report = running.report();
     assert_eq!(
