@@ -349,11 +349,13 @@ impl ClusterState {
             self.endpoints.remove(address);
         }
         for address in &change.added {
-            let shared = self.inherited.remove(address);
-            let shared = shared.unwrap_or_else(|| EndpointShared::new(*address));
-            shared
-                .streaks
-                .watch(&self.spec.outlier_detection.thresholds);
+            // What is inherited counts by the thresholds of the cluster in force, until this one is.
+            let shared = self.inherited.remove(address).unwrap_or_else(|| {
+                let shared = EndpointShared::new(*address);
+                let thresholds = &self.spec.outlier_detection.thresholds;
+                shared.streaks.watch(thresholds);
+                shared
+            });
             let machine = match self.spec.health_check {
                 Some(_) => Machine::new(),
                 None => Machine::always_healthy(),

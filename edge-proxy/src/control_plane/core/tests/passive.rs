@@ -1,6 +1,7 @@
 //! What RPCs tell of endpoints, and what is made of it.
 
 use super::*;
+use crate::control_plane::cluster::ClusterState;
 
 #[tokio::test(start_paused = true)]
 async fn what_an_endpoint_fails_in_a_row_ejects_it_for_a_while() {
@@ -106,4 +107,19 @@ async fn what_is_not_enforced_is_counted_only() {
         BTreeMap::from([((Detector::LocalOrigin, Detected::NotEnforced), 1)])
     );
     assert_eq!(report.eligible, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_reload_plans_is_not_counted_by_before_it_comes_into_force() {
+    let (core, _handle) = unhurried();
+    let in_force = &core.clusters[0].state;
+    let mut spec = in_force.spec.clone();
+    spec.outlier_detection.thresholds.local_origin = 1;
+    let planned = ClusterState::new(spec, Some(in_force), Instant::now());
+    let address = in_force.endpoints.keys().next().unwrap();
+    let shared = &in_force.endpoints[address].shared;
+    assert!(Arc::ptr_eq(shared, &planned.endpoints[address].shared));
+    assert!(!shared.streaks.count(Ending::LocalOrigin, 1));
+    planned.enforce();
+    assert!(shared.streaks.count(Ending::LocalOrigin, 1));
 }
