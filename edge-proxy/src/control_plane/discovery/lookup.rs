@@ -186,16 +186,18 @@ impl Lookup {
     pub(super) fn from_error(error: &NetError) -> Self {
         match error {
             NetError::Timeout => Self::timed_out(),
-            NetError::Dns(DnsError::NoRecordsFound(none)) => {
-                if none.response_code == ResponseCode::NXDomain {
-                    Self {
-                        result: LookupResult::NoName,
-                        ..Self::empty("NXDOMAIN: no such name")
-                    }
-                } else {
-                    Self::empty("the name has no such records")
+            NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+                ResponseCode::NXDomain => Self {
+                    result: LookupResult::NoName,
+                    ..Self::empty("NXDOMAIN: no such name")
+                },
+                ResponseCode::NoError => Self::empty("the name has no such records"),
+                // Of those that hickory knows, none comes so.
+                code => {
+                    let code = u16::from(code);
+                    Self::failed(LookupResult::Error, format!("response code {code}"))
                 }
-            }
+            },
             NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => {
                 Self::failed(LookupResult::ServFail, "SERVFAIL".into())
             }
@@ -304,6 +306,48 @@ pub(super) mod tests {
             (lookup.answer, lookup.result),
             (Answer::Failed, LookupResult::Refused)
         );
+    }
+
+    #[tokio::test]
+    async fn a_response_code_that_nobody_knows_is_a_failure() {
+        let code = ResponseCode::Unknown(12);
+        let lookup = look_up(LookupFamily::V4Only, Reply::Code(code)).await;
+        assert_eq!(
+            lookup,
+            Lookup::failed(LookupResult::Error, "response code 12".into())
+        );
+    }
+
+    /// A look-up where the first `aliases` names are aliases, told one at a time.
+    async fn look_up_through(aliases: usize, last: Reply) -> Lookup {
+        let server = NameServer::start(move |name, _| {
+            if name.matches("alias.").count() < aliases {
+                Reply::Further
+            } else {
+                last.clone()
+            }
+        })
+        .await;
+        Resolver::new(&[server.address])
+            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .await
+    }
+
+    #[tokio::test]
+    async fn aliases_without_an_end_are_a_failure_and_one_that_has_no_addresses_is_empty() {
+        let found = || Reply::Addresses(vec![address("10.0.0.1")]);
+        let none = || Reply::Code(ResponseCode::NoError);
+        // hickory follows seven.
+        for aliases in [1, 7, 8, 14] {
+            let lookup = look_up_through(aliases, found()).await;
+            assert_eq!(lookup.answer, addresses(&["10.0.0.1"]), "{aliases}");
+        }
+        for aliases in [1, 7] {
+            let lookup = look_up_through(aliases, none()).await;
+            assert_eq!(lookup.answer, Answer::Empty, "{aliases}");
+        }
+        let lookup = look_up_through(usize::MAX, none()).await;
+        assert_eq!(lookup.answer, Answer::Failed);
     }
 
     /// A resolver that doesn't let a test wait.

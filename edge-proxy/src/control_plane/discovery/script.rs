@@ -25,6 +25,8 @@ pub(in crate::control_plane) enum Reply {
     Addresses(Vec<IpAddr>),
     /// An alias, and the addresses of that.
     Alias(IpAddr),
+    /// An alias of one more label, without addresses.
+    Further,
     /// No records, with this response code.
     Code(ResponseCode),
     /// Bytes that aren't DNS.
@@ -113,6 +115,12 @@ fn answer(question: &Message, query: &Query, reply: Reply) -> Option<Vec<u8>> {
             let cname = RData::CNAME(CNAME(alias.clone()));
             message.add_answer(Record::from_rdata(query.name().clone(), 30, cname));
             message.add_answer(record(&alias, address));
+        }
+        Reply::Further => {
+            let alias = Name::from_ascii("alias").unwrap();
+            let alias = alias.append_domain(query.name()).unwrap();
+            let cname = RData::CNAME(CNAME(alias));
+            message.add_answer(Record::from_rdata(query.name().clone(), 30, cname));
         }
         Reply::Code(code) => {
             message.metadata.response_code = code;

@@ -8,12 +8,15 @@ use std::{
 use hickory_resolver::{
     TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
-    net::{NetError, runtime::TokioRuntimeProvider},
-    proto::rr::{IntoName as _, Name, RData, RecordType},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::{
+        op::ResponseCode,
+        rr::{IntoName as _, Name, RData, RecordType},
+    },
 };
 
 use super::{Answer, lookup::Lookup};
-use crate::control_plane::config::Target;
+use crate::control_plane::{config::Target, status::LookupResult};
 
 /// The name servers in their order, each with a resolver of its own: one for all of them asks two at once, believes
 /// the faster one's error, and leaves the others no time while those two are silent.
@@ -148,7 +151,18 @@ async fn ask_one(
     record_type: RecordType,
     port: u16,
 ) -> Lookup {
-    match server.lookup(name.clone(), record_type).await {
+    let mut found = server.lookup(name.clone(), record_type).await;
+    // From there on once more: what isn't known must not take endpoints away.
+    if let Some(alias) = found.as_ref().err().and_then(|error| end_of(error, name)) {
+        found = server.lookup(alias.clone(), record_type).await;
+        if found
+            .as_ref()
+            .is_err_and(|error| end_of(error, &alias).is_some())
+        {
+            return Lookup::failed(LookupResult::Error, "too many aliases".into());
+        }
+    }
+    match found {
         Ok(lookup) => {
             let found = lookup
                 .answers()
@@ -161,6 +175,17 @@ async fn ask_one(
             Lookup::found(found, port)
         }
         Err(error) => Lookup::from_error(&error),
+    }
+}
+
+/// The alias of `name` that has no such records, or after which hickory goes no further: it tells both alike.
+fn end_of(error: &NetError, name: &Name) -> Option<Name> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            let last = none.query.name();
+            (none.response_code == ResponseCode::NoError && last != name).then(|| last.clone())
+        }
+        _ => None,
     }
 }
 
@@ -185,8 +210,6 @@ pub(super) const WHOLE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
-    use hickory_resolver::proto::op::ResponseCode;
-
     use super::{
         super::{
             lookup::{
@@ -197,7 +220,7 @@ mod tests {
         },
         *,
     };
-    use crate::control_plane::{config::LookupFamily, status::LookupResult};
+    use crate::control_plane::config::LookupFamily;
 
     /// Servers that say this, one after the other.
     async fn servers<const N: usize>(replies: [Reply; N]) -> Vec<NameServer> {
