@@ -16,7 +16,10 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
@@ -375,9 +378,14 @@ impl Life {
         self.listening.store(true, Ordering::Relaxed);
         tracing::info!(%address, "serving");
 
-        let mut order = match orders.wait_for(|order| *order > Order::Run).await {
-            Ok(order) => *order,
-            Err(_) => Order::Drain,
+        let mut order = tokio::select! {
+            order = orders.wait_for(|order| *order > Order::Run) => {
+                order.map_or(Order::Drain, |order| *order)
+            }
+            () = any_closed(self.workers.iter().map(|worker| &worker.accepted)) => {
+                tracing::error!("a worker has ended");
+                return Outcome::Failed;
+            }
         };
         if order != Order::Kill {
             let drainer = Drainer {
@@ -460,6 +468,16 @@ fn serve_operators(
         std::future::pending(),
     ));
     Ok(())
+}
+
+/// Waits until one of the workers to which these lead has ended: what it had is lost, and a process that starts anew serves
+/// better than one with a part missing.
+async fn any_closed<T: Send + 'static>(workers: impl Iterator<Item = &mpsc::UnboundedSender<T>>) {
+    let mut ends = JoinSet::new();
+    for worker in workers.cloned() {
+        ends.spawn(async move { worker.closed().await });
+    }
+    ends.join_next().await;
 }
 
 /// Waits for the first certificate; `false`: the control plane has ended.
@@ -546,7 +564,7 @@ const LOG_FLUSH: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
-    use super::named;
+    use super::*;
 
     #[test]
     fn an_empty_hostname_is_none() {
@@ -561,5 +579,21 @@ mod tests {
             assert_eq!(&*named([variable, kernel()]), name);
         }
         assert_eq!(&*named([None, None]), "unknown");
+    }
+
+    #[tokio::test]
+    async fn it_is_seen_when_one_of_the_workers_ends() {
+        let (one, first) = mpsc::unbounded_channel::<()>();
+        let (other, second) = mpsc::unbounded_channel();
+        let senders = [one, other];
+        let mut ended = std::pin::pin!(any_closed(senders.iter()));
+        tokio::select! {
+            biased;
+            () = &mut ended => panic!("both run"),
+            () = tokio::task::yield_now() => {}
+        }
+        drop(second);
+        ended.await;
+        drop(first);
     }
 }

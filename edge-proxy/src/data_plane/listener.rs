@@ -218,34 +218,38 @@ impl Accepting {
     }
 
     /// Hands it to a worker, or closes it.
-    fn admit(&mut self, socket: std::net::TcpStream, peer: SocketAddr) {
+    fn admit(&mut self, mut socket: std::net::TcpStream, peer: SocketAddr) {
         self.counts.arrived.fetch_add(1, Ordering::Relaxed);
         let policy = self.reader.load().listener.clone();
-        let Some((worker, load)) = self.fewest() else {
-            return;
-        };
-        let ticket = match self.ticket(load, peer.ip(), &policy) {
-            Ok(ticket) => ticket,
-            Err(limit) => {
-                self.shard.limits(limit).inc();
-                self.shard.handshakes(HandshakeResult::Refused).inc();
+        while let Some((worker, load)) = self.fewest() {
+            let ticket = match self.ticket(load, peer.ip(), &policy) {
+                Ok(ticket) => ticket,
+                Err(limit) => {
+                    self.shard.limits(limit).inc();
+                    self.shard.handshakes(HandshakeResult::Refused).inc();
+                    return;
+                }
+            };
+            let accepted = Accepted {
+                socket,
+                peer,
+                ticket,
+            };
+            let Err(mpsc::error::SendError(accepted)) = worker.send(accepted) else {
                 return;
-            }
-        };
-        let accepted = Accepted {
-            socket,
-            peer,
-            ticket,
-        };
-        if worker.send(accepted).is_err() {
-            tracing::error!("a worker has ended: its connection is lost");
+            };
+            // It has ended meanwhile, and isn't asked again.
+            socket = accepted.socket;
         }
     }
 
-    /// The worker with the fewest connections.
+    /// The worker with the fewest connections, of those that run: one that has ended would have the fewest for ever.
     fn fewest(&self) -> Option<&(mpsc::UnboundedSender<Accepted>, Arc<Load>)> {
-        let connections = |(_, load): &&(_, Arc<Load>)| load.connections.load(Ordering::Relaxed);
-        self.workers.iter().min_by_key(connections)
+        let running = self
+            .workers
+            .iter()
+            .filter(|(worker, _)| !worker.is_closed());
+        running.min_by_key(|(_, load)| load.connections.load(Ordering::Relaxed))
     }
 
     /// A place for a connection from `source`, or the limit that has none.
@@ -409,6 +413,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::{data_plane::testing, snapshot::Publisher, telemetry::metrics::Metrics};
 
     const LIMITS: [usize; 3] = [4, 3, 2];
 
@@ -482,6 +487,41 @@ mod tests {
         tickets.clear();
         assert_eq!(lock(&counts.pending).given_up, 0);
         assert_eq!(lock(&counts.pending).count, 0);
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_gets_no_connections() {
+        let (_publisher, reader) = Publisher::new(testing::snapshot(
+            &[],
+            testing::policy(),
+            testing::cluster_policy(),
+        ));
+        let worker = || {
+            let (sender, accepted) = mpsc::unbounded_channel();
+            ((sender, Arc::<Load>::default()), accepted)
+        };
+        let ((ended, _), (runs, mut accepted)) = (worker(), worker());
+        let mut accepting = Accepting {
+            workers: vec![ended, runs],
+            counts: Arc::default(),
+            reader,
+            pressure: watch::channel(Pressure::default()).1,
+            shard: Metrics::new().shard(),
+            room: 100,
+        };
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut connections = Vec::new();
+        for open in 1..=3 {
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, peer) = listener.accept().unwrap();
+            accepting.admit(socket, peer);
+            connections.push((client, accepted.try_recv().unwrap()));
+            assert_eq!(accepting.counts.open(), open);
+        }
+        drop((accepted, connections));
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        accepting.admit(listener.accept().unwrap().0, client.local_addr().unwrap());
+        assert_eq!(accepting.counts.open(), 0, "there is nobody left");
     }
 
     #[test]

@@ -219,7 +219,12 @@ pub(crate) fn cluster_policy() -> ClusterPolicy {
     }
 }
 
-fn snapshot(backends: &[SocketAddr], listener: ListenerPolicy, policy: ClusterPolicy) -> Snapshot {
+/// What a [`Bench`] serves.
+pub(crate) fn snapshot(
+    backends: &[SocketAddr],
+    listener: ListenerPolicy,
+    policy: ClusterPolicy,
+) -> Snapshot {
     let endpoints: Vec<_> = backends
         .iter()
         .map(|address| {
