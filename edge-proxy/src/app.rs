@@ -29,7 +29,6 @@ use crate::{
         ControlHandle, ControlPlane, SpawnError,
         admin::{self, Addresses},
         config::Config,
-        overload,
     },
     data_plane::{
         access_log::{AccessLog, Reopener},
@@ -155,8 +154,7 @@ impl App {
         let (phase, phases) = watch::channel(Phase::Running);
         let (publish, pressure) = watch::channel(Pressure::default());
         if let Some(group) = memory_group {
-            // Ends with the control plane's runtime.
-            control.runtime().spawn(overload::watch(group, publish));
+            control.watch_memory(group, publish);
         }
         let workers = (0..workers)
             .map(|index| {

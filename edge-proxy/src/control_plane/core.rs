@@ -77,6 +77,7 @@ pub(super) struct Wires {
     pub(super) orders: mpsc::UnboundedReceiver<Command>,
     pub(super) first_answered: watch::Sender<bool>,
     pub(super) network: Box<dyn Network>,
+    pub(super) panics: Panics,
 }
 
 /// Whether the loop goes on.
@@ -112,10 +113,9 @@ impl Core {
             tls: certificate.current().map(|pair| pair.identity.clone()),
             serving: true,
         });
-        let panics = Panics::default();
         let core = Self {
             reloads: Reloads::new(source),
-            jobs: Jobs::new(wires.network, panics.clone()),
+            jobs: Jobs::new(wires.network, wires.panics.clone()),
             serving: true,
             warmed_up: false,
             started: now,
@@ -133,7 +133,7 @@ impl Core {
             config,
             clusters,
             certificate,
-            panics,
+            panics: wires.panics,
             publisher,
             first_answered: wires.first_answered,
             hints: wires.hints,

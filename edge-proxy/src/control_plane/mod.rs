@@ -46,8 +46,12 @@ use self::{
     core::{Core, Wires},
     network::Sockets,
     status::Status,
+    supervise::Panics,
 };
-use crate::snapshot::{Hints, Reader};
+use crate::{
+    cgroup::MemoryGroup,
+    snapshot::{Hints, Reader, pressure::Pressure},
+};
 
 /// The running control plane. Dropping it stops it.
 #[derive(Debug)]
@@ -55,6 +59,7 @@ pub struct ControlPlane {
     handle: ControlHandle,
     reader: Reader,
     runtime: tokio::runtime::Handle,
+    panics: Panics,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -113,6 +118,7 @@ impl ControlPlane {
         let runtime_handle = runtime.handle().clone();
         let (commands, orders) = mpsc::unbounded_channel();
         let (first_answered, first_answers) = watch::channel(false);
+        let panics = Panics::default();
         let network = {
             // The resolver takes the runtime that it is made on.
             let _on = runtime.enter();
@@ -123,6 +129,7 @@ impl ControlPlane {
             orders,
             first_answered,
             network,
+            panics: panics.clone(),
         };
         let (core, reader, status) = Core::new(config, source, certificate, wires);
         let thread = thread::Builder::new()
@@ -141,6 +148,7 @@ impl ControlPlane {
             },
             reader,
             runtime: runtime_handle,
+            panics,
             thread: Some(thread),
         })
     }
@@ -163,6 +171,14 @@ impl ControlPlane {
     /// The control thread's runtime: admin and probes are spawned here. They end with the control plane.
     pub fn runtime(&self) -> &tokio::runtime::Handle {
         &self.runtime
+    }
+
+    /// Has the overload manager look at `group`'s memory, and publish what is to be done.
+    pub fn watch_memory(&self, group: MemoryGroup, publish: watch::Sender<Pressure>) {
+        let usage = move || group.usage();
+        // Ends with the runtime.
+        self.runtime
+            .spawn(overload::watch(usage, publish, self.panics.clone()));
     }
 
     /// Stops all look-ups and checks, everything spawned on [`runtime`](Self::runtime), and waits for the thread's end.

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::supervise::caught;
+use super::supervise::{Panics, caught};
 use crate::{
-    cgroup::{MemoryGroup, Usage},
+    cgroup::Usage,
     snapshot::pressure::{Level, Pressure},
 };
 
@@ -48,13 +48,17 @@ impl Machine {
     }
 }
 
-/// Publishes what follows from `group`'s memory, for as long as anybody listens.
-pub async fn watch(group: MemoryGroup, publish: watch::Sender<Pressure>) {
+/// Publishes what follows from `usage`, for as long as anybody listens.
+pub(super) async fn watch(
+    mut usage: impl FnMut() -> Option<Usage>,
+    publish: watch::Sender<Pressure>,
+    panics: Panics,
+) {
     let mut machine = Machine::default();
     while !publish.is_closed() {
-        let looked = caught(async { look(group.usage(), &mut machine, &publish) });
+        let looked = caught(async { look(usage(), &mut machine, &publish) });
         if looked.await.is_err() {
-            tracing::error!("a panic in the overload manager");
+            panics.count("overload manager");
         }
         let pause = pause(*publish.borrow());
         tokio::time::sleep(pause).await;
@@ -107,6 +111,7 @@ const HYSTERESIS: u64 = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::MemoryGroup;
 
     fn levels(percents: &[u64]) -> Vec<Level> {
         let mut machine = Machine::default();
@@ -150,6 +155,25 @@ mod tests {
             levels(&[10, 99, 10]),
             [Level::Calm, Level::Closed, Level::Calm]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_is_counted_and_the_next_look_comes() {
+        let panics = Panics::default();
+        let (publish, mut published) = watch::channel(Pressure::default());
+        let mut looks = 0;
+        let usage = move || {
+            looks += 1;
+            assert!(looks > 1, "on purpose");
+            Some(Usage {
+                used: 99,
+                limit: Some(100),
+            })
+        };
+        tokio::spawn(watch(usage, publish, panics.clone()));
+        published.changed().await.unwrap();
+        assert_eq!(published.borrow().level, Level::Closed);
+        assert_eq!(panics.total(), 1);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::{
         health::Outcome,
         network::{Job, Network},
         status::Report,
+        supervise::Panics,
     },
     snapshot::{Cluster, EndpointShared, Hints, Reader, Snapshot},
 };
@@ -237,6 +238,7 @@ pub(super) fn core(
         orders,
         first_answered,
         network: Box::new(network.clone()),
+        panics: Panics::default(),
     };
     let certificate = Served::read(&config.certificate_chain, &config.private_key).unwrap();
     let source = source.map(Path::to_owned);
