@@ -16,10 +16,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use tokio::{sync::watch, task::JoinSet};
 
 pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
@@ -376,13 +373,13 @@ impl Life {
         self.listening.store(true, Ordering::Relaxed);
         tracing::info!(%address, "serving");
 
-        let mut order = tokio::select! {
+        let (mut order, well) = tokio::select! {
             order = orders.wait_for(|order| *order > Order::Run) => {
-                order.map_or(Order::Drain, |order| *order)
+                (order.map_or(Order::Drain, |order| *order), true)
             }
-            () = any_closed(self.workers.iter().map(|worker| &worker.accepted)) => {
-                tracing::error!("a worker has ended");
-                return Outcome::Failed;
+            () = any_closed(&self.workers) => {
+                tracing::error!("a worker has ended: draining, since a process that starts anew serves better");
+                (Order::Drain, false)
             }
         };
         if order != Order::Kill {
@@ -405,10 +402,10 @@ impl Life {
                     .map_or(Order::Drain, |order| *order);
             }
         }
-        if order == Order::Kill {
-            Outcome::Killed
-        } else {
-            Outcome::Drained
+        match order {
+            Order::Kill => Outcome::Killed,
+            _ if well => Outcome::Drained,
+            _ => Outcome::Failed,
         }
     }
 }
@@ -468,12 +465,12 @@ fn serve_operators(
     Ok(())
 }
 
-/// Waits until one of the workers to which these lead has ended: what it had is lost, and a process that starts anew serves
-/// better than one with a part missing.
-async fn any_closed<T: Send + 'static>(workers: impl Iterator<Item = &mpsc::UnboundedSender<T>>) {
+/// Waits until one of the workers has ended.
+async fn any_closed(workers: &[Handle]) {
     let mut ends = JoinSet::new();
-    for worker in workers.cloned() {
-        ends.spawn(async move { worker.closed().await });
+    for worker in workers {
+        let accepted = worker.accepted.clone();
+        ends.spawn(async move { accepted.closed().await });
     }
     ends.join_next().await;
 }
@@ -562,6 +559,8 @@ const LOG_FLUSH: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -581,10 +580,18 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_seen_when_one_of_the_workers_ends() {
-        let (one, first) = mpsc::unbounded_channel::<()>();
-        let (other, second) = mpsc::unbounded_channel();
-        let senders = [one, other];
-        let mut ended = std::pin::pin!(any_closed(senders.iter()));
+        let worker = || {
+            let (accepted, received) = mpsc::unbounded_channel();
+            let handle = Handle {
+                accepted,
+                load: Arc::default(),
+                thread: thread::spawn(|| {}),
+            };
+            (handle, received)
+        };
+        let ((one, first), (other, second)) = (worker(), worker());
+        let workers = [one, other];
+        let mut ended = std::pin::pin!(any_closed(&workers));
         tokio::select! {
             biased;
             () = &mut ended => panic!("both run"),

@@ -329,7 +329,7 @@ pub(super) mod tests {
         })
         .await;
         Resolver::new(&[server.address])
-            .look_up(&target("echo.example."), LookupFamily::V4Only)
+            .look_up(&target("echo.example."), LookupFamily::V4Only, false)
             .await
     }
 
