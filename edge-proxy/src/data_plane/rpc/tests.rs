@@ -1,7 +1,14 @@
 //! What an RPC owes at once, and what it owes after exactly so much time: with sockets, and a clock that only the test
 //! moves.
 
-use std::{cell::RefCell, time::Duration};
+mod copies;
+
+mod times;
+
+use std::{
+    cell::{Cell, RefCell},
+    time::Duration,
+};
 
 use http2::{Connection, Event, Known};
 use tokio::{net::TcpListener, time::advance};
@@ -9,10 +16,13 @@ use tokio::{net::TcpListener, time::advance};
 use super::*;
 use crate::{
     data_plane::testing::{
-        self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, policy,
-        running, serve, settle, stopped, until,
+        self, Bench, Client as Browser, Got, at_once, backend, cluster_policy, echo, frozen,
+        policy, running, serve, settle, stopped, until,
     },
-    snapshot::streak::Thresholds,
+    snapshot::{
+        pressure::{Level, Pressure},
+        streak::Thresholds,
+    },
     telemetry::{captured::Log, labels::Label as _},
 };
 
@@ -181,7 +191,7 @@ fn a_deadline_that_passes_after_the_head_is_told_in_trailers() {
 }
 
 #[test]
-fn bytes_of_either_side_keep_a_stream_from_being_idle() {
+fn bytes_of_the_client_keep_a_stream_from_being_idle() {
     stopped(|| async {
         let noted = Rc::<Noted>::default();
         let bench = Bench::new(&[backend(noting(&noted)).await]);
@@ -506,6 +516,39 @@ fn short_of_memory_a_stalled_request_is_answered_overloaded() {
             let lines = bench.logged();
             assert!(lines[0].contains("flags=OM"), "{lines:?}");
         }
+    });
+}
+
+#[test]
+fn short_of_memory_a_new_request_is_answered_overloaded() {
+    stopped(|| async {
+        let noted = Rc::<Noted>::default();
+        let bench = Bench::new(&[backend(noting(&noted)).await]);
+        let mut client = Browser::connect(&bench).await;
+        bench.worker.press(Pressure {
+            level: Level::Refusing,
+            used: 96,
+            limit: 100,
+        });
+        let stream = client.request(&GRPC, b"", true);
+        let (head, body, _) = client.answer(stream).await;
+        assert_eq!(head.known(Known::Status), Some(&b"200"[..]));
+        assert_eq!(head.known(Known::GrpcStatus), Some(&b"8"[..]));
+        assert_eq!(head.known(Known::GrpcMessage), Some(&b"overloaded"[..]));
+        assert_eq!(body, b"");
+        let stream = client.request(&PLAIN, b"", true);
+        let (head, body, _) = client.answer(stream).await;
+        assert_eq!(head.known(Known::Status), Some(&b"503"[..]));
+        assert_eq!(head.get(b"content-type"), Some(&b"text/plain"[..]));
+        assert_eq!(head.known(Known::GrpcStatus), None);
+        assert_eq!(body, b"overloaded");
+        assert_eq!(noted.requests(), 0);
+        assert_eq!(bench.shard.limits(Limit::Overload).get(), 2);
+        let lines = bench.logged();
+        assert!(
+            lines.iter().all(|line| line.contains("flags=OM")),
+            "{lines:?}"
+        );
     });
 }
 
