@@ -489,26 +489,27 @@ mod tests {
         assert_eq!(lock(&counts.pending).count, 0);
     }
 
+    fn accepting(workers: Workers, room: usize) -> Accepting {
+        let (listener, cluster) = (testing::policy(), testing::cluster_policy());
+        let (_, reader) = Publisher::new(testing::snapshot(&[], listener, cluster));
+        Accepting {
+            workers,
+            counts: Arc::default(),
+            reader,
+            pressure: watch::channel(Pressure::default()).1,
+            shard: Metrics::new().shard(),
+            room,
+        }
+    }
+
     #[test]
     fn a_worker_that_has_ended_gets_no_connections() {
-        let (_publisher, reader) = Publisher::new(testing::snapshot(
-            &[],
-            testing::policy(),
-            testing::cluster_policy(),
-        ));
         let worker = || {
             let (sender, accepted) = mpsc::unbounded_channel();
             ((sender, Arc::<Load>::default()), accepted)
         };
         let ((ended, _), (runs, mut accepted)) = (worker(), worker());
-        let mut accepting = Accepting {
-            workers: vec![ended, runs],
-            counts: Arc::default(),
-            reader,
-            pressure: watch::channel(Pressure::default()).1,
-            shard: Metrics::new().shard(),
-            room: 100,
-        };
+        let mut accepting = accepting(vec![ended, runs], 100);
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let mut connections = Vec::new();
         for open in 1..=3 {
@@ -543,5 +544,24 @@ mod tests {
         tickets.clear();
         assert_eq!(load.connections.load(Ordering::Relaxed), 0);
         assert!(lock(&counts.by_source).is_empty());
+    }
+
+    #[test]
+    fn there_is_room_for_no_more_than_there_are_files_whatever_is_configured() {
+        let accepting = accepting(Vec::new(), 2);
+        let load = Arc::<Load>::default();
+        let take = |max_connections| {
+            let policy = ListenerPolicy {
+                max_connections,
+                ..testing::policy()
+            };
+            accepting.ticket(&load, source(1), &policy)
+        };
+        let tickets = [take(3).unwrap(), take(3).unwrap()];
+        assert_eq!(take(3).unwrap_err(), Limit::Connections);
+        drop(tickets);
+        // Nor for more than is configured, however many files there are.
+        let _ticket = take(1).unwrap();
+        assert_eq!(take(1).unwrap_err(), Limit::Connections);
     }
 }

@@ -10,7 +10,10 @@ use crate::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
         SETTINGS, at_once, frame, frozen, pass, settle,
     },
-    snapshot::pressure::{Level, Pressure},
+    snapshot::{
+        TlsIdentity,
+        pressure::{Level, Pressure},
+    },
 };
 
 const fn seconds(seconds: u64) -> Duration {
@@ -225,6 +228,49 @@ fn preface_and_settings_have_10_s() {
             settle().await;
             ends_after(&bench, seconds(10)).await;
             assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 1);
+        });
+    }
+}
+
+#[test]
+fn a_client_that_has_chosen_no_protocol_has_10_s_for_its_first_bytes() {
+    for said in [&b""[..], &b"PRI * HTTP"[..]] {
+        frozen(|| async {
+            let bench = Bench::new(&[]);
+            let (server, trusts) = testing::tls();
+            let mut snapshot = Snapshot::clone(&bench.worker.snapshot());
+            snapshot.tls = Some(Arc::new(TlsIdentity {
+                config: server,
+                serial: String::new(),
+                not_after: 0,
+            }));
+            bench.worker.follow(Arc::new(snapshot));
+            let counts = Arc::<listener::Counts>::default();
+            let (socket, accepted) = silent(&counts).await;
+            let mut socket = socket.into_std().unwrap();
+            socket.set_nonblocking(false).unwrap();
+            let client = std::thread::spawn(move || {
+                let name = "localhost".try_into().unwrap();
+                let mut session = rustls::ClientConnection::new(trusts, name).unwrap();
+                while session.is_handshaking() {
+                    session.complete_io(&mut socket).unwrap();
+                }
+                session.writer().write_all(said).unwrap();
+                session.complete_io(&mut socket).unwrap();
+                // It says no more, and reads to the end.
+                io::Read::read_to_end(&mut socket, &mut Vec::new())
+            });
+            tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
+            at_once(|| bench.shard.handshakes(HandshakeResult::Ok).get() == 1).await;
+            settle().await;
+            pass(Duration::from_millis(9900)).await;
+            settle().await;
+            assert_eq!(counts.open(), 1);
+            assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 0);
+            pass(Duration::from_millis(200)).await;
+            at_once(|| counts.open() == 0).await;
+            assert_eq!(bench.shard.limits(Limit::PrefaceTimeout).get(), 1);
+            client.join().unwrap().unwrap();
         });
     }
 }
@@ -672,19 +718,7 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
         for _ in 0..50 {
             others.push(Client::connect_with(&bench, policy.clone()).await);
         }
-        let ages: Vec<_> = bench
-            .worker
-            .clients
-            .borrow()
-            .values()
-            .map(|client| match client {
-                ClientConnection::Http2(it) => match it.leaving.get() {
-                    Leaving::At(at) => at.duration_since(it.accepted).as_secs(),
-                    leaving => unreachable!("{leaving:?}"),
-                },
-                ClientConnection::Http1(_) => unreachable!(),
-            })
-            .collect();
+        let ages = leave(&bench, |connection| connection.accepted);
         assert!(
             ages.iter().all(|age| (1620..=1980).contains(age)),
             "{ages:?}"
@@ -802,6 +836,44 @@ fn what_began_just_after_an_idle_goaway_has_until_age_and_its_grace() {
         let answer = raw.next_of(HEADERS).await;
         assert_eq!(answer[4] & END_STREAM, END_STREAM, "by a status alone");
         at_once(|| open(&bench) == 0).await;
+    });
+}
+
+/// In how many seconds after that moment each connection leaves.
+fn leave(bench: &Bench, after: impl Fn(&Downstream) -> Instant) -> Vec<u64> {
+    let clients = bench.worker.clients.borrow();
+    let leaves = clients.values().map(|client| match client {
+        ClientConnection::Http2(it) => match it.leaving.get() {
+            Leaving::At(at) => at.duration_since(after(it)).as_secs(),
+            leaving => unreachable!("{leaving:?}"),
+        },
+        ClientConnection::Http1(_) => unreachable!(),
+    });
+    leaves.collect()
+}
+
+#[test]
+fn a_drain_tells_each_connection_at_a_moment_of_its_own() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let mut clients = Vec::new();
+        for _ in 0..50 {
+            clients.push(Client::connect_with(&bench, patient()).await);
+        }
+        pass(seconds(1)).await;
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now + seconds(1000),
+        });
+        let moments = leave(&bench, |_| now);
+        assert_eq!(moments.len(), 50);
+        assert!(moments.iter().all(|at| *at < 1000), "{moments:?}");
+        // Fifty that are all in one half: once in 2^49 runs.
+        assert!(
+            moments.iter().any(|at| *at < 500) && moments.iter().any(|at| *at >= 500),
+            "{moments:?}"
+        );
     });
 }
 

@@ -586,6 +586,33 @@ fn the_grace_of_age_does_not_bound_what_a_drain_leaves_to_finish() {
 }
 
 #[test]
+fn a_drain_tells_each_connection_at_a_moment_of_its_own() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let clients: Vec<_> = (0..50).map(|_| connect(&bench)).collect();
+        at_once(|| bench.worker.clients.borrow().len() == clients.len()).await;
+        pass(Duration::from_secs(1)).await;
+        let now = bench.worker.tick();
+        bench.worker.enter(Phase::Draining {
+            since: now,
+            until: now + Duration::from_secs(1000),
+        });
+        let connections = bench.worker.clients.borrow();
+        let moments = connections.values().map(|client| match client {
+            ClientConnection::Http1(it) => it.leave_at.get().duration_since(now).as_secs(),
+            ClientConnection::Http2(_) => unreachable!(),
+        });
+        let moments: Vec<_> = moments.collect();
+        assert!(moments.iter().all(|at| *at < 1000), "{moments:?}");
+        // Fifty that are all in one half: once in 2^49 runs.
+        assert!(
+            moments.iter().any(|at| *at < 500) && moments.iter().any(|at| *at >= 500),
+            "{moments:?}"
+        );
+    });
+}
+
+#[test]
 fn what_still_runs_at_the_end_of_a_drain_is_cut() {
     running(|| async {
         let (bench, _, requests) = unanswered().await;
