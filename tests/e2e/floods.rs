@@ -8,8 +8,9 @@ use e2e::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Sends `frames` again and again until the connection is ended for it; true: with ENHANCE_YOUR_CALM.
+/// Sends `frames` again and again until the connection is ended for it, and for nothing else.
 async fn ends<S: AsyncRead + AsyncWrite + Unpin>(
+    proxy: &Proxy,
     wire: &mut Wire<S>,
     mut frames: impl FnMut(u32) -> Vec<Frame>,
 ) {
@@ -18,16 +19,20 @@ async fn ends<S: AsyncRead + AsyncWrite + Unpin>(
             break;
         }
     }
-    let told = |frame: &Frame| {
-        frame.kind == kind::GOAWAY && frame.number(4) == Some(code::ENHANCE_YOUR_CALM)
-    };
-    // The socket may have been closed with our bytes unread, and then even a GOAWAY can be lost.
+    // The socket may have been closed with our bytes unread, and then even a GOAWAY can be lost: the proxy's own count is
+    // what is certain.
     within("the connection's end", async {
         while let Some(frame) = wire.next().await {
-            if told(&frame) {
-                break;
+            if frame.kind == kind::GOAWAY {
+                assert_eq!(frame.number(4), Some(code::ENHANCE_YOUR_CALM));
             }
         }
+    })
+    .await;
+    let flood = [("cause", "flood")];
+    eventually("the flood is counted", || async {
+        let count = proxy.metric("edge_stream_resets_total", &flood).await;
+        (count == 1.0).then_some(())
     })
     .await;
 }
@@ -47,7 +52,7 @@ async fn rapid_resets() {
     let proxy = Proxy::to([&backend]).set("workers", 1).start().await;
     let mut innocent = proxy.test_client().await;
     let mut wire = proxy.wire(&[]).await;
-    ends(&mut wire, |round| {
+    ends(&proxy, &mut wire, |round| {
         let stream = 2 * round + 1;
         vec![
             Frame::headers(stream, &grpc_request("/e2e.Test/Chat"), false),
@@ -66,7 +71,7 @@ async fn rapid_resets() {
 async fn pings() {
     let proxy = Proxy::builder().start().await;
     let mut wire = proxy.wire(&[]).await;
-    ends(&mut wire, |_| {
+    ends(&proxy, &mut wire, |_| {
         vec![Frame::new(kind::PING, 0, 0, *b"12345678"); 10]
     })
     .await;
@@ -76,7 +81,7 @@ async fn pings() {
 async fn settings() {
     let proxy = Proxy::builder().start().await;
     let mut wire = proxy.wire(&[]).await;
-    ends(&mut wire, |_| vec![Frame::settings(&[]); 10]).await;
+    ends(&proxy, &mut wire, |_| vec![Frame::settings(&[]); 10]).await;
 }
 
 #[tokio::test]
@@ -87,7 +92,7 @@ async fn empty_data() {
     wire.send(&[Frame::headers(1, &grpc_request("/e2e.Test/Upload"), false)])
         .await
         .unwrap();
-    ends(&mut wire, |_| vec![Frame::data(1, b"", false); 10]).await;
+    ends(&proxy, &mut wire, |_| vec![Frame::data(1, b"", false); 10]).await;
 }
 
 #[tokio::test]

@@ -354,9 +354,26 @@ pub fn metric(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     sum
 }
 
+/// Whether a page of metrics has the family that samples called `name` are of, with or without one.
+pub fn has_family(page: &str, name: &str) -> bool {
+    let parts = ["_bucket", "_sum", "_count"];
+    let family = parts.iter().find_map(|part| name.strip_suffix(part));
+    let is_typed = |name: &str| page.contains(&format!("# TYPE {name} "));
+    is_typed(name) || family.is_some_and(|family| is_typed(family))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_are_known_without_a_sample() {
+        let page = "# HELP a_total b\n# TYPE a_total counter\n# TYPE c histogram\nc_sum 1\nd 1\n";
+        assert!(has_family(page, "a_total") && has_family(page, "c_count"));
+        assert!(
+            !has_family(page, "a") && !has_family(page, "d") && !has_family(page, "a_total_sum_x")
+        );
+    }
 
     #[test]
     fn metrics_are_summed_over_the_labels_that_are_left_open() {

@@ -289,15 +289,17 @@ impl Proxy {
         within("a probe", client::get(self.probes, path)).await.ok()
     }
 
-    /// A metric's value, summed over the labels that aren't given; 0 if it isn't there.
+    /// A metric's value, summed over the labels that aren't given; 0 if it has no sample.
     ///
     /// # Panics
-    /// When there is no page of metrics.
+    /// When there is no page of metrics, or no such metric.
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let page = self
             .probe("/metrics")
             .await
             .expect("the probes' listener answers");
+        let is_known = client::has_family(page.body(), name);
+        assert!(is_known, "{name} is no metric of the proxy's");
         client::metric(page.body(), name, labels).unwrap_or(0.0)
     }
 
