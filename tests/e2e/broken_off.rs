@@ -82,23 +82,20 @@ async fn after_a_failure_only_whole_messages_are_delivered() {
 }
 
 #[tokio::test]
-async fn a_failure_that_can_not_be_told_is_a_reset() {
+async fn a_failure_between_two_messages_is_told_whatever_the_window() {
     let (_proxy, _client, mut response, _backend) = between_two_messages().await;
     // 105 bytes arrive, and are never given back.
     take(&mut response, 105).await;
-    // Trailers need no window.
+    // Trailers need no window, and half a message that hasn't begun to leave doesn't stand before them.
     let end = within("an end", response.body_mut().data()).await;
-    match end {
-        None => {
-            let trailers = response.body_mut().trailers().await.unwrap().unwrap();
-            assert_eq!(trailers["grpc-status"], "14");
-        }
-        Some(reset) => assert!(reset.unwrap_err().is_reset()),
-    }
+    assert!(end.is_none(), "{end:?}");
+    let trailers = response.body_mut().trailers().await.unwrap().unwrap();
+    assert_eq!(trailers["grpc-status"], "14");
 }
 
-#[tokio::test]
-async fn the_rest_of_a_message_that_has_begun_goes_out_before_the_trailers() {
+/// A client that has let a message of a response in and a little of the next, of which the backend had sent half when it
+/// failed: what has been framed of it can't be taken back.
+async fn within_a_message() -> (Proxy, Http2, Response<RecvStream>, Scripted) {
     let fail = Arc::new(tokio::sync::Notify::new());
     let told = fail.clone();
     let backend = Scripted::start(move |exchange: Exchange| {
@@ -113,8 +110,7 @@ async fn the_rest_of_a_message_that_has_begun_goes_out_before_the_trailers() {
     })
     .await;
     let proxy = Proxy::to([&backend]).start().await;
-    // One message, and a little of the second: what has been framed of it can't be taken back.
-    let (_client, mut response) = download(&proxy, 120).await;
+    let (client, mut response) = download(&proxy, 120).await;
     take(&mut response, 120).await;
     fail.notify_one();
     eventually("the backend's failure", || async {
@@ -122,6 +118,23 @@ async fn the_rest_of_a_message_that_has_begun_goes_out_before_the_trailers() {
         (proxy.metric("edge_stream_resets_total", &failed).await > 0.0).then_some(())
     })
     .await;
+    (proxy, client, response, backend)
+}
+
+#[tokio::test]
+async fn a_failure_that_can_not_be_told_is_a_reset() {
+    let (_proxy, client, mut response, _backend) = within_a_message().await;
+    // The window stays shut: for 5 s, and then the end can't be a good one.
+    let end = within("a reset", response.body_mut().data()).await;
+    let reset = end.expect("a reset").unwrap_err();
+    assert!(reset.is_reset(), "{reset}");
+    assert_eq!(reset.reason(), Some(Reason::CANCEL));
+    assert!(!client.ended(), "the stream's own end");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_message_that_has_begun_goes_out_before_the_trailers() {
+    let (_proxy, _client, mut response, _backend) = within_a_message().await;
     let flow = response.body_mut().flow_control();
     flow.release_capacity(120).unwrap();
     let rest = Reply::read(response).await.unwrap();
