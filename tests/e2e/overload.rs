@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use tonic::Code;
 
 /// A cgroup's files (version 2), in which a limit of 100 MB is used as far as the test says.
-struct Memory(TempDir);
+pub(crate) struct Memory(pub(crate) TempDir);
 
 impl Memory {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let memory = Self(tempfile::tempdir().unwrap());
         memory.write("memory.max", "100000000\n");
         memory.write("memory.stat", "anon 1\ninactive_file 1000000\n");
@@ -26,7 +26,7 @@ impl Memory {
     }
 
     /// So many percent are used; what the kernel can drop comes on top.
-    fn used(&self, percent: u64) {
+    pub(crate) fn used(&self, percent: u64) {
         self.write(
             "memory.current",
             &format!("{}\n", (percent + 1) * 1_000_000),
@@ -38,7 +38,7 @@ impl Memory {
     }
 }
 
-async fn at_level(proxy: &Proxy, level: f64) {
+pub(crate) async fn at_level(proxy: &Proxy, level: f64) {
     eventually("the level", || async {
         (proxy.metric("edge_overload_level", &[]).await == level).then_some(())
     })
