@@ -30,17 +30,19 @@ fn route(bench: &Bench, timeout: Option<Duration>, max_grpc_timeout: Option<Dura
 }
 
 #[test]
-fn bytes_of_the_backend_keep_a_stream_from_being_idle() {
+fn bytes_of_the_backend_keep_a_stream_from_being_idle_also_while_the_client_takes_none() {
+    const WINDOW: usize = 65_535;
     stopped(|| async {
-        // Whatever comes on another stream, the first one gets some bytes.
+        // As much as the client's window holds; and whatever comes on another stream, some bytes more.
         let first = Cell::new(None);
         let address = backend(move |engine, event| match event {
             Event::Headers { stream, .. } if first.get().is_none() => {
                 first.set(Some(stream));
                 engine.send_headers(stream, &testing::headers(&[(":status", "200")]), false);
+                engine.send_data(stream, &[0; WINDOW], false, testing::now());
             }
             Event::Data { stream, .. } if first.get() != Some(stream) => {
-                engine.send_data(first.get().unwrap(), b"\0\0\0\0\0", false, testing::now());
+                engine.send_data(first.get().unwrap(), &[0; 5], false, testing::now());
             }
             _ => {}
         })
@@ -48,23 +50,35 @@ fn bytes_of_the_backend_keep_a_stream_from_being_idle() {
         let mut rules = policy();
         rules.timeouts.stream_idle = Duration::from_secs(10);
         let bench = Bench::with(&[address], rules.clone(), cluster_policy());
+        // Or one of so many RPCs has ended.
+        let relayed = |bytes, count| {
+            let worker = bench.worker.clone();
+            at_once(move || {
+                let mut most = 0;
+                let rpcs = worker.rpcs.borrow();
+                rpcs.for_each(|_, rpc| most = most.max(rpc.record.bytes_out));
+                most == bytes as u64 || rpcs.len() < count
+            })
+        };
         let mut client = Browser::connect_with(&bench, rules).await;
         let watched = client.call("/api.Echo/Watched", b"", true);
-        while !matches!(client.next().await, Got::Headers(at, ..) if at == watched) {}
-        let prompts = client.call("/api.Echo/Prompts", b"\0\0\0\0\0", false);
-        until_begun(&mut client, watched).await;
-        for _ in 0..5 {
+        client.flush().await;
+        relayed(WINDOW, 0).await;
+        let prompts = client.call("/api.Echo/Prompts", b"", false);
+        client.flush().await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 2).await;
+        for count in 1..=5 {
             advance(Duration::from_secs(9)).await;
             client
                 .engine
-                .send_data(prompts, b"\0\0\0\0\0", false, testing::now());
-            match client.next().await {
-                Got::Data(at, ..) => assert_eq!(at, watched),
-                got => panic!("{got:?}"),
-            }
+                .send_data(prompts, &[0; 5], false, testing::now());
+            client.flush().await;
+            relayed(WINDOW + 5 * count, 2).await;
+            assert_eq!(bench.worker.rpcs.borrow().len(), 2);
         }
         advance(Duration::from_secs(10)).await;
-        let (_, _, trailers) = client.answer(watched).await;
+        let (_, body, trailers) = client.answer(watched).await;
+        assert_eq!(body.len(), WINDOW + 25);
         assert_eq!(
             trailers.known(Known::GrpcMessage),
             Some(&b"stream timeout"[..])
