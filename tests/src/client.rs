@@ -359,7 +359,7 @@ pub fn has_family(page: &str, name: &str) -> bool {
     let parts = ["_bucket", "_sum", "_count"];
     let family = parts.iter().find_map(|part| name.strip_suffix(part));
     let is_typed = |name: &str| page.contains(&format!("# TYPE {name} "));
-    is_typed(name) || family.is_some_and(|family| is_typed(family))
+    is_typed(name) || family.is_some_and(is_typed)
 }
 
 #[cfg(test)]
