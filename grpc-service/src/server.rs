@@ -309,8 +309,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, rpcs: Rpcs, go_away: Ca
     let begun = tokio::select! {
         biased;
         begun = timeout(BEGIN, reader.read_exact(&mut beginning)) => begun,
-        // It has no RPC yet that GOAWAY could spare.
-        () = go_away.cancelled() => return,
+        // What was on its way then has time to come, and is told by GOAWAY what it missed.
+        () = async { go_away.cancelled().await; sleep(LAST_CALL).await } => return,
     };
     if !matches!(begun, Ok(Ok(_))) {
         tracing::debug!(%peer, "a connection that didn't begin");
@@ -384,6 +384,9 @@ const BEGINNING: usize = 24 + 9;
 
 /// How long that may take; clients send it at once.
 const BEGIN: Duration = Duration::from_secs(10);
+
+/// How long it may take when GOAWAY is due: a round trip.
+const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// How long the last trailers may take to be written.
 const FAREWELL: Duration = Duration::from_secs(1);
