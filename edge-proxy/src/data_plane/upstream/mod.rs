@@ -377,6 +377,10 @@ impl EndpointPool {
             _permits: permits,
         };
         let place = self.waiting.borrow_mut().push(waiting, avoid);
+        if self.serves_on.get() {
+            // Those before it are served in a moment, and then it is seen whether there is room for it.
+            return Ok(Acquired::Place(place));
+        }
         let first = self.waiting.borrow().len() == 1;
         if let Err(circuit) = self.open_more(worker) {
             self.waiting.borrow_mut().take(place);
@@ -481,6 +485,7 @@ impl EndpointPool {
     fn send_elsewhere(&self, worker: &Rc<Worker>, failure: Failure) {
         self.in_vain
             .set(Some((failure, self.waiting.borrow().last())));
+        self.serves_on.set(false);
         self.turn_away(worker, worker.now());
     }
 
