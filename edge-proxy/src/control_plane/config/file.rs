@@ -76,8 +76,8 @@ pub(super) struct Listener {
     pub(super) max_pending_handshakes: Option<At<u64>>,
     /// After this (± 10 %) a connection gets its GOAWAY. Default: 30m.
     pub(super) max_connection_age: Option<At<Span>>,
-    /// How long running streams may go on after that; then they end, and what waits for a shut window 5 s later. Default: as
-    /// long as they want.
+    /// How long running streams may go on after that; then they end, and what waits for a shut window 5 s later. A drain has
+    /// `drain.deadline`. Default: as long as they want.
     pub(super) max_connection_age_grace: Option<At<Span>>,
     /// PINGs to clients.
     #[serde(default)]
@@ -130,7 +130,7 @@ pub(super) struct Header {
 pub(super) struct Keepalive {
     /// Between PINGs while streams are open; five times as long otherwise. Default: 60s.
     pub(super) interval: Option<At<Span>>,
-    /// How long the answer may take. Default: 20s.
+    /// How long the answer may take, or the next byte of any kind. Default: 20s.
     pub(super) timeout: Option<At<Span>>,
 }
 
@@ -371,8 +371,8 @@ pub(super) struct OutlierDetection {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct CircuitBreakers {
-    /// Connections to all endpoints, over all workers; one for each endpoint and worker is the least that serves well.
-    /// Default: no limit.
+    /// Connections to all endpoints, over all workers; one for each endpoint and worker is the least that serves well. One
+    /// that takes no more RPCs (after a GOAWAY) isn't counted. Default: no limit.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// RPCs that wait for a connection. Default: no limit.
