@@ -62,7 +62,7 @@ use super::{
         retry::{MAX_ATTEMPTS, Outcome},
     },
     wire::{Link, Side as _},
-    worker::{ClusterState, Worker},
+    worker::Worker,
 };
 use crate::{
     error::{Failure, Flag, ResetCause},
@@ -121,8 +121,6 @@ enum State {
 struct Attempt {
     upstream: Rc<Upstream>,
     stream: u32,
-    /// Of whose attempts it is one while it runs.
-    cluster: Option<Rc<ClusterState>>,
     /// Given back when it ends.
     _permits: Permits,
 }
@@ -503,22 +501,14 @@ impl Deref for Tried {
 
 impl Attempt {
     /// It has a stream, and is counted as one that runs.
-    fn new(
-        upstream: Rc<Upstream>,
-        stream: u32,
-        cluster: Option<Rc<ClusterState>>,
-        permits: Permits,
-    ) -> Self {
+    fn new(upstream: Rc<Upstream>, stream: u32, permits: Permits) -> Self {
         let endpoint = upstream.endpoint();
         endpoint.attempts.fetch_add(1, Ordering::Relaxed);
         endpoint.active.fetch_add(1, Ordering::Relaxed);
-        if let Some(cluster) = &cluster {
-            cluster.series.active.inc();
-        }
+        upstream.series().active.inc();
         Self {
             upstream,
             stream,
-            cluster,
             _permits: permits,
         }
     }
@@ -545,8 +535,6 @@ impl Drop for Attempt {
             .endpoint()
             .active
             .fetch_sub(1, Ordering::Relaxed);
-        if let Some(cluster) = &self.cluster {
-            cluster.series.active.dec();
-        }
+        self.upstream.series().active.dec();
     }
 }

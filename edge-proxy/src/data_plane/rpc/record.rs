@@ -160,11 +160,6 @@ impl Record {
         self.grpc_status = grpc_status(headers).or(self.grpc_status);
     }
 
-    /// Where the route led, and what is counted there.
-    pub(super) fn cluster(&self) -> Option<&Rc<ClusterState>> {
-        self.cluster.as_ref()
-    }
-
     /// The backend has ended its response.
     pub(super) fn completed(&mut self) {
         self.completed = true;

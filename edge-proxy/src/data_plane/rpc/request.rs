@@ -220,8 +220,7 @@ impl Rpc {
         if let Some(trailers) = &self.trailers {
             upstream.link().send_trailers(stream, trailers);
         }
-        let cluster = self.record.cluster().cloned();
-        self.state = State::Open(Attempt::new(upstream, stream, cluster, permits));
+        self.state = State::Open(Attempt::new(upstream, stream, permits));
         Step::On
     }
 

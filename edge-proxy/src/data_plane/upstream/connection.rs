@@ -37,7 +37,7 @@ use crate::{
     },
     error::{Failure, ResetCause},
     snapshot::{ClusterPolicy, EndpointShared, circuit::Permits, streak::Ending},
-    telemetry::metrics::{self, Limit},
+    telemetry::metrics::{self, ClusterSeries, Limit},
 };
 
 /// A connection to a backend: the engine in its client role, and what the pool has to know.
@@ -173,6 +173,11 @@ impl Upstream {
     /// Where it leads.
     pub(crate) fn endpoint(&self) -> &EndpointShared {
         &self.pool.shared
+    }
+
+    /// What is counted of its cluster.
+    pub(crate) fn series(&self) -> &ClusterSeries {
+        &self.pool.series
     }
 
     /// Opens a stream for `rpc`. The request leaves with the connection's next turn.

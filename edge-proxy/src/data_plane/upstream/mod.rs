@@ -44,7 +44,7 @@ use crate::{
         circuit::{Circuit, Circuits, Permits},
         streak::Ending,
     },
-    telemetry::metrics::Limit,
+    telemetry::metrics::{ClusterSeries, Limit},
 };
 
 /// All upstream connections of a worker.
@@ -56,6 +56,8 @@ pub(crate) struct Pool {
 /// The connections of one endpoint, and the RPCs that wait for one.
 pub(crate) struct EndpointPool {
     pub(crate) shared: Arc<EndpointShared>,
+    /// Its cluster's.
+    series: Arc<ClusterSeries>,
     policy: RefCell<Arc<ClusterPolicy>>,
     circuits: Arc<Circuits>,
     connections: RefCell<Vec<Rc<Upstream>>>,
@@ -116,7 +118,7 @@ impl Pool {
             let mut endpoints = self.endpoints.borrow_mut();
             let pool = endpoints
                 .entry(endpoint.id)
-                .or_insert_with(|| Rc::new(EndpointPool::new(endpoint.clone(), cluster)));
+                .or_insert_with(|| Rc::new(EndpointPool::new(worker, endpoint.clone(), cluster)));
             pool.clone()
         };
         // One that takes no more streams, or leads elsewhere, has not to be avoided.
@@ -145,7 +147,7 @@ impl Pool {
         endpoint: &Arc<EndpointShared>,
         cluster: &Cluster,
     ) -> Rc<Upstream> {
-        let pool = Rc::new(EndpointPool::new(endpoint.clone(), cluster));
+        let pool = Rc::new(EndpointPool::new(worker, endpoint.clone(), cluster));
         pool.opening.set(1);
         let policy = &cluster.policy;
         let ready_by = worker.now() + policy.connect_timeout;
@@ -255,9 +257,10 @@ impl Pool {
 }
 
 impl EndpointPool {
-    fn new(shared: Arc<EndpointShared>, cluster: &Cluster) -> Self {
+    fn new(worker: &Worker, shared: Arc<EndpointShared>, cluster: &Cluster) -> Self {
         Self {
             shared,
+            series: worker.shard.cluster(&cluster.name),
             policy: RefCell::new(cluster.policy.clone()),
             circuits: cluster.circuits.clone(),
             connections: RefCell::default(),
