@@ -1,6 +1,9 @@
 //! All wiring, top to bottom: binds, starts the control plane, the workers and the acceptor, and returns a running
 //! proxy with its addresses. Nothing is global: tests run several in one process.
 
+// The addresses that it listens on.
+mod bind;
+
 use std::{
     future::Future,
     io,
@@ -15,9 +18,10 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 use tokio::{sync::watch, task::JoinSet};
 
+use self::bind::{bind, bind_advice, bind_and_listen, listen};
 pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
     cgroup::{MemoryGroup, Resources},
@@ -29,7 +33,7 @@ use crate::{
     },
     data_plane::{
         access_log::{AccessLog, Reopener},
-        listener::{Acceptor, BACKLOG},
+        listener::Acceptor,
         memory::Memory,
         worker::{self, Handle, Parts, Phase},
     },
@@ -483,55 +487,6 @@ async fn certificate(mut reader: Reader) -> bool {
         }
     }
     true
-}
-
-fn bind(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
-    let bind = || {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        // A restart must not wait for connections of the last run to be forgotten.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        Ok(socket)
-    };
-    bind().map_err(|source| StartError::Bind {
-        key,
-        address,
-        source,
-    })
-}
-
-fn bind_and_listen(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
-    let socket = bind(key, address)?;
-    listen(key, address, &socket)?;
-    Ok(socket)
-}
-
-fn listen(key: &'static str, address: SocketAddr, socket: &Socket) -> Result<(), StartError> {
-    socket.listen(BACKLOG).map_err(|source| StartError::Bind {
-        key,
-        address,
-        source,
-    })
-}
-
-fn bind_advice(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            "the port is in use; end the process that has it, or choose another port in the configuration".into()
-        }
-        io::ErrorKind::PermissionDenied => {
-            "not permitted; ports below 1024 need a privilege, choose a higher one".into()
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            "this machine has no such address; choose one of its own, or 0.0.0.0 for all of them".into()
-        }
-        _ => format!("{error}; choose another address in the configuration"),
-    }
 }
 
 /// The pod's name.

@@ -50,6 +50,8 @@ mod deadlines;
 /// One client never hurts another.
 mod isolation;
 
+/// Connections: how many there may be, and what they may begin with.
+mod connections;
 /// Limits towards clients.
 mod limits;
 

@@ -16,12 +16,12 @@ use std::{
 
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use self::support::{
-    Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, core, eligible, ip, refused,
-    yaml,
+    Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, core, eligible, ip, pass,
+    refused, yaml,
 };
 use super::{Core, HINTS_PACE, Step, jobs::Ended};
 use crate::{
@@ -59,7 +59,7 @@ async fn checks_start_at_once_and_come_at_the_interval() {
     let begin = Instant::now();
     let mut running = Running::start(network.clone());
     running.until_eligible(&[1]).await;
-    sleep(100 * SECOND).await;
+    pass(100 * SECOND).await;
     let checked = network.checked(1);
     assert_eq!(checked[0], begin);
     assert!(
@@ -81,7 +81,7 @@ async fn who_stays_in_the_answer_keeps_its_health() {
     network.check(2, Outcome::NotServing("on purpose".into()));
     let mut running = Running::start(network.clone());
     running.until_eligible(&[1]).await;
-    sleep(SECOND).await;
+    pass(SECOND).await;
     let before = running.reader.load().clusters[0].endpoints.clone();
     network.check_does(3, Checked::Never);
     network.name("echo.", &[1, 2, 3]);
@@ -205,18 +205,18 @@ async fn a_hint_asks_for_a_check_and_a_look_up_now_at_most_once_a_second() {
     network.name("echo.", &[1]);
     let mut running = Running::start(network.clone());
     let snapshot = running.until_eligible(&[1]).await;
-    sleep(2 * SECOND).await;
+    pass(2 * SECOND).await;
     let (checks, look_ups) = (network.checked(1).len(), network.looked_up("echo.").len());
     let endpoint = snapshot.clusters[0].endpoints[0].shared.clone();
     let begin = Instant::now();
     while begin.elapsed() < SECOND / 2 {
         running.hints.suspect(&endpoint);
-        sleep(SECOND / 100).await;
+        pass(SECOND / 100).await;
     }
     assert_eq!(network.checked(1).len(), checks + 1);
     assert_eq!(network.looked_up("echo.").len(), look_ups + 1);
     assert!(*network.checked(1).last().unwrap() - begin < SECOND / 50);
-    sleep(SECOND).await;
+    pass(SECOND).await;
     assert_eq!(
         network.checked(1).len(),
         checks + 2,
@@ -238,7 +238,7 @@ async fn a_storm_of_hints_is_looked_at_now_and_then() {
         .shared
         .clone();
     let hints = core.hints.clone();
-    sleep(SECOND).await;
+    pass(SECOND).await;
     let begin = Instant::now();
     for look in 0..20 {
         // Again as soon as it was taken.
@@ -278,13 +278,13 @@ async fn a_panic_in_a_check_or_a_look_up_is_counted_and_comes_again_within_a_sec
     network.look_up_does("echo.", Answered::Panic);
     let mut running = Running::start(network.clone());
     let begin = Instant::now();
-    sleep(SECOND / 2).await;
+    pass(SECOND / 2).await;
     assert_eq!(running.report().panics, 1);
     network.check_does(1, Checked::Panic);
     network.name("echo.", &[1]);
     running.until(|cluster| cluster.endpoints.len() == 1).await;
     assert!(begin.elapsed() <= SECOND, "{:?}", begin.elapsed());
-    sleep(SECOND / 2).await;
+    pass(SECOND / 2).await;
     assert_eq!(running.report().panics, 2);
     network.check(1, Outcome::Serving);
     running.until_eligible(&[1]).await;
@@ -310,7 +310,7 @@ async fn what_panics_before_it_runs_or_long_after_the_start_is_back_in_a_second_
             script.checks.insert(ip(1), panics.1);
         }
         // A check may be a tenth late, and so may the next after its panic.
-        sleep(14 * SECOND).await;
+        pass(14 * SECOND).await;
         assert!(running.report().panics >= before + 2);
         let (looked_up, checked) = (network.looked_up("echo."), network.checked(1));
         for times in [looked_up, checked] {
@@ -322,7 +322,7 @@ async fn what_panics_before_it_runs_or_long_after_the_start_is_back_in_a_second_
         assert_eq!(eligible(&snapshot.clusters[0]), [1, 2]);
         network.name("echo.", &[1, 2]);
         network.check(1, Outcome::Serving);
-        sleep(12 * SECOND).await;
+        pass(12 * SECOND).await;
     }
 }
 
@@ -351,7 +351,7 @@ async fn first_answers_are_waited_for_but_not_more_than_five_seconds() {
         network.look_up_says("echo.", lookup.clone());
         let begin = Instant::now();
         let running = Running::start(network.clone());
-        sleep(SECOND / 2).await;
+        pass(SECOND / 2).await;
         assert!(!running.report().readiness.warmed_up, "{lookup:?}");
         network.name("echo.", &[1]);
         running.handle.first_answers().await;
@@ -380,7 +380,7 @@ async fn warmed_up_is_after_all_first_checks_or_five_seconds_and_for_good() {
     network.check(2, refused());
     let mut running = Running::start(network.clone());
     running.until_eligible(&[1]).await;
-    sleep(SECOND / 10).await;
+    pass(SECOND / 10).await;
     assert!(
         running.report().readiness.warmed_up,
         "a failed check has ended, too"
@@ -398,9 +398,9 @@ async fn warmed_up_is_after_all_first_checks_or_five_seconds_and_for_good() {
     network.name("echo.", &[1]);
     network.check_does(1, Checked::Never);
     let running = Running::start(network);
-    sleep(5 * SECOND - SECOND / 10).await;
+    pass(5 * SECOND - SECOND / 10).await;
     assert!(!running.report().readiness.warmed_up);
-    sleep(SECOND / 5).await;
+    pass(SECOND / 5).await;
     assert!(running.report().readiness.warmed_up);
 }
 
@@ -423,7 +423,7 @@ async fn a_pass_that_changes_nothing_publishes_nothing() {
     network.name("echo.", &[1, 2]);
     let mut running = Running::start(network);
     let generation = running.until_eligible(&[1, 2]).await.generation;
-    sleep(3600 * SECOND).await;
+    pass(3600 * SECOND).await;
     assert_eq!(running.reader.load().generation, generation);
 }
 

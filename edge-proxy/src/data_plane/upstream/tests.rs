@@ -39,6 +39,15 @@ async fn busy() -> (SocketAddr, Rc<Cell<usize>>) {
     (address.await, heads)
 }
 
+/// A client whose RPC is the first that a [`busy`] backend has.
+async fn served(bench: &Bench, heads: &Cell<usize>) -> Client {
+    let mut client = Client::connect(bench).await;
+    client.call("/api.Echo/Echo", b"", true);
+    client.flush().await;
+    at_once(|| heads.get() == 1).await;
+    client
+}
+
 /// How many wait.
 fn waiting(bench: &Bench) -> usize {
     bench.worker.pool.counts().2
@@ -262,10 +271,7 @@ fn room_that_a_new_configuration_makes_is_given_at_once() {
         frozen(|| async move {
             let (address, heads) = busy().await;
             let bench = narrow(&[address]);
-            let mut client = Client::connect(&bench).await;
-            client.call("/api.Echo/Echo", b"", true);
-            client.flush().await;
-            at_once(|| heads.get() == 1).await;
+            let mut client = served(&bench, &heads).await;
             client.call("/api.Echo/Echo", b"", true);
             client.flush().await;
             at_once(|| waiting(&bench) == 1).await;
@@ -285,10 +291,7 @@ fn where_all_connections_stay_full_an_rpc_waits_once() {
     frozen(|| async {
         let (address, heads) = busy().await;
         let bench = narrow(&[address]);
-        let mut client = Client::connect(&bench).await;
-        client.call("/api.Echo/Echo", b"", true);
-        client.flush().await;
-        at_once(|| heads.get() == 1).await;
+        let mut client = served(&bench, &heads).await;
         let second = client.call("/api.Echo/Echo", b"", true);
         client.flush().await;
         at_once(|| waiting(&bench) == 1).await;
@@ -331,10 +334,7 @@ fn those_that_a_circuit_limit_refuses_are_told_in_parts() {
         let bench = narrow(&[address]);
         let limits = CircuitLimits([None, None, Some(1), None]);
         bench.worker.snapshot().clusters[0].circuits.limit(&limits);
-        let mut first = Client::connect(&bench).await;
-        first.call("/api.Echo/Echo", b"", true);
-        first.flush().await;
-        at_once(|| heads.get() == 1).await;
+        let _first = served(&bench, &heads).await;
         let clients = crowd(&bench, 250).await;
         bench.reload(|cluster| cluster.policy = Arc::new(cluster_policy()));
         assert_eq!(waiting(&bench), 250 - AT_ONCE);

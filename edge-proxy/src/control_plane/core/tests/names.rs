@@ -11,7 +11,7 @@ async fn a_look_up_knows_whether_the_addresses_are_ipv6() {
     let told = async |lookup: Lookup| {
         network.look_up_says("echo.", lookup);
         // Two look-ups, at least.
-        sleep(15 * SECOND).await;
+        pass(15 * SECOND).await;
         network.0.lock().unwrap().at_six
     };
     let failed = || Lookup::failed(LookupResult::ServFail, "on purpose".into());
@@ -27,7 +27,7 @@ async fn look_ups_come_at_the_refresh_rate() {
     let network = Scripted::default();
     network.name("echo.", &[1]);
     let _running = Running::start(network.clone());
-    sleep(60 * SECOND).await;
+    pass(60 * SECOND).await;
     let looked_up = network.looked_up("echo.");
     assert!(looked_up.len() >= 10);
     assert!(
@@ -44,7 +44,7 @@ async fn the_refresh_rate_counts_from_the_answer_and_look_ups_do_not_come_in_ste
     let lookup = Lookup::found([ip(1).ip()], 8081);
     network.look_up_does("echo.", Answered::Later(4 * SECOND, lookup));
     let _running = Running::start(network.clone());
-    sleep(200 * SECOND).await;
+    pass(200 * SECOND).await;
     let looked_up = network.looked_up("echo.");
     assert!(looked_up.len() >= 10);
     let pauses: Vec<_> = looked_up
@@ -73,7 +73,7 @@ async fn dns_that_fails_changes_nothing_and_says_so() {
         LookupResult::Error,
     ] {
         network.look_up_says("echo.", Lookup::failed(result, "on purpose".into()));
-        sleep(3600 * SECOND).await;
+        pass(3600 * SECOND).await;
         assert_eq!(eligible(&running.reader.load().clusters[0]), [1, 2]);
         let report = running.report();
         let target = &report.clusters[0].targets[0];
@@ -100,7 +100,7 @@ async fn the_log_says_what_becomes_of_the_endpoints_when_dns_gives_none() {
         let mut running = Running::with(network.clone(), &yaml(&[("echo", check)]), None);
         running.until_eligible(&[1, 2]).await;
         network.look_up_says("echo.", lookup);
-        sleep(60 * SECOND).await;
+        pass(60 * SECOND).await;
         let lines = log.lines("on purpose");
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert!(
@@ -117,7 +117,7 @@ async fn an_empty_answer_removes_only_what_fails_its_checks() {
     let mut running = Running::start(network.clone());
     running.until_eligible(&[1, 2]).await;
     network.look_up_says("echo.", Lookup::empty("on purpose"));
-    sleep(60 * SECOND).await;
+    pass(60 * SECOND).await;
     assert_eq!(eligible(&running.reader.load().clusters[0]), [1, 2]);
     assert_eq!(
         running.report().clusters[0].endpoints[0].standing,
@@ -135,7 +135,7 @@ async fn a_cluster_without_checks_keeps_its_last_set_on_an_empty_answer() {
     let mut running = Running::with(network.clone(), &yaml(&[("echo", UNCHECKED)]), None);
     running.until_eligible(&[1, 2]).await;
     network.look_up_says("echo.", Lookup::empty("on purpose"));
-    sleep(60 * SECOND).await;
+    pass(60 * SECOND).await;
     assert_eq!(eligible(&running.reader.load().clusters[0]), [1, 2]);
     assert!(network.checked(1).is_empty());
     network.name("echo.", &[2, 3]);
@@ -172,7 +172,7 @@ async fn ten_minutes_without_good_dns_in_any_shape_change_nothing() {
         };
         says(shape.clone());
         for _ in 0..60 {
-            sleep(10 * SECOND).await;
+            pass(10 * SECOND).await;
             let snapshot = running.reader.load();
             assert_eq!(eligible(&snapshot.clusters[0]), [1, 2], "{shape:?}");
         }
@@ -199,7 +199,7 @@ async fn a_name_that_flaps_between_1_and_50_addresses_is_followed_and_nothing_is
             .map(|i| (1 + (i * (1 + second % 2)) % 200) as u8)
             .collect();
         network.name("echo.", &last);
-        sleep(SECOND).await;
+        pass(SECOND).await;
         let cluster = running.reader.load().clusters[0].clone();
         assert!(!cluster.eligible.is_empty(), "second {second}");
     }
@@ -208,9 +208,9 @@ async fn a_name_that_flaps_between_1_and_50_addresses_is_followed_and_nothing_is
     assert_eq!(snapshot.clusters[0].endpoints.len(), 2);
     assert_eq!(running.report().panics, 0);
     // Nobody else is checked any more.
-    sleep(2 * SECOND).await;
+    pass(2 * SECOND).await;
     let others: usize = (9..250).map(|last| network.checked(last).len()).sum();
-    sleep(10 * SECOND).await;
+    pass(10 * SECOND).await;
     let later: usize = (9..250).map(|last| network.checked(last).len()).sum();
     assert_eq!(others, later);
 }

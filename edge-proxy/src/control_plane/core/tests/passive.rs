@@ -100,7 +100,7 @@ async fn what_is_not_enforced_is_counted_only() {
     let snapshot = running.until_eligible(&[1, 2]).await;
     let first = &snapshot.clusters[0].endpoints[0].shared;
     running.hints.attempted(first, Ending::LocalOrigin, 5);
-    sleep(SECOND).await;
+    pass(SECOND).await;
     let report = &running.report().clusters[0];
     assert_eq!(
         report.detections,

@@ -42,7 +42,7 @@ async fn a_reload_resolves_and_checks_new_clusters_before_it_serves_them() {
     file.write(&yaml(&[("reverse", CHECKED), ("echo", CHECKED)]));
     let handle = running.handle.clone();
     let reload = tokio::spawn(async move { handle.reload().await });
-    sleep(2 * SECOND).await;
+    pass(2 * SECOND).await;
     assert_eq!(
         running.reader.load().clusters.len(),
         1,
@@ -109,7 +109,7 @@ async fn reloads_without_a_gap(
             assert_eq!(eligible(&cluster), [1], "the old one");
             after();
         }
-        sleep(SECOND / 1000).await;
+        pass(SECOND / 1000).await;
     }
     assert!(after.is_none(), "it didn't wait");
     let cluster = running.reader.load().clusters[0].clone();
@@ -161,7 +161,7 @@ async fn a_first_check_that_fails_takes_no_working_cluster_down() {
         assert!(took <= SECOND + SECOND / 5, "{took:?}");
         // From then on at the interval.
         let checked = network.checked(2);
-        sleep(8 * SECOND).await;
+        pass(8 * SECOND).await;
         assert_eq!(network.checked(2), checked);
     }
 }
@@ -323,7 +323,7 @@ async fn another_family_leaves_the_addresses_that_it_has_as_they_are() {
             "there is nothing to wait for"
         );
         assert_eq!(known(&running), before);
-        sleep(2 * SECOND).await;
+        pass(2 * SECOND).await;
         assert!(
             network.looked_up("echo.").len() > asked,
             "and is asked at once"
@@ -397,7 +397,7 @@ async fn a_reload_while_dns_fails_keeps_the_last_good_set() {
             let before = running.until_eligible(&[1, 2]).await;
             network.look_up_says("echo.", lookup.clone());
             // Each has been withdrawn, if the answer was an empty one.
-            sleep(10 * SECOND).await;
+            pass(10 * SECOND).await;
             network.check(2, refused());
             file.write(&old.replace(from, to));
             assert_eq!(running.handle.reload().await, Ok(()));
@@ -409,7 +409,7 @@ async fn a_reload_while_dns_fails_keeps_the_last_good_set() {
             let target = report.clusters[0].targets.last().unwrap();
             assert_eq!(target.last_result, Some(lookup.result));
             assert!(target.last_answer_at_ms.is_some(), "as old as it is");
-            sleep(60 * SECOND).await;
+            pass(60 * SECOND).await;
             assert_eq!(eligible(&running.reader.load().clusters[0]), [1]);
             // Believed as soon as it is back.
             network.name("echo.", &[3]);
@@ -444,7 +444,7 @@ async fn counters_never_fall_when_another_cluster_takes_the_place_of_one() {
     };
     let mut last = counts(&running);
     while !reload.is_finished() {
-        sleep(SECOND / 10).await;
+        pass(SECOND / 10).await;
         let now = counts(&running);
         assert!(now.0 >= last.0 && now.1 >= last.1, "{last:?}, then {now:?}");
         last = now;
@@ -461,7 +461,7 @@ async fn a_refusal_is_still_told_when_an_older_reload_comes_into_force() {
     file.write(&yaml(&[("echo", CHECKED), ("nobody", CHECKED)]));
     let handle = running.handle.clone();
     let reload = tokio::spawn(async move { handle.reload().await });
-    sleep(SECOND).await;
+    pass(SECOND).await;
     assert!(running.report().configuration.pending);
     file.write("nonsense");
     assert!(running.handle.reload().await.is_err());
@@ -481,13 +481,13 @@ async fn a_shorter_refresh_or_interval_counts_from_the_reload() {
         .replace("dns_refresh_rate: 5s", "dns_refresh_rate: 10h")
         .replace("interval: 10s", "interval: 10h");
     let (file, mut running, before) = serving(&network, &old).await;
-    sleep(60 * SECOND).await;
+    pass(60 * SECOND).await;
     let seen = |network: &Scripted| (network.looked_up("echo.").len(), network.checked(1).len());
     let (looked_up, checked) = seen(&network);
     let refresh = old.replace("dns_refresh_rate: 10h", "dns_refresh_rate: 5s");
     file.write(&refresh);
     assert_eq!(running.handle.reload().await, Ok(()));
-    sleep(60 * SECOND).await;
+    pass(60 * SECOND).await;
     let (then_looked_up, then_checked) = seen(&network);
     assert!(
         then_looked_up >= looked_up + 10,
@@ -496,7 +496,7 @@ async fn a_shorter_refresh_or_interval_counts_from_the_reload() {
     assert_eq!(then_checked, checked, "that isn't another");
     file.write(&refresh.replace("interval: 10h", "interval: 10s"));
     assert_eq!(running.handle.reload().await, Ok(()));
-    sleep(60 * SECOND).await;
+    pass(60 * SECOND).await;
     assert!(
         seen(&network).1 >= checked + 5,
         "{checked}, {:?}",
@@ -542,7 +542,7 @@ async fn a_certificate_that_comes_after_its_configuration_is_found() {
     assert!(error.0.contains("tls.crt: the file isn't there"), "{error}");
     let rejected = |running: &Running| running.report().configuration.rejected;
     let told = rejected(&running);
-    sleep(600 * SECOND).await;
+    pass(600 * SECOND).await;
     assert!(
         rejected(&running) <= told + 1,
         "once for each who asks, and once for the watch"
