@@ -23,6 +23,7 @@
 mod link;
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -119,7 +120,7 @@ fn turn<S: Side>(
     worker: &Rc<Worker>,
     transport: &mut Transport,
     unread: &mut Unread,
-    mut sleep: Pin<&mut Sleep>,
+    sleep: Pin<&mut Sleep>,
     cx: &mut Context<'_>,
 ) -> Poll<End> {
     let link = side.link();
@@ -130,132 +131,193 @@ fn turn<S: Side>(
         return Poll::Ready(End::TimedOut("memory"));
     }
     let now = worker.tick();
-
-    // 1. Deadlines.
-    if now >= link.check_at.get() {
-        link.check_at.set(now + FAR);
-        match side.check(worker, now) {
-            Check::Until(at) => link.check_at.set(at.min(link.check_at.get())),
-            Check::Close(end) => return Poll::Ready(end),
-        }
+    if let Some(end) = deadlines(side, worker, now) {
+        return Poll::Ready(end);
     }
-
-    // 2. Read once, hand on. A peer that makes us answer and doesn't read the answers is not read from either; one that
-    // only doesn't take data is, for it may be waiting for us to read.
-    let mut more = false;
-    let mut others_first = false;
+    // A peer that makes us answer and doesn't read the answers is not read from either; one that only doesn't take data
+    // is, for it may be waiting for us to read.
     let paused = link.engine().overfull();
+    let mut next = Next::Woken;
     if !paused {
-        link.engine().allow(FRAMES_PER_TURN);
-        let mut failed = None;
-        let mut read = Poll::Ready(Ok(1));
-        let from_socket = unread.is_empty();
-        if from_socket {
-            let mut opened = false;
-            read = transport.poll_read(cx, &worker.scratch, |bytes| {
-                opened = true;
-                if failed.is_none() {
-                    // TLS gives what one read brought record by record.
-                    match feed(side, worker, bytes, now) {
-                        Ok(rest) => unread.keep(rest),
-                        Err(error) => failed = Some(error),
-                    }
-                }
-            });
-            if let Poll::Ready(Ok(1..)) = read {
-                link.heard.set(true);
-            }
-            if transport.incomplete() == 0 {
-                link.incomplete_since.set(None);
-            } else if opened || link.incomplete_since.get().is_none() {
-                link.incomplete_since.set(Some(now));
-            }
-        } else {
-            match feed(side, worker, unread.bytes(), now).map(<[u8]>::len) {
-                Ok(rest) => unread.shrink_to(rest),
-                Err(error) => failed = Some(error),
-            }
-        }
-        link.beside.set(unread.bytes().len());
-        if let Some(error) = failed {
-            return fail(link, transport, error, cx);
-        }
-        match read {
-            Poll::Ready(Ok(0)) => return Poll::Ready(End::Eof),
-            Poll::Ready(Ok(n)) => {
-                let full = worker.scratch.borrow().len();
-                others_first = n == full || !unread.is_empty();
-                if from_socket && !others_first && n >= PIECE && link.pieces.get() < PIECES {
-                    link.pieces.set(link.pieces.get() + 1);
-                    // The next turn is certain: nobody needs to wake it.
-                    link.dirty.set(true);
-                    // Behind those too whose sockets have become ready meanwhile.
-                    let _ = pin!(tokio::task::yield_now()).poll(cx);
-                    return Poll::Pending;
-                }
-                // A short read has drained the socket, which wakes us for the next one: no turn to find that out.
-                more = others_first || !from_socket || transport.is_readable(cx);
-            }
-            Poll::Ready(Err(error)) => return Poll::Ready(End::Io(error.kind())),
-            Poll::Pending => {}
+        match read(side, worker, transport, unread, now, cx) {
+            Ok(Read::Piece) => return Poll::Pending,
+            Ok(Read::All(rest)) => next = rest,
+            Err(end) => return Poll::Ready(end),
         }
     }
-
     link.pieces.set(0);
-
-    // 3. Frame and write; 4. tell the other legs. Each round either moved bytes or was asked for by `wake`.
-    let mut rounds = 0;
-    loop {
-        link.dirty.set(false);
-        link.engine().flush(now);
-        let wrote = match write(link, transport, now, cx) {
-            Ok(wrote) => wrote,
-            Err(kind) => return Poll::Ready(End::Io(kind)),
-        };
-        loop {
-            let sent = link.engine().take_sent();
-            let Some(sent) = sent else { break };
-            side.on_sent(worker, sent);
-        }
-        rounds += 1;
-        let again = link.dirty.get()
-            || (wrote && link.write_blocked.get().is_none() && {
-                let engine = link.engine();
-                engine.pending_bytes() > 0 || engine.opens_waiting()
-            });
-        if !again {
-            break;
-        }
-        if rounds == ROUNDS_PER_TURN {
-            (more, others_first) = (true, true);
-            break;
-        }
+    match settle(side, worker, now, || write(link, transport, now, cx)) {
+        Ok(settled) => next = next.max(settled),
+        Err(kind) => return Poll::Ready(End::Io(kind)),
     }
     let kept = transport.incomplete() + transport.sealed();
     link.beside.set(unread.bytes().len() + kept);
     link.account(&worker.memory);
-    // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
-    more |= paused && !link.engine().overfull();
+    if paused && !link.engine().overfull() {
+        // Nothing has asked the socket to wake us for input: that is made up for as soon as there is room again.
+        next = next.max(Next::Soon);
+    }
     match side.after_turn(worker, now) {
         // Whatever the output still holds.
         Some(end @ End::TimedOut(_)) => return Poll::Ready(end),
         Some(end) if link.engine().output().is_empty() => return Poll::Ready(end),
         Some(_) | None => {}
     }
+    rest(link, next, sleep, cx);
+    Poll::Pending
+}
 
-    // 5. Sleep until the socket, another connection or a deadline has something for us.
-    if sleep.deadline() != link.check_at.get().into()
-        && (link.check_at.get() < sleep.deadline().into_std() || sleep.is_elapsed())
-    {
-        sleep.as_mut().reset(link.check_at.get().into());
+/// When a connection has its next turn, if nothing wakes it before: the later, the more there is left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Next {
+    /// When the socket, another connection or a deadline has something for it.
+    Woken,
+    /// At once.
+    Soon,
+    /// Behind all that are ready, and those too whose sockets have become ready meanwhile: the runtime would look at
+    /// them only after 61 turns.
+    BehindOthers,
+}
+
+/// 1. Deadlines, if one is due.
+fn deadlines<S: Side>(side: &S, worker: &Rc<Worker>, now: Instant) -> Option<End> {
+    let check_at = &side.link().check_at;
+    if now < check_at.get() {
+        return None;
     }
-    if others_first {
-        // Behind those too whose sockets have become ready meanwhile: the runtime would look only after 61 turns.
-        let _ = pin!(tokio::task::yield_now()).poll(cx);
-    } else if sleep.as_mut().poll(cx).is_ready() || more || link.dirty.get() {
+    check_at.set(now + FAR);
+    match side.check(worker, now) {
+        Check::Until(at) => check_at.set(at.min(check_at.get())),
+        Check::Close(end) => return Some(end),
+    }
+    None
+}
+
+/// How a turn's reading ended.
+enum Read {
+    /// With a piece of something larger: the turn ends here, and the next one is certain.
+    Piece,
+    /// With all that there was, or that a turn takes.
+    All(Next),
+}
+
+/// 2. Reads once, or takes what the last turn left unread, and hands every event on.
+fn read<S: Side>(
+    side: &S,
+    worker: &Rc<Worker>,
+    transport: &mut Transport,
+    unread: &mut Unread,
+    now: Instant,
+    cx: &mut Context<'_>,
+) -> Result<Read, End> {
+    let link = side.link();
+    link.engine().allow(FRAMES_PER_TURN);
+    let mut failed = None;
+    let mut read = Poll::Ready(Ok(1));
+    let from_socket = unread.is_empty();
+    if from_socket {
+        let mut opened = false;
+        read = transport.poll_read(cx, &worker.scratch, |bytes| {
+            opened = true;
+            if failed.is_none() {
+                // TLS gives what one read brought record by record.
+                match feed(side, worker, bytes, now) {
+                    Ok(rest) => unread.keep(rest),
+                    Err(error) => failed = Some(error),
+                }
+            }
+        });
+        if let Poll::Ready(Ok(1..)) = read {
+            link.heard.set(true);
+        }
+        if transport.incomplete() == 0 {
+            link.incomplete_since.set(None);
+        } else if opened || link.incomplete_since.get().is_none() {
+            link.incomplete_since.set(Some(now));
+        }
+    } else {
+        match feed(side, worker, unread.bytes(), now).map(<[u8]>::len) {
+            Ok(rest) => unread.shrink_to(rest),
+            Err(error) => failed = Some(error),
+        }
+    }
+    link.beside.set(unread.bytes().len());
+    if let Some(error) = failed {
+        return Err(fail(link, transport, error, cx));
+    }
+    let n = match read {
+        Poll::Ready(Ok(0)) => return Err(End::Eof),
+        Poll::Ready(Ok(n)) => n,
+        Poll::Ready(Err(error)) => return Err(End::Io(error.kind())),
+        Poll::Pending => return Ok(Read::All(Next::Woken)),
+    };
+    if n == worker.scratch.borrow().len() || !unread.is_empty() {
+        return Ok(Read::All(Next::BehindOthers));
+    }
+    if from_socket && n >= PIECE && link.pieces.get() < PIECES {
+        link.pieces.set(link.pieces.get() + 1);
+        // The next turn is certain: nobody needs to wake it.
+        link.dirty.set(true);
+        behind_others(cx);
+        return Ok(Read::Piece);
+    }
+    // A short read has drained the socket, which wakes us for the next one: no turn to find that out.
+    Ok(Read::All(if !from_socket || transport.is_readable(cx) {
+        Next::Soon
+    } else {
+        Next::Woken
+    }))
+}
+
+/// 3. Frames and writes; 4. tells the other legs what went out. Each round either moved bytes or was asked for by `wake`.
+///
+/// `write`: whether it took any of the output.
+fn settle<S: Side, E>(
+    side: &S,
+    worker: &Rc<Worker>,
+    now: Instant,
+    mut write: impl FnMut() -> Result<bool, E>,
+) -> Result<Next, E> {
+    let link = side.link();
+    for _ in 0..ROUNDS_PER_TURN {
+        link.dirty.set(false);
+        link.engine().flush(now);
+        let wrote = write()?;
+        loop {
+            let sent = link.engine().take_sent();
+            let Some(sent) = sent else { break };
+            side.on_sent(worker, sent);
+        }
+        let again = link.dirty.get()
+            || (wrote && link.write_blocked.get().is_none() && {
+                let engine = link.engine();
+                engine.pending_bytes() > 0 || engine.opens_waiting()
+            });
+        if !again {
+            return Ok(Next::Woken);
+        }
+    }
+    Ok(Next::BehindOthers)
+}
+
+/// 5. Sleeps until the next turn.
+fn rest(link: &Link, next: Next, mut sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) {
+    let check_at = link.check_at.get();
+    if sleep.deadline() != check_at.into()
+        && (check_at < sleep.deadline().into_std() || sleep.is_elapsed())
+    {
+        sleep.as_mut().reset(check_at.into());
+    }
+    if next == Next::BehindOthers {
+        behind_others(cx);
+    } else if sleep.poll(cx).is_ready() || next == Next::Soon || link.dirty.get() {
         cx.waker().wake_by_ref();
     }
-    Poll::Pending
+}
+
+/// See [`Next::BehindOthers`].
+fn behind_others(cx: &mut Context<'_>) {
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// A turn of a connection that has no socket: `input` is what was read, and what is to be written goes behind `output`.
@@ -271,22 +333,13 @@ pub(super) fn turn_in_memory<S: Side>(
     let now = worker.tick();
     link.engine().allow(usize::MAX);
     let fed = feed(side, worker, input, now).map(|_| ());
-    loop {
-        link.dirty.set(false);
-        {
-            let mut engine = link.engine();
-            engine.flush(now);
-            output.extend_from_slice(engine.output());
-            let written = engine.output().len();
-            engine.consume(written);
-        }
-        while let Some(sent) = { link.engine().take_sent() } {
-            side.on_sent(worker, sent);
-        }
-        if !link.dirty.get() {
-            break;
-        }
-    }
+    let Ok(_) = settle(side, worker, now, || {
+        let mut engine = link.engine();
+        output.extend_from_slice(engine.output());
+        let written = engine.output().len();
+        engine.consume(written);
+        Ok::<_, Infallible>(written > 0)
+    });
     link.account(&worker.memory);
     side.after_turn(worker, now);
     link.in_turn.set(false);
@@ -389,7 +442,7 @@ fn fail(
     transport: &mut Transport,
     error: ConnectionError,
     cx: &mut Context<'_>,
-) -> Poll<End> {
+) -> End {
     let mut engine = link.engine();
     while !engine.output().is_empty() {
         match transport.poll_write(cx, engine.output()) {
@@ -397,7 +450,7 @@ fn fail(
             _ => break,
         }
     }
-    Poll::Ready(End::Protocol(error))
+    End::Protocol(error)
 }
 
 /// Closes a connection so that the peer reads our last words: shut our half, then read until the peer has closed its
