@@ -5,17 +5,7 @@
 mod bind;
 
 use std::{
-    future::Future,
-    io,
-    net::SocketAddr,
-    path::PathBuf,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
+    future::Future, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc, thread, time::Duration,
 };
 
 use socket2::Socket;
@@ -30,6 +20,7 @@ use crate::{
         ControlHandle, ControlPlane, SpawnError,
         admin::{self, Addresses},
         config::Config,
+        status::ProcessState,
     },
     data_plane::{
         access_log::{AccessLog, Reopener},
@@ -175,14 +166,14 @@ impl App {
             .map_err(StartError::Thread)?;
 
         let (shutdown, orders) = ShutdownHandle::new();
-        let listening = Arc::new(AtomicBool::new(false));
+        let (process, processes) = watch::channel(ProcessState::default());
         let state = admin::State {
             status: control.status(),
             metrics: metrics.clone(),
             heartbeats,
             memory_limit: resources.memory_limit,
             pressure: pressure.clone(),
-            listening: listening.clone(),
+            process: processes,
             addresses,
             hostname: hostname(),
             actions: Arc::new(Actions {
@@ -199,7 +190,7 @@ impl App {
         let life = Life {
             listener: Some(listener),
             address: addresses.listener,
-            listening,
+            process,
             control,
             workers,
             memory,
@@ -279,8 +270,8 @@ struct Life {
     listener: Option<Socket>,
     /// Its own.
     address: SocketAddr,
-    /// Set from then on; read by `/readyz`.
-    listening: Arc<AtomicBool>,
+    /// How far this is; for operators, and read by `/readyz`.
+    process: watch::Sender<ProcessState>,
     control: ControlPlane,
     workers: Vec<Handle>,
     memory: Arc<Memory>,
@@ -374,7 +365,7 @@ impl Life {
                 return Outcome::Failed;
             }
         };
-        self.listening.store(true, Ordering::Relaxed);
+        self.process.send_replace(ProcessState::Serving);
         tracing::info!(%address, "serving");
 
         let (mut order, well) = tokio::select! {
@@ -392,7 +383,7 @@ impl Life {
                 times: self.control.status().report().configuration.config.drain,
                 phase: &self.phase,
                 acceptor: &mut acceptor,
-                listening: &self.listening,
+                process: &self.process,
                 orders: &mut self.orders,
             };
             if !drainer.run().await {

@@ -14,10 +14,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -30,7 +27,7 @@ use tokio::{
 
 use crate::{
     app::Running,
-    control_plane::config::Drain,
+    control_plane::{config::Drain, status::ProcessState},
     data_plane::{listener::Acceptor, worker::Phase},
 };
 
@@ -189,7 +186,7 @@ pub(crate) struct Drainer<'a> {
     pub(crate) times: Drain,
     pub(crate) phase: &'a watch::Sender<Phase>,
     pub(crate) acceptor: &'a mut Acceptor,
-    pub(crate) listening: &'a AtomicBool,
+    pub(crate) process: &'a watch::Sender<ProcessState>,
     pub(crate) orders: &'a mut watch::Receiver<Order>,
 }
 
@@ -198,6 +195,7 @@ impl Drainer<'_> {
     pub(crate) async fn run(self) -> bool {
         let since = Instant::now();
         let until = since + self.times.time;
+        self.process.send_replace(ProcessState::Draining);
         self.phase.send_replace(Phase::Draining { since, until });
 
         // Still accepting: a load balancer learns late.
@@ -222,7 +220,11 @@ impl Drainer<'_> {
         }
         self.acceptor.close();
         // From here on nothing can come in: `/readyz` says so, whatever `/healthcheck/ok` says.
-        self.listening.store(false, Ordering::Relaxed);
+        self.process.send_replace(ProcessState::Closing);
+        tracing::info!(
+            connections = counts.open(),
+            "the listener is closed; what runs may finish"
+        );
         self.phase.send_replace(Phase::Closing);
 
         let finished = empty(&counts, self.times.deadline);
@@ -234,6 +236,7 @@ impl Drainer<'_> {
             },
             () = killed(self.orders) => return false,
         }
+        self.process.send_replace(ProcessState::Drained);
         true
     }
 }

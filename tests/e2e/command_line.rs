@@ -55,6 +55,9 @@ async fn sigterm_drains_and_ends_with_0() {
         let (mut client, running) = an_rpc(&backend, &known).await;
         client.unary(payload("")).await.unwrap();
         program.signal(signal).await;
+        program
+            .reports("the listener is closed; what runs may finish connections=1")
+            .await;
         closed(&known).await;
         backend.open("end");
         assert!(within("the RPC", running).await.unwrap());

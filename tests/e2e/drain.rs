@@ -55,8 +55,9 @@ async fn running_rpcs_finish_and_then_it_ends() {
     let told = proxy.probe("/readyz").await.unwrap();
     assert_eq!(
         (told.status().as_u16(), told.body().as_str()),
-        (503, "the listener isn't open\n")
+        (503, "the listener is closed: told to drain\n")
     );
+    assert_eq!(state(&proxy).await, "closing");
     assert_eq!(proxy.metric("edge_ready", &[]).await, 0.0);
     backend.open("end");
     let reply = within("the RPC", running).await.unwrap().unwrap();
@@ -145,6 +146,7 @@ async fn it_is_ready_while_it_listens_and_serves_whom_the_load_balancer_still_se
     });
     backend.journal.begun("r").await;
     proxy.drain();
+    becomes(&proxy, "draining").await;
     assert_eq!(proxy.probe("/readyz").await.unwrap().status(), 200);
     let mut late = proxy.test_client().await;
     late.unary(payload("late")).await.unwrap();
@@ -201,6 +203,41 @@ async fn accepts_while_some_arrive(proxy: &Proxy) -> Option<bool> {
         before = begun;
     }
     Some(true)
+}
+
+/// What `/server_info` says.
+async fn state(proxy: &Proxy) -> String {
+    let info = proxy.admin_json("/server_info").await;
+    info["state"].as_str().unwrap().to_owned()
+}
+
+/// It says `wanted`, sooner or later, and the metric that a drain has begun.
+async fn becomes(proxy: &Proxy, wanted: &str) {
+    eventually(wanted, || async {
+        (state(proxy).await == wanted).then_some(())
+    })
+    .await;
+    assert_eq!(proxy.metric("edge_draining", &[]).await, 1.0, "{wanted}");
+}
+
+#[tokio::test]
+async fn how_far_it_is_can_be_seen() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::to([&backend]).start().await;
+    assert_eq!(state(&proxy).await, "serving");
+    assert_eq!(proxy.metric("edge_draining", &[]).await, 0.0);
+    let mut client = proxy.test_client().await;
+    let running = tokio::spawn(async move {
+        let asked = request(payload(""), &[("x-test-id", "r"), ("x-test-gate", "end")]);
+        client.unary(asked).await
+    });
+    backend.journal.begun("r").await;
+    assert_eq!(proxy.admin_post("/drain_listeners").await.status(), 200);
+    becomes(&proxy, "closing").await;
+    backend.open("end");
+    within("the RPC", running).await.unwrap().unwrap();
+    becomes(&proxy, "drained").await;
+    assert_eq!(proxy.probe("/readyz").await.unwrap().status(), 503);
 }
 
 #[tokio::test]

@@ -47,6 +47,23 @@ pub struct Report {
     pub panics: u64,
 }
 
+/// How far the process is in its life, in this order. What runs it tells it, not the control plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProcessState {
+    /// The listener isn't open yet.
+    #[default]
+    Starting,
+    /// The listener is open.
+    Serving,
+    /// The listener is still open, and every connection gets its GOAWAY.
+    Draining,
+    /// The listener is closed, and what runs may finish.
+    Closing,
+    /// No connection is left. The process stays only if `/drain_listeners` is all that was asked of it.
+    Drained,
+}
+
 /// Ready is all three; see [`Readiness::ready`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Readiness {
@@ -306,6 +323,18 @@ impl Status {
     /// The control plane's end.
     pub(crate) fn set(&self, report: Report) {
         self.current.store(Arc::new(report));
+    }
+}
+
+impl ProcessState {
+    /// New connections are accepted.
+    pub fn is_listening(self) -> bool {
+        matches!(self, Self::Serving | Self::Draining)
+    }
+
+    /// A drain has begun: it ends in no other state than these.
+    pub fn is_draining(self) -> bool {
+        matches!(self, Self::Draining | Self::Closing | Self::Drained)
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Scrape<'a> {
     pub report: &'a Report,
     /// What `/readyz` says.
     pub ready: bool,
+    /// A drain has begun.
+    pub draining: bool,
     /// Of the workers.
     pub heartbeats: &'a Heartbeats,
     /// Bytes that the cgroup allows.
@@ -122,6 +124,8 @@ families! {
         "1 unless the configuration's file, as it was last read, was refused.";
     READY = "gauge" "edge_ready" []
         "1 while /readyz answers 200.";
+    DRAINING = "gauge" "edge_draining" []
+        "1 from the moment in which a drain begins.";
     HEARTBEAT = "gauge" "edge_worker_heartbeat_age_seconds" []
         "How long the worker that is furthest behind hasn't run.";
     PANICS = "counter" "edge_control_plane_panics_total" []
@@ -310,6 +314,7 @@ fn process(text: &mut Text, scrape: &Scrape<'_>) {
     let refused = report.configuration.last_error.is_some();
     text.single(CURRENT, Some(u8::from(!refused)));
     text.single(READY, Some(u8::from(scrape.ready)));
+    text.single(DRAINING, Some(u8::from(scrape.draining)));
     text.single(HEARTBEAT, Some(scrape.heartbeats.oldest().as_secs_f64()));
     text.single(PANICS, Some(report.panics));
     text.single(LOG_DROPPED, Some(scrape.metrics.access_log_dropped()));

@@ -82,6 +82,7 @@ async fn metrics_are_the_listed_families_and_nothing_else() {
         "edge_access_log_dropped_lines_total 0",
         "edge_memory_limit_bytes 536870912",
         "edge_ready 1",
+        "edge_draining 0",
     ] {
         assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
     }
@@ -165,6 +166,7 @@ async fn a_scrape_without_anything_is_in_order_too() {
         metrics: &state.metrics,
         report: &state.status.report(),
         ready: true,
+        draining: false,
         heartbeats: &state.heartbeats,
         memory_limit: None,
         pressure: Pressure::default(),

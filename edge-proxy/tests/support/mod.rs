@@ -10,10 +10,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, atomic::Ordering},
 };
 
 use edge_proxy::{
@@ -22,8 +19,8 @@ use edge_proxy::{
         config::Config,
         status::{
             CertificateInfo, CertificateReport, CheckReport, CheckResult, ClusterReport,
-            ConfigurationReport, Detected, EndpointReport, LookupResult, Problem, Readiness,
-            Report, Standing, Status, TargetReport, now_ms,
+            ConfigurationReport, Detected, EndpointReport, LookupResult, Problem, ProcessState,
+            Readiness, Report, Standing, Status, TargetReport, now_ms,
         },
     },
     snapshot::{EndpointShared, Health, Heartbeats, pressure::Pressure, streak::Detector},
@@ -115,7 +112,7 @@ pub(crate) fn state(report: Report) -> (State, Arc<Asked>) {
         heartbeats: Heartbeats::new(2),
         memory_limit: Some(512 << 20),
         pressure: tokio::sync::watch::channel(Pressure::default()).1,
-        listening: Arc::new(AtomicBool::new(true)),
+        process: tokio::sync::watch::channel(ProcessState::Serving).1,
         addresses: Addresses {
             listener: ([0, 0, 0, 0], 8443).into(),
             admin: ([127, 0, 0, 1], 8090).into(),

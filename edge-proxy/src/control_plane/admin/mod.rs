@@ -10,10 +10,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -31,7 +28,7 @@ use self::{
     server::Rules,
 };
 use crate::{
-    control_plane::status::{Report, Status},
+    control_plane::status::{ProcessState, Report, Status},
     snapshot::{Heartbeats, pressure::Pressure},
     telemetry::{
         exposition::{self, Scrape},
@@ -65,8 +62,8 @@ pub struct State {
     pub memory_limit: Option<u64>,
     /// What the overload manager publishes.
     pub pressure: watch::Receiver<Pressure>,
-    /// The listener is open: ready is neither before that nor after a drain.
-    pub listening: Arc<AtomicBool>,
+    /// Ready is only what listens: neither before that nor when a drain has closed the listener.
+    pub process: watch::Receiver<ProcessState>,
     /// Where the process listens.
     pub addresses: Addresses,
     /// Whose pages these are: the pod's name.
@@ -129,13 +126,13 @@ struct Pages {
 }
 
 impl State {
-    fn is_listening(&self) -> bool {
-        self.listening.load(Ordering::Relaxed)
+    fn process(&self) -> ProcessState {
+        *self.process.borrow()
     }
 
     /// Whether `/readyz` says 200 with this report.
     fn is_ready(&self, report: &Report) -> bool {
-        report.readiness.ready() && self.is_listening()
+        report.readiness.ready() && self.process().is_listening()
     }
 
     /// `/metrics`.
@@ -145,6 +142,7 @@ impl State {
             metrics: &self.metrics,
             report: &report,
             ready: self.is_ready(&report),
+            draining: self.process().is_draining(),
             heartbeats: &self.heartbeats,
             memory_limit: self.memory_limit,
             pressure: *self.pressure.borrow(),

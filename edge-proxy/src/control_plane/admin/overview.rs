@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     control_plane::status::{
-        CertificateReport, ClusterReport, ConfigurationReport, Readiness, Report, now_ms,
+        CertificateReport, ClusterReport, ConfigurationReport, ProcessState, Readiness, Report,
+        now_ms,
     },
     telemetry::{
         labels::{Label, Limit, Side},
@@ -22,7 +23,6 @@ pub(super) struct Overview<'a> {
     now_ms: u64,
     server: Server<'a>,
     readiness: Readiness,
-    listening: bool,
     traffic: Traffic,
     /// RPCs begun per second, oldest first, two seconds each.
     rates: Vec<f64>,
@@ -45,6 +45,7 @@ pub(super) struct Server<'a> {
     started_at_ms: u64,
     uptime_ms: u64,
     generation: u64,
+    state: ProcessState,
     ready: bool,
     log_level: String,
 }
@@ -93,7 +94,6 @@ impl<'a> Overview<'a> {
             now_ms: now_ms(),
             server: Server::new(state, report),
             readiness: report.readiness,
-            listening: state.is_listening(),
             traffic: history.all(),
             rates: history.rates(),
             connections: Connections {
@@ -131,6 +131,7 @@ impl<'a> Server<'a> {
             started_at_ms: report.started_at_ms,
             uptime_ms: state.metrics.uptime().as_millis() as u64,
             generation: report.generation,
+            state: state.process(),
             ready: state.is_ready(report),
             log_level: state.actions.log_level(),
         }

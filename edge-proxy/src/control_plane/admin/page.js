@@ -73,9 +73,12 @@ function drawTop(data) {
   text(byId("name"), data.server.name);
   text(byId("host"), [data.server.hostname, data.server.listener].filter(Boolean).join(" · "));
   const { serving, certificate, warmed_up } = data.readiness;
-  const why = !serving ? "told to fail health checks" : !certificate ? "no certificate yet" : !warmed_up ? "first checks run" : !data.listening ? "the listener isn't open" : "";
-  text(byId("ready"), why ? "✕ Not ready: " + why : "✓ Ready");
-  cls(byId("ready"), "pill " + (why ? "bad" : "good"));
+  const { ready, state } = data.server;
+  const closed = { starting: "the listener isn't open", closing: "draining, the listener is closed", drained: "drained" }[state];
+  const why = !serving ? "told to fail health checks" : !certificate ? "no certificate yet" : !warmed_up ? "first checks run" : closed ?? "";
+  const drains = ready && state === "draining";
+  text(byId("ready"), !ready ? "✕ Not ready: " + why : drains ? "! Draining" : "✓ Ready");
+  cls(byId("ready"), "pill " + (!ready ? "bad" : drains ? "warn" : "good"));
 
   const notices = [];
   const { certificate: cert, configuration, now_ms: now } = data;

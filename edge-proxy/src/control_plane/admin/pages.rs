@@ -56,7 +56,8 @@ pub(super) async fn ready(State(pages): State<Pages>, format: Query<Format>) -> 
     let answer = json!({
         "ready": pages.state.is_ready(&report),
         "readiness": report.readiness,
-        "listening": pages.state.is_listening(),
+        "state": pages.state.process(),
+        "listening": pages.state.process().is_listening(),
     });
     (text.status(), Json(answer)).into_response()
 }

@@ -17,7 +17,10 @@ use super::{
     State,
     server::{self, Rules},
 };
-use crate::{control_plane::status::Readiness, telemetry::exposition};
+use crate::{
+    control_plane::status::{ProcessState, Readiness},
+    telemetry::exposition,
+};
 
 /// Serves the probes until `shutdown`.
 pub async fn serve(listener: TcpListener, state: State, shutdown: impl Future<Output = ()>) {
@@ -45,7 +48,7 @@ pub(super) async fn metrics(extract::State(state): extract::State<State>) -> Res
 
 /// `/readyz`, and the admin's `/ready`.
 pub(super) fn ready(state: &State) -> Response {
-    let missing = missing(state.status.report().readiness, state.is_listening());
+    let missing = missing(state.status.report().readiness, state.process());
     answer("ready\n", (!missing.is_empty()).then_some(missing))
 }
 
@@ -62,11 +65,16 @@ fn hanging(age: Duration) -> Option<String> {
 }
 
 /// What readiness still waits for, a line each.
-fn missing(readiness: Readiness, listening: bool) -> String {
+fn missing(readiness: Readiness, process: ProcessState) -> String {
+    let closed = if process.is_draining() {
+        "the listener is closed: told to drain\n"
+    } else {
+        "the listener isn't open\n"
+    };
     let waits_for = [
         (readiness.serving, "told to fail by /healthcheck/fail\n"),
         (readiness.certificate, "no certificate is loaded yet\n"),
-        (listening, "the listener isn't open\n"),
+        (process.is_listening(), closed),
         (
             readiness.warmed_up,
             "the first health checks haven't ended yet\n",
@@ -123,15 +131,20 @@ mod tests {
             certificate: true,
             warmed_up: true,
         };
-        assert_eq!(missing(all, true), "");
-        for (readiness, listening, told) in [
-            (all, false, "listener"),
+        use ProcessState as P;
+        for process in [P::Serving, P::Draining] {
+            assert_eq!(missing(all, process), "", "it accepts");
+        }
+        for (readiness, process, told) in [
+            (all, P::Starting, "the listener isn't open"),
+            (all, P::Closing, "told to drain"),
+            (all, P::Drained, "told to drain"),
             (
                 Readiness {
                     serving: false,
                     ..all
                 },
-                true,
+                P::Serving,
                 "/healthcheck/fail",
             ),
             (
@@ -139,7 +152,7 @@ mod tests {
                     certificate: false,
                     ..all
                 },
-                true,
+                P::Serving,
                 "certificate",
             ),
             (
@@ -147,11 +160,11 @@ mod tests {
                     warmed_up: false,
                     ..all
                 },
-                true,
+                P::Serving,
                 "first health checks",
             ),
         ] {
-            let missing = missing(readiness, listening);
+            let missing = missing(readiness, process);
             assert!(missing.contains(told), "{missing}");
             assert_eq!(missing.lines().count(), 1);
         }
