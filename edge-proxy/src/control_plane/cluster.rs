@@ -73,6 +73,8 @@ pub(super) struct EndpointState {
     pub(super) pace: Pace,
     pub(super) since_ms: u64,
     pub(super) last_check: Option<CheckReport>,
+    /// The check that the log's last line about its health is of.
+    told: Option<CheckResult>,
     pub(super) passive: Passive,
     /// When its last ejection began, and when that ends by itself.
     pub(super) ejected_ms: (u64, u64),
@@ -245,11 +247,12 @@ impl ClusterState {
         endpoint
             .pace
             .end((started + jittered(wait, chance)).max(now));
-        endpoint.last_check = Some(CheckReport {
+        let (result, detail) = (outcome.result(), outcome.to_string());
+        let previous = endpoint.last_check.replace(CheckReport {
             at_ms: now_ms(),
             latency_us: now.duration_since(started).as_micros() as u64,
-            result: outcome.result(),
-            detail: outcome.to_string(),
+            result,
+            detail: detail.clone(),
         });
         let after = (
             endpoint.machine.health(),
@@ -258,9 +261,18 @@ impl ClusterState {
         if (&before.0, before.1) != after {
             self.changed = true;
         }
-        if std::mem::discriminant(&before.0) != std::mem::discriminant(after.0) {
-            endpoint.since_ms = now_ms();
+        let turned = std::mem::discriminant(&before.0) != std::mem::discriminant(after.0);
+        // What keeps it out may be something else than what it was first out for: a pod that refused connections while
+        // it started has no health service. Of what isn't an answer two in a row, since such failures may alternate.
+        let again = previous.is_some_and(|previous| previous.result == result);
+        let is_why = matches!(after.0, Health::Unhealthy(reason) if **reason == *detail);
+        let stands = is_why && (again || result.is_failing_answer());
+        if turned || stands && endpoint.told != Some(result) {
+            endpoint.told = Some(result);
             tell_health(&self.spec.name, &endpoint.shared, after.0);
+        }
+        if turned {
+            endpoint.since_ms = now_ms();
             self.settle(now);
         }
         let passed = *outcome == Outcome::Serving;
@@ -368,6 +380,7 @@ impl ClusterState {
                     pace: Pace::new(now),
                     since_ms: now_ms(),
                     last_check: None,
+                    told: None,
                     passive: Passive::default(),
                     ejected_ms: (0, 0),
                 },

@@ -394,6 +394,11 @@ impl CheckResult {
         Self::Internal,
     ];
 
+    /// The backend answered, and not that it serves.
+    pub(crate) fn is_failing_answer(self) -> bool {
+        matches!(self, Self::NotServing | Self::Unimplemented | Self::Status)
+    }
+
     /// The word in JSON and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -405,6 +405,55 @@ async fn warmed_up_is_after_all_first_checks_or_five_seconds_and_for_good() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_has_the_reason_that_stands() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let unimplemented = Outcome::Status {
+        code: 12,
+        text: "UNIMPLEMENTED".into(),
+    };
+    let timed_out = Outcome::TimedOut(SECOND);
+    let network = Scripted::default();
+    network.name("echo.", &[1]);
+    network.check(1, refused());
+    let mut running = Running::start(network.clone());
+    let mut told = Vec::new();
+    // How often each is seen, and whether the log tells it then.
+    for (outcome, times, tells) in [
+        (refused(), 3, true),
+        (unimplemented, 2, true),
+        (timed_out.clone(), 1, false),
+        (Outcome::GoAway, 3, false),
+        (refused(), 1, false),
+        (timed_out.clone(), 3, true),
+        (refused(), 1, false),
+        (timed_out, 2, false),
+        (Outcome::Serving, 3, true),
+        (Outcome::NotServing("NOT_SERVING".into()), 2, true),
+    ] {
+        let before = network.checked(1).len();
+        network.check(1, outcome.clone());
+        while network.checked(1).len() < before + times {
+            pass(SECOND / 10).await;
+        }
+        // For the last one's end.
+        pass(SECOND / 10).await;
+        if tells {
+            told.push(match outcome {
+                Outcome::Serving => "healthy".into(),
+                failure => format!("reason=\"{failure}\""),
+            });
+        }
+        let lines = log.lines("healthy cluster=\"echo\"");
+        assert_eq!(lines.len(), told.len(), "{lines:?}");
+        for (line, told) in lines.iter().zip(&told) {
+            assert!(line.contains(&**told), "{line}: {told}");
+        }
+    }
+    running.until_eligible(&[]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn told_to_fail_it_says_so_everywhere_at_once() {
     let network = Scripted::default();
     network.name("echo.", &[1]);
