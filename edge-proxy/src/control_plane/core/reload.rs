@@ -144,7 +144,11 @@ impl Core {
         match outcome {
             Err(refusal) => self.refuse(&refusal, readers),
             Ok(candidate) if self.reloads.plan.is_none() && candidate.config == *self.config => {
-                self.reloads.last_error = None;
+                // Whoever asked, or was told that the file is wrong, is to hear how that ended.
+                let was_wrong = self.reloads.last_error.take().is_some();
+                if was_wrong || !readers.is_empty() {
+                    tracing::info!("configuration unchanged: the file says what is in force");
+                }
                 self.report();
                 answer(readers, Ok(()));
             }

@@ -244,6 +244,33 @@ async fn an_invalid_file_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_is_right_again_is_told_and_so_is_who_asks() {
+    let log = Log::default();
+    let _guard = log.capture();
+    let told = || log.lines("configuration unchanged").len();
+    let old = yaml(&[("echo", CHECKED)]);
+    let (file, running, _) = serving(&Scripted::default(), &old).await;
+    file.write("listener: {}\n");
+    assert!(running.handle.reload().await.is_err());
+    assert_eq!(told(), 0);
+    file.write(&old);
+    timeout(62 * SECOND, async {
+        while running.report().configuration.last_error.is_some() {
+            pass(SECOND / 10).await;
+        }
+    })
+    .await
+    .expect("seen without being asked");
+    assert_eq!(told(), 1);
+    assert_eq!(running.handle.reload().await, Ok(()));
+    assert_eq!(told(), 2);
+    // Nobody asks, and nothing is new.
+    file.write(&old);
+    pass(600 * SECOND).await;
+    assert_eq!(told(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_needs_a_restart_is_refused_whole_with_its_keys() {
     let network = Scripted::default();
     network.name("echo.", &[1]);
