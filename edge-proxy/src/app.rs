@@ -170,7 +170,7 @@ impl App {
         let state = admin::State {
             status: control.status(),
             metrics: metrics.clone(),
-            heartbeats,
+            heartbeats: heartbeats.clone(),
             memory_limit: resources.memory_limit,
             pressure: pressure.clone(),
             process: processes,
@@ -193,6 +193,7 @@ impl App {
             process,
             control,
             workers,
+            heartbeats,
             memory,
             open_files: open_files::raise(),
             phase,
@@ -274,6 +275,8 @@ struct Life {
     process: watch::Sender<ProcessState>,
     control: ControlPlane,
     workers: Vec<Handle>,
+    /// Theirs.
+    heartbeats: Arc<Heartbeats>,
     memory: Arc<Memory>,
     /// The limit of them.
     open_files: usize,
@@ -351,6 +354,7 @@ impl Life {
             Acceptor::spawn(
                 listener.into(),
                 &self.workers,
+                self.heartbeats.clone(),
                 self.control.reader(),
                 self.pressure.clone(),
                 self.metrics.shard(),

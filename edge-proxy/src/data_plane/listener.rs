@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::worker::{Handle, Load};
 use crate::{
     snapshot::{
-        ListenerPolicy, Reader,
+        Heartbeats, ListenerPolicy, Reader,
         pressure::{Level, Pressure},
     },
     telemetry::metrics::{HandshakeResult, Limit, Shard},
@@ -100,6 +100,7 @@ impl Acceptor {
     pub(crate) fn spawn(
         listener: std::net::TcpListener,
         workers: &[Handle],
+        heartbeats: Arc<Heartbeats>,
         reader: Reader,
         pressure: watch::Receiver<Pressure>,
         shard: Arc<Shard>,
@@ -118,6 +119,7 @@ impl Acceptor {
         let thread = thread::Builder::new().name("acceptor".into()).spawn({
             let accepting = Accepting {
                 workers,
+                heartbeats,
                 counts: counts.clone(),
                 reader,
                 pressure,
@@ -153,6 +155,8 @@ impl Drop for Acceptor {
 /// What the acceptor's thread has.
 struct Accepting {
     workers: Workers,
+    /// In the workers' order.
+    heartbeats: Arc<Heartbeats>,
     counts: Arc<Counts>,
     reader: Reader,
     pressure: watch::Receiver<Pressure>,
@@ -243,13 +247,16 @@ impl Accepting {
         }
     }
 
-    /// The worker with the fewest connections, of those that run: one that has ended would have the fewest for ever.
+    /// The worker with the fewest connections, of those that run: one that has ended would have the fewest for ever. One
+    /// that is late would get them while it hangs, so it comes after those that aren't; where all are late (the whole
+    /// process stood still, say), the measure says nothing.
     fn fewest(&self) -> Option<&(mpsc::UnboundedSender<Accepted>, Arc<Load>)> {
-        let running = self
-            .workers
+        self.workers
             .iter()
-            .filter(|(worker, _)| !worker.is_closed());
-        running.min_by_key(|(_, load)| load.connections.load(Ordering::Relaxed))
+            .zip(self.heartbeats.ages())
+            .filter(|((worker, _), _)| !worker.is_closed())
+            .min_by_key(|((_, load), age)| (*age > LATE, load.connections.load(Ordering::Relaxed)))
+            .map(|(worker, _)| worker)
     }
 
     /// A place for a connection from `source`, or the limit that has none.
@@ -400,6 +407,9 @@ const GIVEN_UP: usize = 64;
 /// Connections that the kernel completes before we come to them.
 pub(crate) const BACKLOG: i32 = 4096;
 
+/// A worker beats every second.
+const LATE: Duration = Duration::from_secs(3);
+
 /// After a failed accept.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 /// An acceptor that recovers within a second is what clients with their own back-off don't notice.
@@ -493,6 +503,7 @@ mod tests {
         let (listener, cluster) = (testing::policy(), testing::cluster_policy());
         let (_, reader) = Publisher::new(testing::snapshot(&[], listener, cluster));
         Accepting {
+            heartbeats: Heartbeats::new(workers.len()),
             workers,
             counts: Arc::default(),
             reader,
@@ -523,6 +534,37 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         accepting.admit(listener.accept().unwrap().0, client.local_addr().unwrap());
         assert_eq!(accepting.counts.open(), 0, "there is nobody left");
+    }
+
+    #[test]
+    fn a_worker_that_hangs_gets_connections_only_if_all_do() {
+        let worker = || {
+            let (sender, accepted) = mpsc::unbounded_channel();
+            ((sender, Arc::<Load>::default()), accepted)
+        };
+        let ((hangs, mut in_vain), (runs, mut served)) = (worker(), worker());
+        let mut accepting = accepting(vec![hangs, runs], 100);
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let admit = |accepting: &mut Accepting| {
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, peer) = listener.accept().unwrap();
+            accepting.admit(socket, peer);
+            client
+        };
+        // Longer than this test takes; what beats has run an hour later.
+        let hour = Duration::from_secs(3600);
+        accepting.heartbeats = Heartbeats::since(std::time::Instant::now() - hour, 2);
+        accepting.heartbeats.beat(1);
+        let mut open = Vec::new();
+        for _ in 0..3 {
+            open.push((admit(&mut accepting), served.try_recv().unwrap()));
+        }
+        assert!(in_vain.try_recv().is_err());
+        // Both hang, as far as can be seen: the one with the fewest, and nobody is turned away.
+        accepting.heartbeats = Heartbeats::since(std::time::Instant::now() - hour, 2);
+        open.push((admit(&mut accepting), in_vain.try_recv().unwrap()));
+        accepting.heartbeats = Heartbeats::new(2);
+        open.push((admit(&mut accepting), in_vain.try_recv().unwrap()));
     }
 
     #[test]
