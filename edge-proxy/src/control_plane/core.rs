@@ -258,8 +258,15 @@ impl Core {
 
     /// Takes note, once, that the first checks have ended.
     fn latch(&mut self, now: Instant) {
-        let patience_over = now >= self.started + PATIENCE;
-        self.warmed_up |= patience_over || self.clusters.iter().all(|c| c.state.warmed_up());
+        if self.warmed_up {
+            return;
+        }
+        self.warmed_up = self.clusters.iter().all(|c| c.state.warmed_up());
+        if !self.warmed_up && now >= self.started + PATIENCE {
+            self.warmed_up = true;
+            let clusters = self.clusters.iter().map(|c| &c.state);
+            clusters.for_each(|cluster| waited(cluster, "the cluster begins without one"));
+        }
     }
 
     /// Tells, once, that the first answers are there; after they were published and reported.
@@ -347,6 +354,17 @@ impl Core {
             .iter_mut()
             .map(|cluster| &mut cluster.state)
             .chain(fresh)
+    }
+}
+
+/// Tells of a cluster that has been waited for, if it was in vain.
+fn waited(cluster: &ClusterState, then: &str) {
+    if !cluster.has_healthy() {
+        tracing::warn!(
+            cluster = &*cluster.spec.name,
+            reason = cluster.why_none_is_healthy(),
+            "waited in vain for a healthy endpoint; {then}"
+        );
     }
 }
 

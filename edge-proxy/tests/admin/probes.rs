@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use edge_proxy::{control_plane::status::Readiness, snapshot::Heartbeats};
+use edge_proxy::{
+    control_plane::status::{Readiness, Report},
+    snapshot::{Health, Heartbeats},
+};
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use crate::{
@@ -48,6 +51,34 @@ async fn ready_is_503_until_every_part_is_and_names_what_is_missing() {
     }
     let probes = Server::probes(support::report(1)).await;
     assert_eq!(probes.get("/readyz").await.status(), 200);
+}
+
+#[tokio::test]
+async fn ready_tells_names_without_an_address_and_checks_apart() {
+    let told = async |report: &Report| {
+        let probes = Server::probes(report.clone()).await;
+        probes.get("/readyz").await.body
+    };
+    let checks = "the first health checks haven't ended yet\n";
+    let mut report = support::report(1);
+    report.readiness.warmed_up = false;
+    // Checks can't begin where there is no address.
+    report.clusters[0].endpoints.clear();
+    let echo = "no address yet for echo-grpc.default.svc.cluster.local.:8081\n";
+    assert_eq!(told(&report).await, echo);
+    report.clusters[1].endpoints[0].health = Health::Unknown;
+    assert_eq!(told(&report).await, format!("{echo}{checks}"));
+    // Another name of a cluster that has addresses.
+    let targets = &mut report.clusters[1].targets;
+    for name in ["a.:1", "b.:1", "c.:1"] {
+        let mut never = targets[0].clone();
+        (never.target, never.last_answer_at_ms) = (name.into(), None);
+        targets.push(never);
+    }
+    let names = echo.replace('\n', ", a.:1, b.:1 and 1 more\n");
+    assert_eq!(told(&report).await, format!("{names}{checks}"));
+    report.readiness.warmed_up = true;
+    assert_eq!(told(&report).await, "ready\n", "5 s have passed");
 }
 
 #[tokio::test]

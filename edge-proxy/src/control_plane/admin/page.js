@@ -75,7 +75,7 @@ function drawTop(data) {
   const { serving, certificate, warmed_up } = data.readiness;
   const { ready, state } = data.server;
   const closed = { starting: "the listener isn't open", closing: "draining, the listener is closed", drained: "drained" }[state];
-  const why = !serving ? "told to fail health checks" : !certificate ? "no certificate yet" : !warmed_up ? "first checks run" : closed ?? "";
+  const why = !serving ? "told to fail health checks" : !certificate ? "no certificate yet" : !warmed_up ? (data.clusters.some((c) => !c.endpoints.length) ? "no addresses yet" : "first checks run") : closed ?? "";
   const drains = ready && state === "draining";
   text(byId("ready"), !ready ? "✕ Not ready: " + why : drains ? "! Draining" : "✓ Ready");
   cls(byId("ready"), "pill " + (!ready ? "bad" : drains ? "warn" : "good"));

@@ -18,7 +18,8 @@ use super::{
     server::{self, Rules},
 };
 use crate::{
-    control_plane::status::{ProcessState, Readiness},
+    control_plane::status::{ProcessState, Readiness, Report, TargetReport},
+    snapshot::Health,
     telemetry::exposition,
 };
 
@@ -48,7 +49,8 @@ pub(super) async fn metrics(extract::State(state): extract::State<State>) -> Res
 
 /// `/readyz`, and the admin's `/ready`.
 pub(super) fn ready(state: &State) -> Response {
-    let missing = missing(state.status.report().readiness, state.process());
+    let report = state.status.report();
+    let missing = missing(report.readiness, state.process(), &awaited(&report));
     answer("ready\n", (!missing.is_empty()).then_some(missing))
 }
 
@@ -65,7 +67,7 @@ fn hanging(age: Duration) -> Option<String> {
 }
 
 /// What readiness still waits for, a line each.
-fn missing(readiness: Readiness, process: ProcessState) -> String {
+fn missing(readiness: Readiness, process: ProcessState, awaited: &str) -> String {
     let closed = if process.is_draining() {
         "the listener is closed: told to drain\n"
     } else {
@@ -75,10 +77,7 @@ fn missing(readiness: Readiness, process: ProcessState) -> String {
         (readiness.serving, "told to fail by /healthcheck/fail\n"),
         (readiness.certificate, "no certificate is loaded yet\n"),
         (process.is_listening(), closed),
-        (
-            readiness.warmed_up,
-            "the first health checks haven't ended yet\n",
-        ),
+        (readiness.warmed_up, awaited),
     ];
     waits_for
         .iter()
@@ -86,6 +85,37 @@ fn missing(readiness: Readiness, process: ProcessState) -> String {
         .map(|(_, text)| *text)
         .collect()
 }
+
+/// What keeps it from being warmed up: names, and then checks, which can't begin before there are addresses.
+fn awaited(report: &Report) -> String {
+    let clusters = report.clusters.iter();
+    let names: Vec<_> = clusters
+        .flat_map(|cluster| {
+            let nowhere = cluster.endpoints.is_empty();
+            let unanswered = move |of: &&TargetReport| nowhere || of.last_answer_at_ms.is_none();
+            cluster.targets.iter().filter(unanswered)
+        })
+        .map(|target| &*target.target)
+        .collect();
+    let told = names.len().min(NAMES);
+    let more = match names.len() - told {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let mut endpoints = report.clusters.iter().flat_map(|of| &of.endpoints);
+    let unchecked = endpoints.any(|endpoint| matches!(endpoint.health, Health::Unknown));
+    let mut text = String::new();
+    if !names.is_empty() {
+        text = format!("no address yet for {}{more}\n", names[..told].join(", "));
+    }
+    if unchecked || names.is_empty() {
+        text.push_str("the first health checks haven't ended yet\n");
+    }
+    text
+}
+
+/// So many names are told; there may be hundreds.
+const NAMES: usize = 3;
 
 /// A worker beats every second; one that hasn't for so long hangs.
 const DEAD: Duration = Duration::from_secs(10);
@@ -133,7 +163,7 @@ mod tests {
         };
         use ProcessState as P;
         for process in [P::Serving, P::Draining] {
-            assert_eq!(missing(all, process), "", "it accepts");
+            assert_eq!(missing(all, process, "names\n"), "", "it accepts");
         }
         for (readiness, process, told) in [
             (all, P::Starting, "the listener isn't open"),
@@ -161,10 +191,10 @@ mod tests {
                     ..all
                 },
                 P::Serving,
-                "first health checks",
+                "names",
             ),
         ] {
-            let missing = missing(readiness, process);
+            let missing = missing(readiness, process, "names\n");
             assert!(missing.contains(told), "{missing}");
             assert_eq!(missing.lines().count(), 1);
         }

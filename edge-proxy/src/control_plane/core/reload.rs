@@ -11,7 +11,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Core, InForce};
+use super::{Core, InForce, waited};
 use crate::control_plane::{
     ReloadError,
     config::{
@@ -163,13 +163,8 @@ impl Core {
             fresh.for_each(|cluster| cluster.hurry_checks(now));
             return;
         };
-        for cluster in plan.fresh().filter(|cluster| !cluster.has_healthy()) {
-            tracing::warn!(
-                cluster = &*cluster.spec.name,
-                reason = cluster.why_none_is_healthy(),
-                "waited in vain for a healthy endpoint; the cluster is reloaded without one"
-            );
-        }
+        plan.fresh()
+            .for_each(|cluster| waited(cluster, "the cluster is reloaded without one"));
         let Plan {
             config,
             pair,

@@ -337,9 +337,15 @@ async fn first_answers_are_waited_for_but_not_more_than_five_seconds() {
     drop(running);
 
     // Never answered: the name isn't in the script.
+    let log = Log::default();
+    let _guard = log.capture();
     let running = Running::start(Scripted::default());
     running.handle.first_answers().await;
     assert_eq!(begin.elapsed(), 5 * SECOND);
+    let lines = log.lines("waited in vain for a healthy endpoint; the cluster begins");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("cluster=\"echo\""), "{lines:?}");
+    assert!(lines[0].contains("echo.: no answer yet"), "{lines:?}");
     drop(running);
 
     // A failure is no answer, nor is one without an address.
