@@ -131,7 +131,7 @@ struct Arguments {
 enum Subcommands {
     /// Serve until told to end; the default with --config.
     Run(File),
-    /// Tell every mistake of the configuration, and end.
+    /// Tell what is wrong with the configuration, and end.
     Check(File),
     /// Print the configuration's JSON Schema, for editors.
     Schema,
