@@ -216,9 +216,9 @@ pub struct EndpointShared {
     pub label: Arc<str>,
     /// Set by workers, cleared by the control plane: see [`Hints`].
     pub suspect: AtomicBool,
-    /// RPC attempts begun, all workers together.
+    /// Streams opened for RPCs, all workers together.
     pub attempts: AtomicU64,
-    /// RPC attempts that failed (not OK as the table in `error.rs` counts).
+    /// Those of them that ended with a failure, the backend's or ours.
     pub failures: AtomicU64,
     /// RPC attempts running.
     pub active: AtomicU64,

@@ -23,7 +23,7 @@ impl Args {
     /// The address to bind.
     ///
     /// # Errors
-    /// There is no `--port`, and `PORT` is none.
+    /// `--port` is missing, and `PORT` holds no number of a port.
     pub fn listen_address(&self) -> Result<SocketAddr, PortError> {
         let port = match self.port {
             Some(port) => port,

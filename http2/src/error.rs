@@ -58,7 +58,7 @@ pub struct ConnectionError {
 pub enum Limit {
     /// `max_header_block` or `max_header_frames`, or a list of more than four times `max_header_list_hard`.
     HeaderBlock,
-    /// Most of many new streams were reset before they were answered.
+    /// Of the streams that were opened within a second, too large a share was reset before it was answered.
     RapidReset,
     /// Frames that cost and bring nothing.
     Flood,

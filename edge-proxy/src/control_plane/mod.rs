@@ -19,17 +19,27 @@ pub mod admin;
 // What to do when memory runs short.
 pub mod overload;
 
-mod certs;
-mod discovery;
-mod health;
-
-mod assemble;
-mod cluster;
+// The loop that owns all state.
 mod core;
-mod encoding;
-mod files;
-mod network;
+// Of one cluster: its targets and endpoints, what is due, what came of it.
+mod cluster;
+// Names to endpoints.
+mod discovery;
+// Health checks.
+mod health;
+// When something is due again, and when it is late.
 mod pace;
+// Look-ups and checks: by sockets, or by a test's script.
+mod network;
+// From that state to a snapshot and a report.
+mod assemble;
+// The pair of certificate and key, watched.
+mod certs;
+// Files that change: mounted ones too, whose folder is swapped.
+mod files;
+// UTF-16, which nothing here reads, told by its name.
+mod encoding;
+// Tasks that begin again when they panic.
 mod supervise;
 #[cfg(test)]
 mod tests;

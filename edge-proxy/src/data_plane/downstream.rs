@@ -34,7 +34,7 @@ use crate::{
     telemetry::metrics::{self, HandshakeResult, Limit, ResetCause, Shard},
 };
 
-/// A client's connection, as a drain reaches it.
+/// A client's connection, as a drain, shedding and timers reach it.
 #[derive(Clone)]
 pub(crate) enum ClientConnection {
     Http1(Rc<http1::Connection>),
@@ -422,7 +422,8 @@ impl Downstream {
                 }
                 return;
             }
-            End::Eof | End::Io(_) | End::Finished | End::TimedOut(_) => {}
+            End::Eof | End::Io(_) | End::Finished | End::TimedOut(_) | End::Shed | End::Ejected => {
+            }
         }
         let streams: Vec<_> = self.link.engine().take_streams().collect();
         for stream in streams {

@@ -37,37 +37,8 @@ impl Messages {
     }
 
     /// Whether the last message is whole.
-    pub fn at_boundary(&self) -> bool {
+    fn at_boundary(&self) -> bool {
         self.prefix_len == 0 && self.payload == 0
-    }
-
-    /// How many of the `bytes` that come next complete the message that has begun: 0 at a boundary, `None` if they
-    /// don't reach its end.
-    pub fn to_boundary(&self, bytes: &[u8]) -> Option<usize> {
-        let mut place = *self;
-        let mut at = 0;
-        while !place.at_boundary() {
-            if at == bytes.len() {
-                return None;
-            }
-            at += place.step(&bytes[at..]);
-        }
-        Some(at)
-    }
-
-    /// How many of the `bytes` that come next can be kept so that the last message is whole: all messages that end in
-    /// them. `None` if not even the one that has begun does.
-    pub fn last_boundary(&self, bytes: &[u8]) -> Option<usize> {
-        let mut place = *self;
-        let mut last = place.at_boundary().then_some(0);
-        let mut at = 0;
-        while at < bytes.len() {
-            at += place.step(&bytes[at..]);
-            if place.at_boundary() {
-                last = Some(at);
-            }
-        }
-        last
     }
 
     /// Takes a prefix, or one byte of it if it comes in parts, or all that there is of a payload; says how many. `bytes`
@@ -132,35 +103,20 @@ mod tests {
         assert_eq!(messages.begun(), 7);
         messages.feed(&message(9)[7..]);
         assert_eq!(messages.begun(), 0);
-        assert!(messages.at_boundary());
         messages.feed(&[]);
-        assert!(messages.at_boundary());
+        assert_eq!(messages.begun(), 0);
         let body = [message(0), message(3), message(70_000)].concat();
         messages.feed(&body);
-        assert!(messages.at_boundary());
-    }
-
-    #[test]
-    fn tells_how_much_completes_the_message_that_has_begun() {
-        let body = [message(3), message(2)].concat();
-        let mut messages = Messages::new();
-        assert_eq!(messages.to_boundary(&body), Some(0));
-        messages.feed(&body[..2]);
-        assert!(!messages.at_boundary());
-        assert_eq!(messages.to_boundary(&body[2..]), Some(6));
-        assert_eq!(messages.to_boundary(&body[2..7]), None);
-        messages.feed(&body[2..7]);
-        assert_eq!(messages.to_boundary(&body[7..]), Some(1));
-        assert_eq!(messages.last_boundary(&body[7..]), Some(8));
-        assert_eq!(messages.last_boundary(&body[7..14]), Some(1));
-        assert_eq!(messages.last_boundary(&[]), None);
+        assert_eq!(messages.begun(), 0);
     }
 
     #[test]
     fn an_empty_message_ends_with_its_prefix() {
         let mut messages = Messages::new();
         messages.feed(&message(0)[..4]);
-        assert_eq!(messages.to_boundary(&[0]), Some(1));
+        assert_eq!(messages.begun(), 4);
+        messages.feed(&[0]);
+        assert_eq!(messages.begun(), 0);
     }
 
     #[test]
@@ -169,7 +125,7 @@ mod tests {
         messages.feed(&[1, 0xff, 0xff, 0xff, 0xff]);
         messages.feed(&[7; 1000]);
         assert_eq!(messages.payload, u32::MAX - 1000);
-        assert_eq!(messages.to_boundary(&[7; 10]), None);
+        assert_eq!(messages.begun(), 1005);
     }
 
     proptest! {
@@ -190,11 +146,8 @@ mod tests {
             for cut in cuts {
                 messages.feed(&body[from..cut]);
                 from = cut;
-                prop_assert_eq!(messages.at_boundary(), cut == 0 || ends.contains(&cut));
-                let at_or_after = ends.iter().copied().find(|end| *end >= cut);
-                let wanted = if messages.at_boundary() { Some(0) } else { at_or_after.map(|end| end - cut) };
-                prop_assert_eq!(messages.to_boundary(&body[cut..]), wanted);
-                prop_assert_eq!(messages.last_boundary(&body[cut..]), Some(body.len() - cut));
+                let whole = ends.iter().copied().filter(|end| *end <= cut).max().unwrap_or(0);
+                prop_assert_eq!(messages.begun(), cut - whole);
             }
         }
     }

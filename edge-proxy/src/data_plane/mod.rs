@@ -13,7 +13,7 @@
 
 // 1: accept, connection limits, hand-over to a worker.
 pub(crate) mod listener;
-// One thread: its runtime, its connections, its clock, the order of work in one turn.
+// One thread: its runtime, its state, its clock.
 pub(crate) mod worker;
 // How much may be held back for peers that don't take it.
 pub(crate) mod memory;
@@ -56,10 +56,10 @@ pub mod date;
 // Where gRPC messages begin and end in a leg's DATA.
 pub mod message;
 
-// All of it but sockets, TLS and tasks, for who counts instructions.
+// The same path without sockets, TLS and tasks: for `bench -- instructions`.
 pub mod exchange;
 
-// All of it but sockets and TLS, for who gives it seeds.
+// The same path without sockets and TLS: for the simulation and the fuzz targets.
 #[cfg(any(test, fuzzing))]
 pub mod pipe;
 #[cfg(any(test, fuzzing))]

@@ -1,8 +1,8 @@
 //! One HTTP/2 connection on a socket, either side: the order of work in one turn.
 //!
-//! Every connection is one task, and a turn of it is always the same four steps: look at deadlines if one is due, read
+//! Every connection is one task, and a turn of it is always the same five steps: look at deadlines if one is due, read
 //! once and hand every event on, frame and write everything that this (or another connection's turn) left to send,
-//! tell the other legs what went out. Writing once per turn is worth a factor of 2.6 over writing per reply; reading
+//! tell the other legs what went out, sleep. Writing once per turn is worth a factor of 2.6 over writing per reply; reading
 //! once per turn, and no more than [`FRAMES_PER_TURN`], gives the other connections of the worker theirs.
 //!
 //! A read of 64 KiB holds hundreds of small RPCs. The turn that breaks off in the middle of it keeps the rest
@@ -72,10 +72,21 @@ pub(crate) enum End {
     Protocol(ConnectionError),
     /// Our own decision, everything is settled: flush and close.
     Finished,
-    /// A deadline passed: drop the socket whatever is still to be written.
+    /// The deadline of this name passed: drop the socket, whatever is still to be written.
     TimedOut(&'static str),
+    /// What it holds is needed elsewhere: the same.
+    Shed,
+    /// The endpoint that it leads to doesn't answer its checks: the same.
+    Ejected,
     /// The engine panicked.
     Panic,
+}
+
+impl End {
+    /// Whatever the output still holds.
+    fn is_at_once(self) -> bool {
+        matches!(self, Self::TimedOut(_) | Self::Shed | Self::Ejected)
+    }
 }
 
 /// Runs a connection until it ends; then the owner tells its RPCs, and calls [`close`]. `early` is what was read before
@@ -128,7 +139,7 @@ fn turn<S: Side>(
         return Poll::Ready(End::Panic);
     }
     if link.given_up.get() {
-        return Poll::Ready(End::TimedOut("memory"));
+        return Poll::Ready(End::Shed);
     }
     let now = worker.tick();
     if let Some(end) = deadlines(side, worker, now) {
@@ -158,9 +169,9 @@ fn turn<S: Side>(
         next = next.max(Next::Soon);
     }
     match side.after_turn(worker, now) {
-        // Whatever the output still holds.
-        Some(end @ End::TimedOut(_)) => return Poll::Ready(end),
-        Some(end) if link.engine().output().is_empty() => return Poll::Ready(end),
+        Some(end) if end.is_at_once() || link.engine().output().is_empty() => {
+            return Poll::Ready(end);
+        }
         Some(_) | None => {}
     }
     rest(link, next, sleep, cx);

@@ -1,7 +1,7 @@
-//! One thread: its runtime, its connections, its clock, the order of work in one turn.
+//! One thread: its runtime, its state, its clock.
 //!
-//! A worker shares nothing with the others but counters: it has its own connections to clients and backends, its own
-//! RPCs, its own timers. All of its state is reached through one `Rc<Worker>`, in cells that are borrowed for the
+//! A worker has its own connections to clients and backends, its own RPCs, its own timers; with the others it shares
+//! atomics only: counters, memory, circuits, hints, the balance's turns. All of its state is reached through one `Rc<Worker>`, in cells that are borrowed for the
 //! length of one call. A connection's turn (see [`wire`](super::wire)) is the unit of work; the runtime polls the
 //! socket events between turns.
 

@@ -195,13 +195,14 @@ labels! {
         DownstreamReset = "DR",
         /// What the client sent breaks HTTP/2 or HTTP.
         DownstreamProtocolError = "DPE",
-        /// The proxy reset the stream: its drain deadline, a budget against floods, an error of its own.
+        /// The proxy reset the stream: its drain deadline, a budget against floods, a client's window that stayed shut, an error
+        /// of its own.
         LocalReset = "LR",
         /// Nothing moved for `stream_idle`.
         StreamIdle = "SI",
         /// `host` differs from `:authority`.
         InvalidHost = "IH",
-        /// The proxy is short of memory.
+        /// The proxy is short of memory, or the client has a stream too many.
         Overload = "OM",
     }
 }

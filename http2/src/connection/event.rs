@@ -65,7 +65,7 @@ pub enum Event<'a> {
         bytes: &'a [u8],
         end_stream: bool,
     },
-    /// The stream is gone: the peer reset it (`by_peer`), or the engine did because the peer
+    /// The stream is gone: the peer reset it or its GOAWAY left it behind (`by_peer`), or the engine did because the peer
     /// broke a stream rule. `unprocessed`: the peer has proven that it did nothing with it, by a
     /// GOAWAY or by REFUSED_STREAM before any response head. `headers_left`: any byte of our
     /// HEADERS had left through [`consume`](super::Connection::consume) by then; if not, the peer

@@ -66,7 +66,7 @@ pub struct Connection {
     head_len: u8,
     /// The payload of a frame that came in parts (never DATA).
     partial: Vec<u8>,
-    /// The header block that CONTINUATION frames must go on with.
+    /// The unfinished header block that the next frame must continue.
     open_block: Option<Box<OpenBlock>>,
     /// Since when a header block, or a frame of one, is incomplete.
     header_since: Option<Instant>,
@@ -289,15 +289,6 @@ impl Connection {
         if self.dead.is_none() {
             frame::write_ping(self.out.frames(), payload, false);
         }
-    }
-
-    /// Client role: takes back a stream that `open` queued and `flush` hasn't encoded, with its
-    /// head, to open it on another connection. `None` if it is too late.
-    pub fn take_unopened(&mut self, stream: u32) -> Option<Headers> {
-        let at = self.streams.find(stream)?;
-        let head = self.take_opening(at)?;
-        self.remove(at, None);
-        Some(head)
     }
 
     /// What was kept of a header list that was told as [`Event::HeadersTooLarge`]: its first

@@ -101,7 +101,7 @@ impl Connection {
     /// joined with what the same turn brings. Returns the bytes that were framed at once. Empty
     /// with `end_stream: false`: nothing happens.
     ///
-    /// `None` of it is kept for a stream that is gone, finished, or (server role) has no head yet.
+    /// Returns 0 and keeps nothing if the stream is gone or finished, or (server role) has no head yet.
     pub fn send_data(
         &mut self,
         stream: u32,

@@ -15,12 +15,8 @@ pub struct Decoder {
     table: DynamicTable,
     /// The largest size that the peer may choose now.
     limit: u32,
-    /// The SETTINGS_HEADER_TABLE_SIZE that we announced.
-    announced: u32,
     /// See [`with_ceiling`](Self::with_ceiling).
     ceiling: u32,
-    /// The table is above `limit`, so the next block has to begin with an update (RFC 7541 §4.2).
-    update_due: bool,
     /// What the next block is likely to begin with; `None` on a connection that is new or quiet.
     memo: Option<Box<Memo>>,
 }
@@ -35,19 +31,15 @@ pub struct Decoded {
 }
 
 impl Decoder {
-    /// `max_table`: the SETTINGS_HEADER_TABLE_SIZE that we announced.
-    ///
-    /// The peer may use the protocol's initial 4096 bytes until it has seen a smaller announcement; see
-    /// [`settings_acknowledged`](Self::settings_acknowledged).
+    /// `max_table`: the SETTINGS_HEADER_TABLE_SIZE that we announced. At least the protocol's initial 4096 bytes, which a
+    /// peer may use before it has seen our SETTINGS: so no block of its first ones is above what it was told.
     pub fn new(max_table: usize) -> Self {
         // As SETTINGS have it.
         let announced = u32::try_from(max_table).unwrap_or(u32::MAX);
         Self {
             table: DynamicTable::new(INITIAL_TABLE_SIZE),
             limit: announced.max(INITIAL_TABLE_SIZE as u32),
-            announced,
             ceiling: u32::MAX,
-            update_due: false,
             memo: None,
         }
     }
@@ -60,13 +52,6 @@ impl Decoder {
     pub fn with_ceiling(mut self, bytes: u32) -> Self {
         self.ceiling = bytes;
         self
-    }
-
-    /// The peer acknowledged our SETTINGS: from its next block on it keeps to a table below 4096 bytes too. Only needed
-    /// where less than 4096 is announced.
-    pub fn settings_acknowledged(&mut self) {
-        self.limit = self.announced;
-        self.update_due = self.table.max_size() > self.limit as usize;
     }
 
     /// Decodes one whole block and appends to `into`. The table is always brought up to date to the block's end; fields
@@ -198,12 +183,6 @@ impl Decoder {
                 ));
             }
             self.table.resize(size, |_, _| {});
-            self.update_due = false;
-        }
-        if self.update_due {
-            return Err(DecodeError::Broken(
-                "no table size update after our settings lowered it (RFC 7541 §4.2)",
-            ));
         }
         Ok(())
     }
@@ -326,19 +305,6 @@ mod tests {
         assert!(refused(&[0x3f, 0xe2, 0x1f]).starts_with("a table size above"));
         assert_eq!(refused(&[0x82, 0x20]), LATE_UPDATE.to_string());
         assert!(decode(&mut Decoder::new(10_000), &[0x3f, 0xe2, 0x1f]).is_ok());
-    }
-
-    #[test]
-    fn a_smaller_table_is_due_once_our_settings_are_acknowledged() {
-        let mut decoder = Decoder::new(100);
-        assert!(decode(&mut decoder, b"\x40\x01a\x01b").is_ok());
-        decoder.settings_acknowledged();
-        assert!(decode(&mut decoder, &[0x82]).is_err());
-        let mut decoder = Decoder::new(100);
-        assert!(decode(&mut decoder, b"\x40\x01a\x01b\xbe").is_ok());
-        decoder.settings_acknowledged();
-        assert!(decode(&mut decoder, &[0x3f, 69, 0xbe]).is_ok());
-        assert!(decode(&mut decoder, &[0x3f, 70]).is_err());
     }
 
     #[test]

@@ -180,19 +180,6 @@ fn a_stream_reset_before_the_flush_leaves_no_trace() {
 }
 
 #[test]
-fn an_unopened_stream_can_be_taken_back() {
-    let mut s = Script::client(Config::default());
-    let stream = s.engine.open(request(), false, 0).unwrap();
-    assert!(!s.engine.headers_left(stream));
-    let head = s.engine.take_unopened(stream).unwrap();
-    assert_eq!(fields(&head), fields(&request()));
-    assert!(s.sent().is_empty() && s.engine.is_empty());
-    let stream = s.engine.open(head, false, 0).unwrap();
-    s.sent();
-    assert!(s.engine.take_unopened(stream).is_none());
-}
-
-#[test]
 fn headers_have_left_when_their_first_byte_has() {
     let mut s = Script::client(Config::default());
     s.engine.ping(1);
@@ -281,7 +268,7 @@ fn calls_out_of_order_are_ignored() {
         s.engine.reset(stream, Reason::CANCEL);
         s.engine.credit(stream, 5);
         s.engine.set_key(stream, 1);
-        assert!(s.engine.take_unopened(stream).is_none() && s.engine.blocked(stream).is_none());
+        assert!(s.engine.blocked(stream).is_none());
         assert!(s.engine.headers_left(stream) && s.engine.peer_closed(stream));
     }
     s.engine.consume(100);

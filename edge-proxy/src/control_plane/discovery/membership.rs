@@ -5,16 +5,18 @@
 //!
 //! ```text
 //!             named by an answer
-//!   (unknown) ──────────────────► Listed ◄───────────────┐
-//!                                 │    │                 │ named again
-//!      a non-empty answer without it   │ an empty answer │
-//!                                 ▼    ▼                 │
-//!                           Leaving    Withdrawn ────────┘
+//!   (unknown) ──────────────────► Listed
+//!                                 │    │
+//!      a non-empty answer without it   │ an empty answer
+//!                                 ▼    ▼
+//!                           Leaving ◄─ Withdrawn    by a non-empty answer without it
 //!                                 │    │
 //!     a listed one is healthy, or │    │ its own check fails
 //!     its own check fails         ▼    ▼
 //!                                 (dropped)
 //! ```
+//!
+//! Either is `Listed` again as soon as an answer names it.
 //!
 //! - A failed look-up changes nothing, however long it lasts.
 //! - An empty answer (NXDOMAIN, no records) is believed only about endpoints whose checks fail too: `Withdrawn`. A

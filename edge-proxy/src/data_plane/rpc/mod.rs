@@ -7,6 +7,9 @@
 //!              │ answered here │  └── another attempt ─────┤                          │ trailers, END_STREAM
 //!              ▼               ▼                           ▼                          ▼
 //!           Flushing ◀──────── failure: answered here ─────┴── failure: trailers ──▶ Flushing ──▶ (log, end)
+//!
+//!   (start) ── direct_response ──▶ Answering ── the request's end ──▶ Flushing
+//!   any state ── the client is gone, the process ends ──▶ (log, end)
 //! ```
 //!
 //! An RPC is an entry of its worker's slab, and both of its connections know it by its key. Everything that happens to
@@ -14,13 +17,15 @@
 //! functions below: it finds the entry, takes one synchronous step, and ends the RPC if that was the last. A step that
 //! panics ends its RPC with `internal error` and nothing else.
 //!
-//! Flow control is end to end: the sender of a leg gets credit for what the other leg has framed, and for nothing
-//! else, so what is held back is bounded by the windows that we gave.
+//! Flow control is end to end: the sender of a leg gets credit for what the other leg has framed, or for what nobody
+//! wants any more (of a request whose answer is complete). So what is held back is bounded by the windows that we gave.
 
-// The steps, in the order of a request's way.
-mod ending;
+// The steps: from the head to an attempt, from its answer to the client, and how all of it ends.
 mod request;
+
 mod response;
+
+mod ending;
 
 mod body;
 mod client;
@@ -103,10 +108,10 @@ pub(crate) struct Rpc {
 
 /// Where an RPC is; the drawing is at the module's head.
 enum State {
-    /// For the request's end; then the route's own answer goes out. A client that hasn't ended its request may still
+    /// Waits for the request's end; then the route's own answer is sent. A client that hasn't ended its request may still
     /// break it, and is told so only while the stream is open.
     Answering(u16, Arc<str>),
-    /// For a connection to this endpoint, at that place of its queue.
+    /// Waits for a connection to this endpoint, at this place of its queue.
     Waiting(Arc<EndpointShared>, Place),
     /// The request goes to this stream; no head of a response yet.
     Open(Attempt),
@@ -225,7 +230,7 @@ pub(crate) fn request_sent(worker: &Rc<Worker>, key: Key, bytes: usize) {
     });
 }
 
-/// A head of the response: 1xx, or the one.
+/// A head of the response: an interim one (1xx), or the final one.
 pub(crate) fn response_headers(
     worker: &Rc<Worker>,
     key: Key,

@@ -83,10 +83,10 @@ impl Table {
         }
     }
 
-    /// The RPCs that run and are so.
-    pub(super) fn keys_where(&self, mut is_so: impl FnMut(&Rpc) -> bool) -> Vec<Key> {
+    /// The running RPCs for which `matches` holds.
+    pub(super) fn keys_where(&self, mut matches: impl FnMut(&Rpc) -> bool) -> Vec<Key> {
         let rpcs = self.rpcs.iter().map(|(_, entry)| entry);
-        rpcs.filter(|(_, rpc)| is_so(rpc))
+        rpcs.filter(|(_, rpc)| matches(rpc))
             .map(|(key, _)| *key)
             .collect()
     }

@@ -75,8 +75,9 @@ pub(crate) struct Upstream {
 }
 
 /// ```text
-/// Opening ──SETTINGS──▶ Ready ──GOAWAY, retire──▶ Leaving ──last stream ends──▶ (closed)
-///    └──────────────── connect_timeout, error, abandon ───────────────────────▶ (closed)
+/// Opening ──SETTINGS──▶ Ready ──GOAWAY, retired, worn out──▶ Leaving ──last stream ends──▶ (closed)
+///    └── connect_timeout, error ─────────────────────────────────────────────────────────▶ (closed)
+///   any ── its endpoint is ejected ──▶ Abandoned ──────────────────────────────────────────▶ (closed)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -316,7 +317,7 @@ impl Upstream {
         }
         if opening || self.untouched.get() && self.pool.is_waited_for() {
             let failure = match end {
-                End::TimedOut(_) => Failure::ConnectTimeout,
+                End::TimedOut(_) | End::Shed | End::Ejected => Failure::ConnectTimeout,
                 _ => Failure::ConnectFailed,
             };
             self.pool.open_failed(worker, failure);
@@ -501,7 +502,7 @@ impl Side for Rc<Upstream> {
             self.leave(State::Leaving);
         }
         match self.state.get() {
-            State::Abandoned => Some(End::TimedOut(EJECTED)),
+            State::Abandoned => Some(End::Ejected),
             State::Leaving if self.link.engine().is_empty() => Some(End::Finished),
             _ => None,
         }
@@ -510,7 +511,7 @@ impl Side for Rc<Upstream> {
 
 /// Whether a connection's end is to be held against its endpoint; none that we wanted is, nor an error of ours.
 fn is_the_endpoints(end: End) -> bool {
-    !matches!(end, End::Finished | End::Panic | End::TimedOut(EJECTED))
+    !matches!(end, End::Finished | End::Panic | End::Ejected)
 }
 
 /// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel while
@@ -540,9 +541,6 @@ fn engine_config(policy: &ClusterPolicy) -> http2::Config {
 /// stays at the edge; should one find more, those that run here end well, for a server on the crate `h2` ends a connection
 /// with all its streams at the 1025th that it resets so.
 const COMPLAINTS: u32 = 500;
-
-/// Why a connection was abandoned.
-const EJECTED: &str = "ejected";
 
 /// Backends' response headers, decoded and encoded.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;

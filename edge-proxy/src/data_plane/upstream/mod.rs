@@ -198,7 +198,8 @@ impl Pool {
     }
 
     /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere, another connection is
-    /// tried, if one was wanted during a pause, and more are served than were in one go. Of how many RPCs it was.
+    /// tried, if one was wanted during a pause, and more are served than were in one go. Returns for
+    /// how many RPCs it did something.
     pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) -> usize {
         let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
         let Some(pool) = pool.filter(|pool| pool.wakes_at.get().is_some_and(|at| at <= now)) else {
@@ -442,7 +443,7 @@ impl EndpointPool {
             let mut ready = connections.iter().filter(|one| one.is_ready());
             ready.all(|one| Rc::ptr_eq(one, refused))
         };
-        self.waiting.borrow_mut().accept(is_only);
+        self.waiting.borrow_mut().stop_avoiding(is_only);
     }
 
     /// There is a connection to wait for.
@@ -478,7 +479,7 @@ impl EndpointPool {
             self.send_elsewhere(worker, failure);
         } else if self.opening.get() == 0 {
             // There won't be another one: the one that refused is better than none.
-            self.waiting.borrow_mut().accept(|_| true);
+            self.waiting.borrow_mut().stop_avoiding(|_| true);
             self.serve(worker, Congestion::Stream);
         }
         self.remove_if_unused(worker);
@@ -550,7 +551,7 @@ impl EndpointPool {
     fn remove(&self, worker: &Worker, connection: &Rc<Upstream>) {
         let is_it = |other: &Rc<Upstream>| Rc::ptr_eq(other, connection);
         self.connections.borrow_mut().retain(|other| !is_it(other));
-        self.waiting.borrow_mut().accept(is_it);
+        self.waiting.borrow_mut().stop_avoiding(is_it);
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         self.remove_if_unused(worker);
     }

@@ -18,7 +18,8 @@
 //!
 //! A backend decides how many insist on another connection than the one that has refused them: it may refuse all, and let
 //! the next connect hang. Nobody is to walk over them, so those that avoid the same connection stand in a line of their
-//! own, and only the first of each line is looked at. There are no more lines than connections, and one.
+//! own, and only the first of each line is looked at. There is at most one line
+//! per connection, and one for those that take any.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -120,13 +121,13 @@ impl<C> Queue<C> {
         self.take(first)
     }
 
-    /// Takes the first one out, if it is so.
+    /// Takes the first one out, if `matches` holds for it.
     pub(super) fn take_first_if(
         &mut self,
-        is_so: impl FnOnce(&Waiting) -> bool,
+        matches: impl FnOnce(&Waiting) -> bool,
     ) -> Option<Waiting> {
         let (first, waiting) = self.first()?;
-        if !is_so(waiting) {
+        if !matches(waiting) {
             return None;
         }
         self.take(first)
@@ -145,10 +146,10 @@ impl<C> Queue<C> {
         })
     }
 
-    /// Those that avoid a connection which is so insist on nothing any more.
-    pub(super) fn accept(&mut self, is_so: impl Fn(&Rc<C>) -> bool) {
+    /// Those that avoid a connection for which `matches` holds take any from now on.
+    pub(super) fn stop_avoiding(&mut self, matches: impl Fn(&Rc<C>) -> bool) {
         let lines = mem::take(&mut self.lines).into_iter();
-        let (accepting, lines) = lines.partition(|line| line.avoid.as_ref().is_some_and(&is_so));
+        let (accepting, lines) = lines.partition(|line| line.avoid.as_ref().is_some_and(&matches));
         self.lines = lines;
         for line in accepting {
             self.line(None).join(line);
@@ -412,13 +413,13 @@ mod tests {
         for (rpc, avoid) in (0..).zip([Some(&one), None, Some(&other), Some(&one)]) {
             queue.push(waiting(rpc, now), avoid.cloned());
         }
-        queue.accept(|avoid| Rc::ptr_eq(avoid, &one));
+        queue.stop_avoiding(|avoid| Rc::ptr_eq(avoid, &one));
         assert_eq!(Rc::strong_count(&one), 1, "nobody avoids it");
         let mut firsts: Vec<_> = queue.next().collect();
         firsts.sort_unstable();
         let first = |place, avoid| ((1, Place(place)), avoid);
         assert_eq!(firsts, [first(1, None), first(3, Some(&other))]);
-        queue.accept(|_| true);
+        queue.stop_avoiding(|_| true);
         assert_eq!(queue.next().count(), 1);
         assert_eq!(all(queue), [0, 1, 2, 3].map(Key::from_engine));
     }
@@ -469,7 +470,7 @@ mod tests {
         }
         queue.push(of(2, 20, now), Some(one.clone()));
         assert_eq!(serve(&mut queue), Some(0));
-        queue.accept(|_| true);
+        queue.stop_avoiding(|_| true);
         let served: Vec<_> = std::iter::from_fn(|| serve(&mut queue)).collect();
         assert_eq!(served, [20, 1, 2, 3]);
         assert!(queue.lines.is_empty(), "nobody is remembered");
@@ -534,7 +535,7 @@ mod tests {
             }
             // Client 0 has a later turn here than there.
             serve(&mut queue).unwrap();
-            queue.accept(|_| true);
+            queue.stop_avoiding(|_| true);
             assert_eq!(Rc::strong_count(&one), 1);
             assert_eq!(queue.lines.len(), 1);
             let line = &queue.lines[0];

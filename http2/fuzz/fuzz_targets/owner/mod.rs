@@ -122,9 +122,8 @@ pub(crate) fn run(role: Role, input: &[u8]) {
             },
             _ => {
                 let stream = steps.stream();
-                match steps.byte() % 4 {
-                    0 => drop(engine.take_unopened(stream)),
-                    1 => drop(engine.take_large_head(stream)),
+                match steps.byte() % 3 {
+                    0 => drop(engine.take_large_head(stream)),
                     _ => drop(engine.unqueue(stream, usize::from(steps.byte()))),
                 }
             }
