@@ -8,22 +8,26 @@
 //! (`flush.rs`) shares the room fairly among them. `cancel.rs` paces resets towards a backend, and
 //! `status.rs` answers questions.
 
-mod blocks;
-
-mod cancel;
+// Bytes in: frames cut, and the rules of each kind.
+mod receive;
 
 mod data;
 
-mod event;
-
-mod flush;
+mod blocks;
 
 mod frames;
 
-mod receive;
+// What comes of them.
+mod event;
 
+// Calls in, bytes out.
 mod send;
 
+mod flush;
+
+mod cancel;
+
+// What the owner may ask.
 mod status;
 
 use std::{collections::VecDeque, time::Instant};
