@@ -160,7 +160,7 @@ module() {
     kubectl annotate --overwrite namespace "$NAMESPACE" "$name=$digest"
 }
 skaffold_run() {
-    (cd checkout && skaffold run --namespace="$NAMESPACE" --default-repo="$REGISTRY/edge-grpc-images" --insecure-registry="$REGISTRY" --skip-tests "$@")
+    (cd checkout && skaffold run --namespace="$NAMESPACE" --default-repo="$REGISTRY/edge-grpc-images" --insecure-registry="$REGISTRY" "$@")
 }
 
 # load NAME: edge-load in the background, outside the cluster, from $address being served until `unload NAME`. $STREAMS
