@@ -29,7 +29,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     certs::SERVER_NAME,
     client::Http2,
-    frames::{Frame, Wire, kind},
+    frames::{Frame, Wire, flag, kind},
 };
 
 /// Who attacks. Cheap to clone; all clones share one account.
@@ -170,12 +170,28 @@ impl Attacker {
         self.tls_over(self.tcp().await?).await
     }
 
-    /// HTTP/2 frame by frame: the preface and these SETTINGS are written.
+    /// HTTP/2 frame by frame: the preface and these SETTINGS are written; see [`wire_over`](Self::wire_over).
     ///
     /// # Errors
     /// What the socket or the handshake says.
     pub async fn wire(&self, settings: &[(u16, u32)]) -> io::Result<Wire<Secured>> {
-        Wire::client(self.tls().await?, settings).await
+        self.wire_over(self.tcp().await?, settings).await
+    }
+
+    /// The same over `stream`. The proxy's SETTINGS are acknowledged unread: a connection that nobody reads would end for
+    /// want of that, and not for what the attack does.
+    ///
+    /// # Errors
+    /// What the socket or the handshake says.
+    pub async fn wire_over(
+        &self,
+        stream: Metered,
+        settings: &[(u16, u32)],
+    ) -> io::Result<Wire<Secured>> {
+        let mut wire = Wire::client(self.tls_over(stream).await?, settings).await?;
+        wire.send(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])
+            .await?;
+        Ok(wire)
     }
 
     /// HTTP/2 as an honest library speaks it.

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Arena, CHAT, Finding, UNARY, UPLOAD, concurrency, seconds, until};
 use crate::{
-    frames::{self, Frame, block, code, flag, kind},
+    frames::{self, Frame, Wire, block, code, flag, kind},
     h2attack::{Flood, Plan, Reader},
     scripted::framed,
 };
@@ -436,7 +436,8 @@ pub(super) async fn unacknowledged_settings(arena: Arc<Arena>) -> anyhow::Result
     let rounds = arena.scale.of(2000, 300);
     let most = Duration::from_secs(arena.scale.of(11, 6));
     let before = arena.usage().memory;
-    let mut wire = arena.attacker.wire(&[]).await?;
+    // Not the attacker's own, which acknowledges.
+    let mut wire = Wire::client(arena.attacker.tls().await?, &[]).await?;
     let begun = Instant::now();
     let (mut answers, mut reason, mut ended) = (0, None, None);
     let headers = frames::grpc_request(UNARY);

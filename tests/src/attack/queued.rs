@@ -100,8 +100,6 @@ fn numbers(first: u32, count: u32) -> impl Iterator<Item = u32> {
 
 /// Sends them, and waits until they are read.
 async fn acknowledged(wire: &mut Wire<Secured>, frames: &[Frame]) -> anyhow::Result<()> {
-    wire.send(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])
-        .await?;
     wire.send(frames).await?;
     wire.send(&[Frame::new(kind::PING, 0, 0, *b"received")])
         .await?;

@@ -23,9 +23,9 @@ use crate::{
 
 /// A header block that stays open, in silence.
 pub(super) async fn open_header_block(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
-    let most = Duration::from_secs(arena.scale.of(11, 4));
+    let (count, most) = (20, Duration::from_secs(arena.scale.of(11, 4)));
     let mut all = JoinSet::new();
-    for number in 0..20 {
+    for number in 0..count {
         let mut wire = arena.attacker.wire(&[]).await?;
         let start = block(&frames::grpc_request(CHAT));
         // Half of them in the middle of a frame.
@@ -36,16 +36,20 @@ pub(super) async fn open_header_block(arena: Arc<Arena>) -> anyhow::Result<Vec<F
         wire.send_bytes(&bytes).await?;
         all.spawn(async move { closes(wire, most + Duration::from_secs(5)).await });
     }
-    Ok(vec![slowest("each closed", all.join_all().await, most)])
+    Ok(vec![
+        slowest("each closed", all.join_all().await, most),
+        Finding::exactly(
+            "limit header_block_timeout acted",
+            arena.limit("header_block_timeout").await,
+            count,
+        ),
+    ])
 }
 
 /// Streams that can't be answered, since their windows are 0.
 pub(super) async fn zero_stream_windows(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let most = Duration::from_secs(arena.scale.of(60, 2) + 5);
     let mut wire = arena.attacker.wire(&[(INITIAL_WINDOW_SIZE, 0)]).await?;
-    // Read by nobody, and acknowledged all the same: or the connection ends for that.
-    wire.send(&[Frame::new(kind::SETTINGS, flag::ACK, 0, [])])
-        .await?;
     let mut headers = frames::grpc_request(UNARY);
     headers.push(("x-test-reply-bytes", "100000"));
     for number in 0..100 {
@@ -82,11 +86,9 @@ pub(super) async fn zero_tcp_window(arena: Arc<Arena>) -> anyhow::Result<Vec<Fin
     let count = arena.scale.of(50, 10);
     for _ in 0..count {
         let tcp = arena.attacker.narrow_tcp(4096).await?;
-        let tls = arena.attacker.tls_over(tcp).await?;
-        let mut wire = Wire::client(tls, &[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await?;
+        let settings = [(INITIAL_WINDOW_SIZE, 0x7fff_ffff)];
+        let mut wire = arena.attacker.wire_over(tcp, &settings).await?;
         wire.send(&[
-            // Unread, and acknowledged all the same: or it would be closed for that.
-            Frame::new(kind::SETTINGS, flag::ACK, 0, []),
             Frame::credit(0, 0x7fff_ffff - 65_535),
             Frame::headers(1, &headers, false),
             Frame::data(1, &framed(b""), true),
@@ -246,16 +248,17 @@ pub(super) async fn connections(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding
     let many: Vec<usize> = (0..offered).map(|number| 1 + number / from_one).collect();
     let alive = hold(&arena, &many).await?;
     // The victim's connection is one of them.
+    let here = alive.len() + 1;
     findings.push(Finding::exactly(
         &format!("of {offered} connections, kept"),
-        alive.len() + 1,
+        here,
         kept,
     ));
     let grown = arena.usage().memory.saturating_sub(arena.before.memory);
     findings.push(Finding::new(
         "memory of each: ≤ 32 KiB",
-        format!("{:.1} KiB", grown as f64 / 1024.0 / kept as f64),
-        grown / kept as u64 <= 32 << 10,
+        format!("{:.1} KiB", grown as f64 / 1024.0 / here as f64),
+        grown / here as u64 <= 32 << 10,
     ));
     Ok(findings)
 }
@@ -324,7 +327,7 @@ async fn hold(arena: &Arc<Arena>, sources: &[usize]) -> anyhow::Result<Vec<Wire<
             let _place = place;
             let connecting = async {
                 let tcp: Metered = arena.attacker.tcp_from(source(number)).await?;
-                Wire::client(arena.attacker.tls_over(tcp).await?, &[]).await
+                arena.attacker.wire_over(tcp, &[]).await
             };
             if let Ok(Ok(wire)) = timeout(Duration::from_secs(30), connecting).await {
                 let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
