@@ -15,18 +15,18 @@ use serde_json::json;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::sleep,
+    time::{interval, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use super::{Load, Running, addresses, none_failed, text};
 use crate::{
-    attack::{Finding, Options, until},
+    attack::{Finding, Options, seconds, until},
     backend::Backend,
     certs::{Authority, Broken, SecretDir},
     client::{self, request},
-    frames::{self, Frame, flag, kind},
+    frames::{self, Frame},
     h2attack::Attacker,
     load, payload,
     pb::Message,
@@ -179,7 +179,8 @@ pub(super) async fn uploads(options: Options) -> anyhow::Result<Vec<Finding>> {
 
 /// No byte, no preface, no PONG, windows of 0, streams without end.
 pub(super) async fn hostile(options: Options) -> anyhow::Result<Vec<Finding>> {
-    let (drain, deadline) = options.scale.of(
+    let scale = options.scale;
+    let (drain, deadline) = scale.of(
         (Duration::from_secs(10), Duration::from_secs(60)),
         (Duration::from_millis(500), Duration::from_secs(1)),
     );
@@ -201,25 +202,24 @@ pub(super) async fn hostile(options: Options) -> anyhow::Result<Vec<Finding>> {
     headers.extend([("x-test-replies", "1000000"), ("x-test-interval", "50")]);
     let download = [
         Frame::headers(1, &headers, false),
-        Frame::data(1, &framed(b"endless"), true),
+        Frame::data(1, &framed(b""), true),
     ];
-    let (mut deaf, mut shut, mut idle) = (JoinSet::new(), Vec::new(), Vec::new());
+    let (mut deaf, mut shut, mut idle) = (JoinSet::new(), JoinSet::new(), Vec::new());
     for _ in 0..EACH {
-        // Reads all, gives credit, and never answers a PING.
+        // Reads all, and never answers a PING.
         let mut wire = attacker.wire(&[]).await?;
         wire.send(&download).await?;
-        deaf.spawn(async move {
-            while let Some(frame) = wire.next().await {
-                if frame.kind == kind::SETTINGS && frame.flags & flag::ACK == 0 {
-                    let answer = Frame::new(kind::SETTINGS, flag::ACK, 0, []);
-                    // Its end is seen by the next read.
-                    let _ = wire.send(&[answer]).await;
-                }
-            }
-        });
+        deaf.spawn(async move { while wire.next().await.is_some() {} });
+        // A byte now and then: it isn't reset for a window that stays shut.
         let mut wire = attacker.wire(&[(INITIAL_WINDOW_SIZE, 0)]).await?;
         wire.send(&download).await?;
-        shut.push(wire);
+        shut.spawn(async move {
+            let mut ticks = interval(TRICKLE);
+            // At once, too.
+            while wire.send(&[Frame::credit(1, 1)]).await.is_ok() {
+                ticks.tick().await;
+            }
+        });
         idle.push(attacker.wire(&[]).await?);
     }
     let mut client = proxy.known.test_client().await;
@@ -244,15 +244,31 @@ pub(super) async fn hostile(options: Options) -> anyhow::Result<Vec<Finding>> {
             }
         }
     });
-    let most = drain + deadline + Duration::from_secs(1);
+    let (whole, shortly) = (
+        drain + deadline,
+        scale.of(Duration::from_secs(2), Duration::from_millis(300)),
+    );
+    let watching = tokio::spawn(last_seen(proxy.known.probes, signalled + whole - shortly));
+    let most = whole + Duration::from_secs(1);
     let (code, _) = proxy.ends_within(most + MOMENT).await;
     let took = code.is_some().then(|| signalled.elapsed());
+    let (at, alive) = watching.await.context("the watch has panicked")?;
+    // One is the honest client's.
+    let hostile = alive.saturating_sub(1);
     let told = told.await.context("the honest client has panicked")?;
     let stderr = proxy.process.stderr();
     let panicked = stderr.contains("panicked");
     drop((silent, deaf, shut, idle));
     Ok(vec![
         Finding::within("its end after SIGTERM", took, most),
+        Finding::new(
+            format!("hostile connections shortly before: ≥ {}", 2 * EACH),
+            format!(
+                "{hostile}, {} after SIGTERM",
+                seconds(at.saturating_duration_since(signalled))
+            ),
+            hostile >= 2 * EACH,
+        ),
         Finding::new("exit code 0", format!("{code:?}"), code == Some(0)),
         Finding::new(
             "an honest client's endless stream is told UNAVAILABLE",
@@ -265,6 +281,21 @@ pub(super) async fn hostile(options: Options) -> anyhow::Result<Vec<Finding>> {
             !panicked,
         ),
     ])
+}
+
+/// How many clients were connected when that was last told, at `until` at the latest.
+async fn last_seen(probes: SocketAddr, until: Instant) -> (Instant, usize) {
+    let mut last = (Instant::now(), 0);
+    while Instant::now() < until {
+        let Ok(page) = client::get(probes, "/metrics").await else {
+            break;
+        };
+        let clients = [("side", "downstream")];
+        let count = client::metric(page.body(), "edge_connections", &clients);
+        last = (Instant::now(), count.unwrap_or_default() as usize);
+        sleep(GLANCE).await;
+    }
+    last
 }
 
 /// By `..data`, as kubelet does it; each kind of broken pair is there for a moment now and then.
@@ -362,6 +393,10 @@ const PARTS: usize = 16;
 const PART: usize = 1024;
 /// Connections of each kind.
 const EACH: usize = 5;
+/// Between two bytes of credit.
+const TRICKLE: Duration = Duration::from_secs(20);
+/// Between two looks at a page of metrics, which the process has to make.
+const GLANCE: Duration = Duration::from_millis(100);
 /// For what is late to be seen, and measured.
 const MOMENT: Duration = Duration::from_secs(20);
 /// SETTINGS_INITIAL_WINDOW_SIZE.
