@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use super::{Arena, CHAT, Finding, UNARY, UPLOAD, concurrency, seconds, until};
 use crate::{
@@ -212,38 +215,27 @@ pub(super) async fn made_you_reset(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
     ];
     let mut findings = Vec::new();
     for (what, end, mistake) in ways {
-        let wire = arena.attacker.wire(&[]).await?;
         let headers = gated();
-        let before = concurrency(&arena);
-        let highest = Arc::new(AtomicUsize::new(0));
-        let sampling = tokio::spawn({
-            let (arena, highest) = (arena.clone(), highest.clone());
-            async move {
-                loop {
-                    let now = concurrency(&arena).saturating_sub(before);
-                    highest.fetch_max(now, Ordering::Relaxed);
-                    sleep(Duration::from_millis(2)).await;
-                }
+        let frames = |round: u32, lag: u32| {
+            let mut frames = vec![Frame::headers(2 * round + 1, &headers, end)];
+            if let Some(before) = round.checked_sub(lag) {
+                frames.push(mistake(2 * before + 1));
             }
-        });
+            frames
+        };
+        let running = Running::watch(&arena);
         // A stream a round, a little apart, so that what is counted is what the proxy bears, not what is on its way; and
         // its mistake 50 rounds later, so that it has begun at the backend.
         let slow = Plan {
             pause: Duration::from_micros(500),
             ..plan(3000, true)
         };
+        let wire = arena.attacker.wire(&[]).await?;
         let flood = arena
             .attacker
-            .flood(wire, slow, |round| {
-                let mut frames = vec![Frame::headers(2 * round + 1, &headers, end)];
-                if let Some(before) = round.checked_sub(LAG) {
-                    frames.push(mistake(2 * before + 1));
-                }
-                frames
-            })
+            .flood(wire, slow, |round| frames(round, LAG))
             .await;
         settle().await;
-        sampling.abort();
         // What was written after the 1025th was on its way.
         let (rounds, spare) = (flood.rounds as usize, 100);
         let held = flood.goaway == Some(code::ENHANCE_YOUR_CALM) && rounds <= 1025 + spare;
@@ -257,14 +249,63 @@ pub(super) async fn made_you_reset(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
             format!("{gone}, {rounds} were written"),
             held,
         ));
-        let highest = highest.load(Ordering::Relaxed);
-        findings.push(Finding::count(
-            &format!("RPCs at a time at the backend, {what}"),
+        // So far the client alone keeps to fewer than it may have. With more under way it is the proxy that does, and an
+        // attacker's mistakes are to win it no place.
+        let wire = arena.attacker.wire(&[]).await?;
+        let (read, mut write) = wire.split();
+        let _reader = Reader::start(read, true);
+        for round in 0..MANY + LAG {
+            if write.send(&frames(round, MANY)).await.is_err() {
+                break;
+            }
+            // The backend reads a reset before the next stream.
+            sleep(Duration::from_millis(3)).await;
+        }
+        let highest = running.end();
+        findings.push(Finding::new(
+            format!("RPCs at a time at the backend, {what}: ≤ 100, and more than {LAG}"),
             highest,
-            100,
+            highest <= 100 && highest > LAG as usize + 1,
         ));
     }
     Ok(findings)
+}
+
+/// Looks how many of an attack's RPCs run at the backend, until it is dropped.
+struct Running {
+    most: Arc<AtomicUsize>,
+    looking: JoinHandle<()>,
+}
+
+impl Running {
+    fn watch(arena: &Arc<Arena>) -> Self {
+        let most = Arc::new(AtomicUsize::new(0));
+        let looking = tokio::spawn({
+            let (arena, most) = (arena.clone(), most.clone());
+            async move {
+                // What is left of others goes meanwhile.
+                let mut others = usize::MAX;
+                loop {
+                    let now = concurrency(&arena);
+                    others = others.min(now);
+                    most.fetch_max(now - others, Ordering::Relaxed);
+                    sleep(Duration::from_millis(2)).await;
+                }
+            }
+        });
+        Self { most, looking }
+    }
+
+    /// The most that there were.
+    fn end(self) -> usize {
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.looking.abort();
+    }
 }
 
 /// A header block that never ends: many small frames, and large ones.
@@ -539,6 +580,9 @@ fn most(what: &str, counts: impl Iterator<Item = usize>, most: usize) -> Finding
 
 /// Rounds from a stream's beginning to its mistake.
 const LAG: u32 = 50;
+
+/// The same, of more than a client may have at a time.
+const MANY: u32 = 130;
 
 /// Streams that are opened together.
 const AT_ONCE: u32 = 50;
