@@ -187,6 +187,10 @@ failed() { account "$1" '[.failed[]] + [.not_sent] | add'; }
 begun_after() {
     account "$1" "if ([.failed[]] | add // 0) > (.first_failures | length) then \"unknown\" else [.first_failures[] | select(.begun > $2)] | length end"
 }
+# strangers NAME POD UNIX-TIME: how many of the failed RPCs another pod had answered, or had ended earlier.
+strangers() {
+    account "$1" "[.first_failures[] | select((.hostname != null and .hostname != \"$2\") or .ended < $3)] | length"
+}
 sent() { account "$1" '.sent + .streams.sent'; }
 now() { date +%s.%N; }
 

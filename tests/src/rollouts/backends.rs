@@ -18,7 +18,7 @@ use crate::{
     client::request,
     dns::DnsServer,
     journal::{ID, Journal},
-    load::{self, StreamMethod},
+    load::{self, StreamMethod, tally::Tally},
     loopback, payload,
     proxy::{Address as _, Proxy},
     replicas::{Kind, Replica},
@@ -132,8 +132,10 @@ pub(super) async fn killed(options: Options) -> anyhow::Result<Vec<Finding>> {
         ensure!(begun.await.is_some(), "{id} at a backend");
     }
     sleep(time).await;
-    backends[0].kill();
     let died = SystemTime::now();
+    backends[0].kill();
+    // What was written before the proxy could know.
+    let before = SystemTime::now() + moment(&options);
     sleep(time).await;
     for backend in &backends[1..] {
         backend.open("end");
@@ -150,15 +152,16 @@ pub(super) async fn killed(options: Options) -> anyhow::Result<Vec<Finding>> {
         .collect();
     let by_id = executions(backends.iter().map(|backend| &backend.journal));
     let twice = by_id.values().filter(|count| **count > 1).count();
-    // What was written before the proxy could know.
-    let before = died + moment(&options);
     let after: Vec<_> = tally
         .failures()
         .iter()
         .filter(|failure| failure.begun > before)
         .collect();
     let elsewhere = lost.difference(&at_dead).count();
+    let earlier = tally.failures().iter().filter(|f| f.ended < died).count();
     Ok(vec![
+        were_there(&tally, &backends[1..]),
+        Finding::count("RPCs that had failed before it vanished", earlier, 0),
         Finding::new(
             "RPCs that fail without having been there: 0",
             format!(
@@ -259,6 +262,7 @@ pub(super) async fn hangs(options: Options) -> anyhow::Result<Vec<Finding>> {
         format!("{after} of {}; {} between", tally.sent, tally.failed()),
         after == 0 && tally.not_sent == 0 && tally.ok > 0,
     ));
+    findings.push(were_there(&tally, &good));
     if options.strict {
         let (p99, limit) = (tally.p99_micros_of_ok(), (2 * quiet).max(50_000));
         let text = |micros| seconds(Duration::from_micros(micros));
@@ -334,6 +338,24 @@ pub(super) fn health_check(scale: Scale) -> Value {
 /// processor must not be taken for one that hangs.
 pub(super) fn patience(scale: Scale) -> &'static str {
     scale.of("1s", "20s")
+}
+
+/// Those that fail have run at the backend that is ill, if anywhere: none of them at one of these.
+fn were_there(tally: &Tally, others: &[Backend]) -> Finding {
+    let elsewhere = executions(others.iter().map(|backend| &backend.journal));
+    let wrong: Vec<_> = tally
+        .failures()
+        .iter()
+        .filter(|failure| elsewhere.contains_key(&failure.id))
+        .collect();
+    let first = wrong.first().map_or_else(String::new, |first| {
+        format!(", the first {:?}: {}", first.code, first.message)
+    });
+    Finding::new(
+        "RPCs that fail and were at a backend that is well: 0",
+        format!("{} of {}{first}", wrong.len(), tally.failed()),
+        wrong.is_empty() && !elsewhere.is_empty(),
+    )
 }
 
 /// How often each RPC was begun, by its id.
