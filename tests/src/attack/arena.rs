@@ -439,11 +439,12 @@ const MOST: Duration = external::MOST;
 const RATE: u32 = 200;
 
 /// What depends on the machine's speed.
-pub(super) const SPEED: [&str; 6] = [
+pub(super) const SPEED: [&str; 7] = [
     "the victim's rate",
     "p99",
     "memory per",
-    "memory and files",
+    "memory back",
     "processor time",
     "RPCs at a time",
+    "connections to the backend in the first second",
 ];

@@ -322,12 +322,16 @@ pub(super) async fn slow_backend(arena: Arc<Arena>) -> anyhow::Result<Vec<Findin
     )])
 }
 
-/// Uploads to a method that never reads.
+/// Uploads to a method that never reads, on the victim's connection to the backend. One second later that is congested, and
+/// others' RPCs go to another one: so an upload of another client's is looked at in that second, and those after it.
 pub(super) async fn unread_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
     let (mut stuck, mut clients) = (JoinSet::new(), Vec::new());
-    // Ten of them, since a connection's window is 1 MiB.
+    // Ten of them, since a connection's window is 1 MiB. All are there before the second begins.
     for _ in 0..10 {
-        let client = arena.attacker.http2().await?;
+        clients.push(arena.attacker.http2().await?);
+    }
+    let other = arena.attacker.http2_with(&wide()).await?;
+    for client in &clients {
         for _ in 0..10 {
             let asked = grpc_request(UPLOAD, &[("x-test-gate", "never")]);
             let (response, mut body) = client.open(asked, false).await?;
@@ -337,38 +341,53 @@ pub(super) async fn unread_uploads(arena: Arc<Arena>) -> anyhow::Result<Vec<Find
                 response.await.is_ok()
             });
         }
-        clients.push(client);
     }
     let calls = || arena.backend.journal.calls(UPLOAD);
     let begun = until(Duration::from_secs(30), || async { calls() >= 100 }).await;
     ensure!(begun.is_some(), "{} uploads have begun, of 100", calls());
-    let other = arena.attacker.http2_with(&wide()).await?;
-    let mut slowest = Duration::ZERO;
-    for _ in 0..arena.scale.of(50, 10) {
-        let begun = Instant::now();
-        // One field of 200 000 bytes.
-        let mut message = vec![0x0a, 0xc0, 0x9a, 0x0c];
-        message.resize(message.len() + 200_000, b'y');
-        let asked = grpc_request(UNARY, &[("x-test-reply-bytes", "1")]);
-        let reply = timeout(
-            Duration::from_secs(10),
-            call(&other, asked, &framed(&message)),
-        )
+    let first = upload_beside(&other).await?;
+    let connections = arena.backend.journal.look(|all| all.connections);
+    let mut slowest = first;
+    for _ in 1..arena.scale.of(50, 10) {
+        sleep(Duration::from_millis(100)).await;
+        slowest = slowest.max(upload_beside(&other).await?);
+    }
+    Ok(vec![
+        Finding::exactly(
+            "connections to the backend in the first second",
+            connections,
+            1,
+        ),
+        Finding::within(
+            "another client's upload of 200 kB in that second",
+            Some(first),
+            Duration::from_secs(arena.scale.of(1, 10)),
+        ),
+        Finding::within(
+            "another client's upload of 200 kB",
+            Some(slowest),
+            Duration::from_secs(arena.scale.of(2, 10)),
+        ),
+    ])
+}
+
+/// An upload of 200 kB; how long it took.
+async fn upload_beside(other: &Http2) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    // One field of 200 000 bytes.
+    let mut message = vec![0x0a, 0xc0, 0x9a, 0x0c];
+    message.resize(message.len() + 200_000, b'y');
+    let asked = grpc_request(UNARY, &[("x-test-reply-bytes", "1")]);
+    let message = framed(&message);
+    let reply = timeout(Duration::from_secs(10), call(other, asked, &message))
         .await
         .context("another client's upload hangs")??;
-        ensure!(
-            reply.grpc_status() == Some(0),
-            "status {:?}",
-            reply.grpc_status()
-        );
-        slowest = slowest.max(begun.elapsed());
-        sleep(Duration::from_millis(100)).await;
-    }
-    Ok(vec![Finding::within(
-        "another client's upload of 200 kB",
-        Some(slowest),
-        Duration::from_secs(arena.scale.of(2, 10)),
-    )])
+    ensure!(
+        reply.grpc_status() == Some(0),
+        "status {:?}",
+        reply.grpc_status()
+    );
+    Ok(begun.elapsed())
 }
 
 /// More uploads to a method that never reads than there may be connections to the backend, one after the other: each at the

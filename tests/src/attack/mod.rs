@@ -388,7 +388,7 @@ attacks! {
 
     "unread-uploads"
     "100 uploads of 1 MiB to a method that never reads: others' uploads go on"
-    isolation::unread_uploads;
+    isolation::unread_uploads, |builder, _| builder.with("per_connection_streams", 200);
 
     "unread-uploads-in-turn"
     "more uploads to a method that never reads than connections to the backend, one each 1.2 s: others' RPCs go on"

@@ -152,7 +152,9 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         Scale::Full => builder,
         Scale::Quick => attacks().fold(builder, |builder, (attack, kind)| match kind.name {
             // A small siege has few connections anyway; and what is deployed has 100 streams on one, and 8 connections.
-            "connections" | "stalled-downloads" | "unread-uploads-in-turn" => builder,
+            "connections" | "stalled-downloads" | "unread-uploads" | "unread-uploads-in-turn" => {
+                builder
+            }
             _ => (attack.configure)(builder, scale),
         }),
     };
