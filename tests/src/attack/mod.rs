@@ -53,7 +53,7 @@ use std::{
 use serde_json::{Value, json};
 
 pub use arena::{Arena, run};
-pub(crate) use arena::{Threads, is_back, sound, start};
+pub(crate) use arena::{Threads, are_back, sound, start};
 use external::Stack;
 pub(crate) use usage::Usage;
 

@@ -28,8 +28,8 @@ use tokio::{
 };
 
 use super::{
-    ATTACKS, Account, Arena, Attack, Finding, Options, Report, Scale, Threads, Usage,
-    arena::{SPEED, Victim, Watch, at_any_speed, is_back},
+    ATTACKS, Account, Arena, Attack, Finding, Options, Report, Scale, Threads, Usage, Verdict,
+    arena::{SPEED, Victim, Watch, are_back, at_any_speed},
     mebibytes, seconds, sound, start, until, usage,
 };
 use crate::{
@@ -234,8 +234,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let opened = arena.backend.journal.look(|all| all.connections);
     let before = before.and_connections(opened.saturating_sub(connections));
     let soon = scale.of(Duration::from_secs(60), Duration::from_secs(10));
-    let back = until(soon, || async { Usage::of(id).is_back(&before) }).await;
-    let rest = Usage::of(id);
+    let rest = Usage::at_rest(id, &before, soon).await;
     let afterwards = Victim::start(&victims, &known);
     sleep(scale.of(Duration::from_secs(10), Duration::from_secs(1))).await;
     let (afterwards, _) = afterwards.end().await?;
@@ -284,7 +283,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         0,
     ));
     findings.push(sound(&mut process));
-    findings.push(is_back(&before, &rest, back.is_some()));
+    findings.extend(are_back(&before, &rest));
     findings.push(Finding::noted(
         "attacks that came to their end, one after the other",
         performed.join(", "),

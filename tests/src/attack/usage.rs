@@ -2,6 +2,8 @@
 
 use std::{fs, time::Duration};
 
+use super::until;
+
 /// What a process has now, or what it has used since its start.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
@@ -37,10 +39,25 @@ impl Usage {
         }
     }
 
-    /// Whether memory and files are what they were `before`, but for 10 % or 8 MiB, and 5 files.
-    pub(crate) fn is_back(&self, before: &Self) -> bool {
+    /// Whether memory is what it was `before`, but for 10 % or 8 MiB.
+    pub(super) fn memory_is_back(&self, before: &Self) -> bool {
         self.memory <= before.memory + (before.memory / 10).max(SLACK)
-            && self.files <= before.files + 5
+    }
+
+    /// Whether there are as many files as `before`, but for 5.
+    pub(super) fn files_are_back(&self, before: &Self) -> bool {
+        self.files <= before.files + 5
+    }
+
+    /// Of the process `id` once both are back; or what it has `most` later.
+    pub(crate) async fn at_rest(id: u32, before: &Self, most: Duration) -> Self {
+        let mut rest = Self::of(id);
+        until(most, || {
+            rest = Self::of(id);
+            std::future::ready(rest.memory_is_back(before) && rest.files_are_back(before))
+        })
+        .await;
+        rest
     }
 }
 
@@ -87,7 +104,13 @@ mod tests {
     fn this_process_has_memory_and_files() {
         let usage = Usage::of(std::process::id());
         assert!(usage.memory > 1 << 20 && usage.files > 2);
-        assert!(usage.is_back(&usage));
+        let leaked = Usage {
+            memory: usage.memory + 2 * SLACK.max(usage.memory / 10),
+            files: usage.files + 6,
+            ..usage
+        };
+        assert!(usage.memory_is_back(&usage) && usage.files_are_back(&usage));
+        assert!(!leaked.memory_is_back(&usage) && !leaked.files_are_back(&usage));
         assert_eq!(Usage::of(u32::MAX).files, 0);
     }
 }

@@ -27,7 +27,7 @@ use super::{
     moment,
 };
 use crate::{
-    attack::{Finding, Options, Usage, is_back, seconds, until},
+    attack::{Finding, Options, Usage, are_back, seconds, until},
     backend::Backend,
     client::request,
     journal::ID,
@@ -127,7 +127,7 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
     });
     let serves = serves.await;
     let gates = scene.released(gated).await?;
-    let back = scene.is_back(&usage).await;
+    let back = scene.are_back(&usage).await;
     let tally = load.end().await?;
 
     let since = |at: SystemTime| at.duration_since(begun).unwrap_or_default();
@@ -166,10 +166,10 @@ async fn cut(options: Options, fault: Fault) -> anyhow::Result<Vec<Finding>> {
             Some(last.map(since).unwrap_or_default()),
             most,
         ),
-        back,
         Finding::within("back among the eligible after the fault", returned, again),
         Finding::within("it serves then", serves, Duration::from_secs(10)),
     ];
+    findings.extend(back);
     findings.extend(scene.honest(&tally, &gates));
     findings.extend(scene.unmoved(victim).await?);
     Ok(findings)
@@ -223,7 +223,7 @@ pub(super) async fn destroyed(options: Options) -> anyhow::Result<Vec<Finding>> 
         sleep(scale.of(Duration::from_secs(5), Duration::from_millis(500))).await;
     }
     let gates = scene.released(gated).await?;
-    findings.push(scene.is_back(&usage).await);
+    findings.extend(scene.are_back(&usage).await);
     let tally = load.end().await?;
     let moment = moment(&scene.options);
     let during = |failure: &load::tally::Failure| {
@@ -302,8 +302,8 @@ pub(super) async fn narrow(options: Options) -> anyhow::Result<Vec<Finding>> {
             scene.proxy.has_eligible(3, Duration::ZERO).await,
             Duration::from_secs(1),
         ),
-        scene.is_back(&usage).await,
     ];
+    findings.extend(scene.are_back(&usage).await);
     findings.extend(scene.unmoved(victim).await?);
     Ok(findings)
 }
@@ -442,14 +442,14 @@ impl Scene {
     }
 
     /// Memory and files are what they were, beside the same load. What was opened because it was needed stays.
-    async fn is_back(&self, (before, connections): &(Usage, usize)) -> Finding {
+    async fn are_back(&self, (before, connections): &(Usage, usize)) -> [Finding; 2] {
         let more = self.now().1.saturating_sub(*connections);
         let before = &before.and_connections(more);
         let scale = self.options.scale;
         let most = scale.of(Duration::from_secs(60), Duration::from_secs(10));
-        let back = until(most, || async { self.proxy.usage().is_back(before) }).await;
-        let finding = is_back(before, &self.proxy.usage(), back.is_some());
-        self.at_speed(finding)
+        let rest = Usage::at_rest(self.proxy.process.id(), before, most).await;
+        let [memory, files] = are_back(before, &rest);
+        [self.at_speed(memory), files]
     }
 
     /// It is judged only where the machine's speed is.
