@@ -443,12 +443,13 @@ const MOST: Duration = external::MOST;
 const RATE: u32 = 200;
 
 /// What depends on the machine's speed.
-pub(super) const SPEED: [&str; 7] = [
+pub(super) const SPEED: [&str; 8] = [
     "the victim's rate",
     "p99",
     "memory per",
     "memory back",
     "processor time",
     "RPCs at a time",
+    "cancels a second",
     "connections to the backend in the first second",
 ];

@@ -156,7 +156,9 @@ pub(super) async fn cancelled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec
         }
         anyhow::Ok(())
     };
+    let begun = Instant::now();
     let sent = timeout(Duration::from_secs(u64::from(count) / 50), whole).await;
+    let rate = f64::from(cancelled) / begun.elapsed().as_secs_f64();
     let all = count as usize;
     let noticed = until(Duration::from_secs(10), || async {
         arena.backend.journal.look(|all| all.cancelled.len()) >= all
@@ -169,6 +171,11 @@ pub(super) async fn cancelled_downloads(arena: Arc<Arena>) -> anyhow::Result<Vec
             "streams cancelled after their first message",
             cancelled as usize,
             all,
+        ),
+        Finding::new(
+            "cancels a second: 500",
+            format!("{rate:.0}"),
+            rate > arena.scale.of(475.0, 250.0),
         ),
         Finding::new(
             "all of them noticed by the backend",
