@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -330,6 +330,7 @@ pub(super) async fn certificates(options: Options) -> anyhow::Result<Vec<Finding
         }
     });
     let (mut slowest, mut broken_served) = (Some(Duration::ZERO), 0);
+    let unserved = Mutex::new(Vec::new());
     for swap in 0..swaps {
         if let Some(how) = Broken::ALL.get(swap % 10) {
             let broken = files.authority.broken(*how);
@@ -344,8 +345,14 @@ pub(super) async fn certificates(options: Options) -> anyhow::Result<Vec<Finding
         let begun = Instant::now();
         let leaf = CertificateDer::from_pem_slice(pair.chain.as_bytes())?;
         let took = until(MOMENT, || async {
-            let now = served(address, &tls).await;
-            now.is_ok_and(|served| served == leaf.as_ref())
+            match served(address, &tls).await {
+                Ok(now) => now == leaf.as_ref(),
+                Err(why) => {
+                    let mut all = unserved.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.push(why);
+                    false
+                }
+            }
         })
         .await;
         slowest = slowest.zip(took).map(|(one, other)| one.max(other));
@@ -353,7 +360,12 @@ pub(super) async fn certificates(options: Options) -> anyhow::Result<Vec<Finding
     }
     // The other task may have ended, by a panic.
     let _ = stop.send(true);
-    let (made, failed) = connecting.await?;
+    let (made, mut failed) = connecting.await?;
+    failed.extend(
+        unserved
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner),
+    );
     let tally = load.end().await?;
     let most = scale.of(Duration::from_secs(2), Duration::from_secs(10));
     let why = failed
