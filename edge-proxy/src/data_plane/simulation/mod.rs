@@ -266,8 +266,9 @@ impl Simulation {
             .iter()
             .filter(|endpoint| endpoint.health == Health::Healthy);
         let eligible: Vec<_> = healthy.cloned().collect();
+        self.world.over(What::NoEndpoint);
         if eligible.is_empty() {
-            // Until there is one again: the span of a run is shorter.
+            // Until there is one again.
             self.world.fault(What::NoEndpoint, LONGEST);
         }
         let cluster = Arc::new(Cluster {

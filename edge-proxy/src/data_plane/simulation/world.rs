@@ -196,6 +196,16 @@ impl World {
         self.faults.borrow_mut().push(Fault { from, until, what });
     }
 
+    /// It is right again: what begins later has nothing of it.
+    pub(super) fn over(&self, what: What) {
+        let now = self.now();
+        for fault in self.faults.borrow_mut().iter_mut() {
+            if fault.what == what {
+                fault.until = fault.until.min(now);
+            }
+        }
+    }
+
     pub(super) fn add(&self, plan: Plan) {
         self.rpcs.borrow_mut().push(Rpc {
             plan,
