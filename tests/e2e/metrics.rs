@@ -3,12 +3,12 @@ use std::time::Duration;
 use e2e::{
     backend::Backend,
     certs::Broken,
-    client::request,
+    client::{get_request, request},
     dns::{Answer, DnsServer},
     health::NOT_SERVING,
     loopback, payload,
     proxy::{Proxy, TEST},
-    scripted::{Exchange, Scripted},
+    scripted::{Exchange, Scripted, head},
     wait::{eventually, within},
 };
 use h2::Reason;
@@ -98,6 +98,66 @@ async fn rpcs_are_counted_from_their_start_to_their_end() {
     backend.open("end");
     running.await.unwrap().unwrap();
     is(&proxy, "edge_rpcs_in_flight", &[("cluster", "test")], 0.0).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_no_grpc_server_is_counted_as_a_failure() {
+    let broken = Scripted::start(async |exchange: Exchange| {
+        let status = exchange.request.headers().get("x-status");
+        let status = status.map_or(500, |status| status.to_str().unwrap().parse().unwrap());
+        exchange.reply(head(status), b"<html>", None);
+    })
+    .await;
+    let proxy = Proxy::to([&broken]).start().await;
+    let client = proxy.http2().await;
+    let reply = client.grpc("/e2e.Test/Unary", &[]).await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.grpc_status()), (500, None));
+    let statuses = ["200", "404", "503", "500", "500"];
+    for status in statuses {
+        let asked = get_request("/e2e.Test/Plain", &[("x-status", status)]);
+        client.call(asked, b"").await.unwrap();
+    }
+    for (label, count) in [
+        ("none", 1.0),
+        ("http_2xx", 1.0),
+        ("http_4xx", 1.0),
+        ("http_5xx", 3.0),
+    ] {
+        let labels = [("route", TEST), ("grpc_status", label)];
+        is(&proxy, "edge_rpcs_ended_total", &labels, count).await;
+    }
+    for (result, count) in [("protocol_error", 1.0), ("ok", 2.0), ("error_status", 3.0)] {
+        let labels = [("cluster", "test"), ("result", result)];
+        is(&proxy, "edge_attempts_total", &labels, count).await;
+    }
+    // The proxy's own answers too.
+    let asked = get_request("/nowhere", &[]);
+    client.call(asked, b"").await.unwrap();
+    let (status, _) = proxy.http1("GET /no where HTTP/1.1\nhost: a", b"").await;
+    assert!(status.starts_with("http/1.1 400"), "{status}");
+    let labels = [("route", "none"), ("grpc_status", "http_4xx")];
+    is(&proxy, "edge_rpcs_ended_total", &labels, 2.0).await;
+}
+
+#[tokio::test]
+async fn plain_http_that_breaks_off_has_no_status() {
+    let broken = Scripted::start(async |exchange: Exchange| {
+        exchange
+            .reset_after(head(200), b"the beginning", Reason::INTERNAL_ERROR)
+            .await;
+    })
+    .await;
+    let proxy = Proxy::to([&broken]).start().await;
+    let client = proxy.http2().await;
+    let asked = get_request("/e2e.Test/Plain", &[]);
+    assert!(client.call(asked, b"").await.is_err());
+    is(
+        &proxy,
+        "edge_rpcs_ended_total",
+        &[("grpc_status", "none")],
+        1.0,
+    )
+    .await;
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     snapshot::{Hints, Snapshot},
-    telemetry::metrics::{Metrics, Shard, Side},
+    telemetry::metrics::{Counter, Metrics, Shard, Side},
 };
 
 /// Where the data path's connections to backends lead.
@@ -153,10 +153,7 @@ impl Stage {
         let (mut started, mut ended) = (0, 0);
         for series in self.shard.all_series() {
             started += series.started.get();
-            let statuses = (0..=17).map(Some).chain([None]);
-            ended += statuses
-                .map(|status| series.ended(status).get())
-                .sum::<u64>();
+            ended += series.all_ended().iter().map(Counter::get).sum::<u64>();
         }
         expect("RPCs counted in and not out", started.abs_diff(ended));
         for (name, cluster) in self.shard.all_clusters() {

@@ -67,7 +67,7 @@ families! {
     STARTED = "counter" "edge_rpcs_started_total" ["route", "cluster", "method"]
         "RPCs and plain HTTP requests whose headers were read.";
     ENDED = "counter" "edge_rpcs_ended_total" ["route", "cluster", "method", "grpc_status"]
-        "RPCs whose stream ended, by the grpc-status that the client got; none: plain HTTP, or no status.";
+        "RPCs whose stream ended, by the grpc-status that the client got, plain HTTP by its status; none: without one, or without a whole response.";
     IN_FLIGHT = "gauge" "edge_rpcs_in_flight" ["cluster"]
         "RPCs that have started and not ended.";
     DURATION = "histogram" "edge_rpc_duration_seconds" ["cluster"]

@@ -147,7 +147,7 @@ labels! {
     AttemptResult {
         /// With `grpc-status: 0`, or a complete plain HTTP response.
         Ok = "ok",
-        /// With another grpc-status: the backend's own answer.
+        /// With another grpc-status, or plain HTTP with a status of 500 or above: the backend's own answer.
         ErrorStatus = "error_status",
         /// No connection: refused, unreachable, ended before the SETTINGS.
         ConnectFailed = "connect_failed",

@@ -71,6 +71,17 @@ pub struct Series {
     methods: Arc<Methods>,
 }
 
+/// How a stream ended, as its client saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// gRPC, with this grpc-status.
+    Grpc(u32),
+    /// Plain HTTP: a whole response with this status.
+    Http(u16),
+    /// gRPC without a grpc-status, or plain HTTP without a whole response.
+    Without,
+}
+
 /// The RPCs of one cluster.
 #[derive(Debug, Default)]
 pub struct ClusterSeries {
@@ -242,8 +253,8 @@ impl Shard {
 }
 
 impl Series {
-    /// How many [`ended`](Self::ended) tells apart: 0 to 16, other numbers, none.
-    pub const STATUSES: usize = 19;
+    /// How many [`ended`](Self::ended) tells apart: 0 to 16, other numbers, none, and four classes of plain HTTP.
+    pub const STATUSES: usize = 23;
 
     fn new(
         route: &Arc<str>,
@@ -261,14 +272,19 @@ impl Series {
         })
     }
 
-    /// RPCs whose stream ended with this grpc-status; `None` for plain HTTP, and for an RPC that ended
-    /// without one.
+    /// RPCs whose stream ended so.
     #[inline]
-    pub fn ended(&self, grpc_status: Option<u32>) -> &Counter {
-        let index = match grpc_status {
-            Some(status @ 0..=16) => status as usize,
-            Some(_) => 17,
-            None => 18,
+    pub fn ended(&self, end: End) -> &Counter {
+        let index = match end {
+            End::Grpc(status @ 0..=16) => status as usize,
+            End::Grpc(_) => 17,
+            // Below 200 is no end.
+            End::Without | End::Http(..200) => WITHOUT,
+            End::Http(200..300) => 19,
+            End::Http(300..400) => 20,
+            End::Http(400..500) => 21,
+            // A server's fault, as what has no known class is to whoever gets it (RFC 9110 §15).
+            End::Http(500..) => SERVER_ERRORS,
         };
         &self.ended[index]
     }
@@ -283,7 +299,7 @@ impl Series {
     }
 
     /// All counters behind [`ended`](Self::ended), in the order of [`STATUS_LABELS`].
-    pub(super) fn all_ended(&self) -> &[Counter; Self::STATUSES] {
+    pub(crate) fn all_ended(&self) -> &[Counter; Self::STATUSES] {
         &self.ended
     }
 
@@ -341,8 +357,12 @@ pub const NONE: &str = "none";
 /// The exported values of `grpc_status`, by index of [`Series::ended`].
 pub const STATUS_LABELS: [&str; Series::STATUSES] = [
     "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
-    "other", "none",
+    "other", "none", "http_2xx", "http_3xx", "http_4xx", "http_5xx",
 ];
+/// The index of `none`.
+pub(super) const WITHOUT: usize = 18;
+/// That of `http_5xx`.
+pub(super) const SERVER_ERRORS: usize = 22;
 /// grpc-status 12: the backend doesn't know the method.
 const UNIMPLEMENTED: u32 = 12;
 
@@ -427,13 +447,30 @@ mod tests {
     fn every_status_has_its_counter() {
         let (metrics, (route, cluster)) = (Metrics::new(), names());
         let series = metrics.shard().series(&route, &cluster, b"/x");
-        for status in [Some(0), Some(16), Some(17), Some(u32::MAX), None] {
-            series.ended(status).inc();
+        for status in [0, 16, 17, u32::MAX] {
+            series.ended(End::Grpc(status)).inc();
         }
-        let counts: Vec<_> = series.all_ended().iter().map(Counter::get).collect();
+        series.ended(End::Without).inc();
+        for status in [0, 199, 200, 299, 300, 404, 499, 500, 503, 999] {
+            series.ended(End::Http(status)).inc();
+        }
+        let counts = STATUS_LABELS.iter().zip(series.all_ended());
+        let counted: Vec<_> = counts
+            .map(|(label, count)| (*label, count.get()))
+            .filter(|(_, count)| *count > 0)
+            .collect();
         assert_eq!(
-            (counts[0], counts[16], counts[17], counts[18]),
-            (1, 1, 2, 1)
+            counted,
+            [
+                ("0", 1),
+                ("16", 1),
+                ("other", 2),
+                ("none", 3),
+                ("http_2xx", 2),
+                ("http_3xx", 1),
+                ("http_4xx", 2),
+                ("http_5xx", 3)
+            ]
         );
     }
 

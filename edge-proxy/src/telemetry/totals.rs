@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     histogram::Distribution,
     labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, Side},
-    metrics::{Counter, Metrics, Series},
+    metrics::{Counter, Metrics, SERVER_ERRORS, Series, WITHOUT},
 };
 
 /// What all threads counted, as of one moment.
@@ -103,9 +103,10 @@ impl SeriesTotals {
         self.started.saturating_sub(self.all_ended())
     }
 
-    /// RPCs that ended with a grpc-status other than 0. Plain HTTP has none, and isn't counted here.
+    /// RPCs that ended with a grpc-status other than 0, or without one; of plain HTTP, those with a status of 500 or
+    /// above, or without a whole response.
     pub fn failed(&self) -> u64 {
-        self.ended[1..Series::STATUSES - 1].iter().sum()
+        self.ended[1..=WITHOUT].iter().sum::<u64>() + self.ended[SERVER_ERRORS]
     }
 }
 
@@ -129,6 +130,32 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::telemetry::metrics::End;
+
+    #[test]
+    fn what_is_no_success_is_a_failure_but_for_http_clients_own_mistakes() {
+        let metrics = Metrics::new();
+        let shard = metrics.shard();
+        for end in [End::Grpc(0), End::Http(200), End::Http(302), End::Http(404)] {
+            shard.unrouted().ended(end).inc();
+        }
+        let failed = || metrics.totals().series.values().next().unwrap().failed();
+        assert_eq!(failed(), 0);
+        for (n, end) in [
+            End::Grpc(1),
+            End::Grpc(16),
+            End::Grpc(99),
+            End::Without,
+            End::Http(500),
+            End::Http(999),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            shard.unrouted().ended(end).inc();
+            assert_eq!(failed(), n as u64 + 1, "{end:?}");
+        }
+    }
 
     #[test]
     fn shards_add_up() {
@@ -137,9 +164,9 @@ mod tests {
         for shard in [metrics.shard(), metrics.shard()] {
             let series = shard.series(&route, &cluster, b"/s/m");
             series.started.add(4);
-            series.ended(Some(0)).inc();
-            series.ended(Some(14)).inc();
-            series.ended(None).inc();
+            series.ended(End::Grpc(0)).inc();
+            series.ended(End::Grpc(14)).inc();
+            series.ended(End::Http(200)).inc();
             let cluster = shard.cluster(&cluster);
             cluster.duration.record(Duration::from_millis(1));
             cluster.active.inc();

@@ -7,7 +7,7 @@ use edge_proxy::{
     snapshot::pressure::Pressure,
     telemetry::{
         exposition::{self, FAMILIES, Scrape},
-        metrics::{AttemptResult, Flag, HandshakeResult, Limit, ResetCause, Side},
+        metrics::{AttemptResult, End, Flag, HandshakeResult, Limit, ResetCause, Side},
     },
 };
 
@@ -22,8 +22,8 @@ async fn metrics_are_the_listed_families_and_nothing_else() {
     let cluster: Arc<str> = "echo-grpc".into();
     let series = shard.series(&"/api.Echo/".into(), &cluster, b"/api.Echo/Secret?token=1");
     series.started.add(3);
-    series.ended(Some(0)).inc();
-    series.ended(Some(99)).inc();
+    series.ended(End::Grpc(0)).inc();
+    series.ended(End::Grpc(99)).inc();
     shard
         .cluster(&cluster)
         .duration

@@ -27,7 +27,7 @@ pub(super) struct History(VecDeque<Sample>);
 pub(super) struct Traffic {
     /// RPCs begun per second, over [`SHORT`].
     pub(super) rate: Option<f64>,
-    /// Share (0 to 1) of the RPCs ended in [`LONG`] whose grpc-status wasn't 0.
+    /// Share (0 to 1) of the RPCs ended in [`LONG`] that [failed](SeriesTotals::failed).
     pub(super) error_share: Option<f64>,
     /// Milliseconds, over [`LONG`].
     pub(super) p50_ms: Option<f64>,
@@ -138,7 +138,7 @@ const LONG: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::metrics::{End, Metrics};
 
     #[test]
     fn rates_and_quantiles_are_of_the_last_moments() {
@@ -162,8 +162,8 @@ mod tests {
 
         for i in 1..=31 {
             series.started.add(20);
-            series.ended(Some(0)).add(18);
-            series.ended(Some(14)).add(2);
+            series.ended(End::Grpc(0)).add(18);
+            series.ended(End::Grpc(14)).add(2);
             shard
                 .cluster(&cluster)
                 .duration

@@ -9,7 +9,10 @@ use crate::{
         answer::{self, Answer, AnswerContext, Form},
     },
     error::Failure,
-    telemetry::{labels::Flags, metrics::Limit},
+    telemetry::{
+        labels::Flags,
+        metrics::{End, Limit},
+    },
 };
 
 impl Connection {
@@ -46,7 +49,8 @@ impl Connection {
         let worker = &self.worker;
         let now = worker.now();
         worker.shard.unrouted().started.inc();
-        worker.shard.unrouted().ended(None).inc();
+        let status = failure.http_status();
+        worker.shard.unrouted().ended(End::Http(status)).inc();
         worker.shard.flags(failure.flag()).inc();
         worker.log.write(&access_log::Record {
             time: worker.wall(now),
@@ -56,7 +60,7 @@ impl Connection {
             path: None,
             authority: None,
             protocol: PROTOCOL,
-            status: failure.http_status(),
+            status,
             grpc_status: None,
             flags: Flags::NONE.with(failure.flag()),
             detail: Some(failure.text()),

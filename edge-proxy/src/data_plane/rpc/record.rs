@@ -23,7 +23,7 @@ use crate::{
     snapshot::{Cluster, EndpointShared, Route, streak::Ending},
     telemetry::{
         labels::{self, AttemptResult, Flags, Limit},
-        metrics::Series,
+        metrics::{End, Series},
     },
 };
 
@@ -221,9 +221,14 @@ impl Record {
         let duration = now.saturating_duration_since(self.started);
         let path = head.value(Logged::Path);
         let told = self.told(is_grpc);
+        let end = match told {
+            Some(status) => End::Grpc(status),
+            None if is_grpc || self.is_cut_short() => End::Without,
+            None => End::Http(self.status),
+        };
         match &self.series {
             Some(series) => {
-                series.ended(told).inc();
+                series.ended(end).inc();
                 if self.answered
                     && let Some(status) = self.grpc_status.or(told)
                 {
@@ -233,7 +238,7 @@ impl Record {
             None => {
                 let unrouted = worker.shard.unrouted();
                 unrouted.started.inc();
-                unrouted.ended(told).inc();
+                unrouted.ended(end).inc();
             }
         }
         if let Some(state) = &self.cluster {
@@ -286,6 +291,11 @@ impl Record {
         }
     }
 
+    /// The client didn't get the response whole. Where the proxy failed before it had one, its own is the response.
+    fn is_cut_short(&self) -> bool {
+        self.client_left || self.cut_off || (self.answered && self.failure.is_some())
+    }
+
     /// The client got no more, before the backend had ended its response.
     fn left_early(&self) -> bool {
         (self.client_left || self.cut_off) && !self.completed
@@ -308,6 +318,7 @@ impl Record {
             Some(failure) if !self.completed => return failed_attempt(failure),
             _ if self.left_early() => AttemptResult::Cancelled,
             _ if is_grpc && self.grpc_status.is_none() => AttemptResult::ProtocolError,
+            _ if !is_grpc && self.status >= 500 => AttemptResult::ErrorStatus,
             _ if self.grpc_status.unwrap_or(0) == 0 => AttemptResult::Ok,
             _ => AttemptResult::ErrorStatus,
         })
