@@ -11,7 +11,9 @@ use edge_proxy::{
     },
     telemetry::{
         exposition::{FAMILIES, HEALTH},
-        labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, Side},
+        labels::{
+            AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side,
+        },
     },
 };
 use serde_json::Value;
@@ -108,6 +110,7 @@ fn values(family: &str, label: &str) -> BTreeSet<String> {
     }
     let values = match (family, label) {
         ("edge_attempts_total", "result") => all::<AttemptResult>(),
+        ("edge_retries_refused_total", "reason") => all::<RetryRefusal>(),
         ("edge_tls_handshakes_total", "result") => all::<HandshakeResult>(),
         ("edge_stream_resets_total", "cause") => all::<ResetCause>(),
         ("edge_limits_total", "limit") => all::<Limit>(),

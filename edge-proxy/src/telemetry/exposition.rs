@@ -8,7 +8,7 @@ use std::{fmt::Write, time::Duration};
 
 use super::{
     histogram::{BOUNDS, Distribution},
-    labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, Side},
+    labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side},
     metrics::{Metrics, STATUS_LABELS},
     process,
 };
@@ -80,6 +80,8 @@ families! {
         "Attempts on an endpoint that run.";
     RETRIES = "counter" "edge_retries_total" ["cluster"]
         "Attempts after the first one of an RPC.";
+    RETRIES_REFUSED = "counter" "edge_retries_refused_total" ["cluster", "reason"]
+        "Further attempts that would have been safe and weren't made: budget, too many were refused lately; body, what was sent of it isn't kept.";
     CONNECTIONS_OPENED = "counter" "edge_connections_opened_total" ["side"]
         "Connections accepted from clients (downstream) and made to backends (upstream).";
     CONNECTIONS = "gauge" "edge_connections" ["side"]
@@ -198,6 +200,13 @@ fn rpcs(text: &mut Text, metrics: &Metrics) {
     text.family(RETRIES);
     for (name, cluster) in &totals.clusters {
         text.sample(RETRIES, &[name], cluster.retries);
+    }
+    text.family(RETRIES_REFUSED);
+    for (name, cluster) in &totals.clusters {
+        for reason in RetryRefusal::ALL {
+            let count = cluster.retries_refused[reason.index()];
+            text.sample(RETRIES_REFUSED, &[name, reason.as_str()], count);
+        }
     }
     let [opened, open] = [|(opened, _)| opened, |(opened, closed)| opened - closed]
         .map(|value: fn((u64, u64)) -> u64| totals.connections.map(value));

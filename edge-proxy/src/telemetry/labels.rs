@@ -169,6 +169,16 @@ labels! {
 }
 
 labels! {
+    /// Why an attempt that would have been safe didn't follow one that failed.
+    RetryRefusal {
+        /// Backends refused so many attempts that no token is left.
+        Budget = "budget",
+        /// What was sent of the request's body isn't kept: more than `max_replay_bytes`, or memory is short.
+        Body = "body",
+    }
+}
+
+labels! {
     /// What the access log says about how an RPC went wrong: Envoy's short response flags.
     Flag {
         /// No route matches.

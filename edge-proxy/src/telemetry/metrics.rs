@@ -16,7 +16,9 @@ use super::methods::{Methods, UNKNOWN};
 pub use super::{
     counter::{Counter, Gauge, SharedCounter},
     histogram::Histogram,
-    labels::{AttemptResult, Flag, Flags, HandshakeResult, Label, Limit, ResetCause, Side},
+    labels::{
+        AttemptResult, Flag, Flags, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side,
+    },
 };
 
 /// Everything that the process counts. One per process, shared by all threads.
@@ -92,6 +94,7 @@ pub struct ClusterSeries {
     /// Attempts after the first one of an RPC.
     pub retries: Counter,
     attempts: [Counter; AttemptResult::COUNT],
+    retries_refused: [Counter; RetryRefusal::COUNT],
 }
 
 impl Metrics {
@@ -321,6 +324,12 @@ impl ClusterSeries {
     #[inline]
     pub fn attempts(&self, result: AttemptResult) -> &Counter {
         &self.attempts[result.index()]
+    }
+
+    /// Attempts that weren't made for this.
+    #[inline]
+    pub fn retries_refused(&self, by: RetryRefusal) -> &Counter {
+        &self.retries_refused[by.index()]
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     histogram::Distribution,
-    labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, Side},
+    labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side},
     metrics::{Counter, Metrics, SERVER_ERRORS, Series, WITHOUT},
 };
 
@@ -50,6 +50,8 @@ pub struct ClusterTotals {
     pub retries: u64,
     /// Attempts that ended, by result.
     pub attempts: [u64; AttemptResult::COUNT],
+    /// Attempts that weren't made, by reason.
+    pub retries_refused: [u64; RetryRefusal::COUNT],
 }
 
 impl Metrics {
@@ -86,6 +88,7 @@ impl Metrics {
                 total.active += cluster.active.get();
                 total.retries += cluster.retries.get();
                 add(&mut total.attempts, |result| cluster.attempts(result));
+                add(&mut total.retries_refused, |by| cluster.retries_refused(by));
             }
         }
         totals

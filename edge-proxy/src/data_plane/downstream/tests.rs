@@ -23,7 +23,7 @@ use crate::{
         upstream::retry,
     },
     snapshot::{Cluster, Endpoint, Snapshot},
-    telemetry::metrics::AttemptResult,
+    telemetry::metrics::{AttemptResult, Label as _, RetryRefusal},
 };
 
 /// Most connections are quiet most of the time, and these two are what each of them has beside its TLS session. The bounds
@@ -374,6 +374,33 @@ fn a_refused_rpc_is_attempted_again_while_its_body_is_kept() {
         assert_eq!(series.attempts(AttemptResult::Refused).get(), 2);
         assert_eq!(series.attempts(AttemptResult::Reset).get(), 0);
         assert_eq!(series.attempts(AttemptResult::Ok).get(), 3);
+        assert_eq!(series.retries_refused(RetryRefusal::Body).get(), 1);
+        assert_eq!(series.retries_refused(RetryRefusal::Budget).get(), 0);
+    });
+}
+
+#[test]
+fn what_the_budget_refuses_is_counted() {
+    running(|| async {
+        let bench = Bench::new(&[backend(refuse).await]);
+        let mut client = Client::connect(&bench).await;
+        let state = bench.worker.cluster(&"backends".into());
+        let later = bench.worker.tick() + Duration::from_secs(3600);
+        *state.budget.borrow_mut() = retry::Budget::empty(later);
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "14");
+        let series = &state.series;
+        assert_eq!(series.retries.get(), 0);
+        assert_eq!(series.retries_refused(RetryRefusal::Budget).get(), 1);
+        // The last attempt that is allowed is no refusal.
+        *state.budget.borrow_mut() = retry::Budget::new(bench.worker.tick(), 1);
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "14");
+        assert_eq!(series.retries.get(), 2);
+        for reason in RetryRefusal::ALL {
+            let refused = u64::from(*reason == RetryRefusal::Budget);
+            assert_eq!(series.retries_refused(*reason).get(), refused);
+        }
     });
 }
 
@@ -386,7 +413,7 @@ fn rpcs_earn_the_tokens_that_refused_attempts_cost() {
         let state = bench.worker.cluster(&"backends".into());
         let again = || {
             let budget = &mut state.budget.borrow_mut();
-            retry::decide(retry::Outcome::RefusedStream, 1, true, budget, now) != retry::Retry::No
+            retry::decide(retry::Outcome::RefusedStream, 1, true, budget, now) == retry::Retry::Paid
         };
         while again() {}
         for _ in 0..5 {

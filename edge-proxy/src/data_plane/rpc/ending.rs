@@ -79,20 +79,25 @@ impl Rpc {
         // Discovery and health may have learnt something since the first attempt.
         let newest = worker.snapshot().named(&cluster.name);
         let cluster = self.cluster.insert(newest.unwrap_or(cluster)).clone();
-        let retry = {
+        // It has had its place in the line: at the end of the same one it has no better prospects.
+        let waits_again = outcome == Outcome::QueueTimeout && !self.has_untried(&cluster);
+        let retry = if waits_again || worker.phase.get() == Phase::Cutting {
+            Retry::No
+        } else {
             let state = worker.cluster(&cluster.name);
-            let budget = &mut state.budget.borrow_mut();
-            retry::decide(
+            let retry = retry::decide(
                 outcome,
                 self.tried.len() as u32,
                 self.replay.is_whole(),
-                budget,
+                &mut state.budget.borrow_mut(),
                 now,
-            )
+            );
+            if let Retry::Refused(by) = retry {
+                state.series.retries_refused(by).inc();
+            }
+            retry
         };
-        // It has had its place in the line: at the end of the same one it has no better prospects.
-        let waits_again = outcome == Outcome::QueueTimeout && !self.has_untried(&cluster);
-        if retry == Retry::No || waits_again || worker.phase.get() == Phase::Cutting {
+        if let Retry::Refused(_) | Retry::No = retry {
             self.record.given_up(outcome);
             return self.fail(worker, failure, now);
         }

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use http2::Reason;
 
+use crate::telemetry::labels::RetryRefusal;
+
 /// How an attempt ended before response headers came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -48,6 +50,8 @@ pub enum Retry {
     Free,
     /// Again; a token was taken.
     Paid,
+    /// No, although it would be safe: the client is told of the failure.
+    Refused(RetryRefusal),
     /// No: the client is told of the failure.
     No,
 }
@@ -118,10 +122,12 @@ pub fn decide(
     budget: &mut Budget,
     now: Instant,
 ) -> Retry {
-    if attempts_made >= MAX_ATTEMPTS || !body_replayable {
+    if attempts_made >= MAX_ATTEMPTS {
         return Retry::No;
     }
     match outcome {
+        Outcome::Other => Retry::No,
+        _ if !body_replayable => Retry::Refused(RetryRefusal::Body),
         Outcome::ConnectFailed
         | Outcome::ConnectTimeout
         | Outcome::QueueTimeout
@@ -130,10 +136,9 @@ pub fn decide(
             if budget.withdraw(now) {
                 Retry::Paid
             } else {
-                Retry::No
+                Retry::Refused(RetryRefusal::Budget)
             }
         }
-        Outcome::Other => Retry::No,
     }
 }
 
@@ -162,6 +167,7 @@ mod tests {
         Outcome::NeverSent,
     ];
     const PAID: [Outcome; 2] = [Outcome::RefusedStream, Outcome::AboveGoaway];
+    const NO_TOKEN: Retry = Retry::Refused(RetryRefusal::Budget);
 
     #[test]
     fn only_what_no_backend_processed_is_attempted_again() {
@@ -216,7 +222,7 @@ mod tests {
         }
         for outcome in PAID {
             let mut budget = Budget::empty(now);
-            assert_eq!(decide(outcome, 1, true, &mut budget, now), Retry::No);
+            assert_eq!(decide(outcome, 1, true, &mut budget, now), NO_TOKEN);
         }
     }
 
@@ -227,7 +233,12 @@ mod tests {
             let mut budget = Budget::new(now, 1);
             let full = budget.microtokens;
             assert_eq!(decide(outcome, 3, true, &mut budget, now), Retry::No);
-            assert_eq!(decide(outcome, 1, false, &mut budget, now), Retry::No);
+            let without_body = match outcome {
+                Outcome::Other => Retry::No,
+                _ => Retry::Refused(RetryRefusal::Body),
+            };
+            assert_eq!(decide(outcome, 1, false, &mut budget, now), without_body);
+            assert_eq!(decide(outcome, 3, false, &mut budget, now), Retry::No);
             assert_eq!(budget.microtokens, full, "a refusal costs nothing");
         }
         assert_eq!(
@@ -245,14 +256,14 @@ mod tests {
         let now = Instant::now();
         let mut budget = Budget::empty(now);
         let mut again = || decide(Outcome::RefusedStream, 1, true, &mut budget, now);
-        assert_eq!(again(), Retry::No);
+        assert_eq!(again(), NO_TOKEN);
         let mut budget = Budget::empty(now);
         for _ in 0..4 {
             budget.deposit();
         }
         assert_eq!(
             decide(Outcome::RefusedStream, 1, true, &mut budget, now),
-            Retry::No
+            NO_TOKEN
         );
         budget.deposit();
         assert_eq!(
@@ -261,7 +272,7 @@ mod tests {
         );
         assert_eq!(
             decide(Outcome::RefusedStream, 1, true, &mut budget, now),
-            Retry::No
+            NO_TOKEN
         );
         assert_eq!(
             decide(Outcome::ConnectFailed, 1, true, &mut budget, now),
@@ -326,7 +337,7 @@ mod tests {
         assert_eq!(paid, 100);
         assert_eq!(
             decide(Outcome::RefusedStream, 1, true, &mut budget, start),
-            Retry::No
+            NO_TOKEN
         );
     }
 }
