@@ -357,7 +357,7 @@ impl Life {
                 self.heartbeats.clone(),
                 self.control.reader(),
                 self.pressure.clone(),
-                self.metrics.shard(),
+                &self.metrics,
                 self.room(),
             )
             .map_err(StartError::Thread)

@@ -12,6 +12,7 @@ use e2e::{
     wait::{eventually, within},
 };
 use h2::Reason;
+use tokio::net::TcpStream;
 
 /// Waits until a metric, summed over the labels that aren't given, is what it should be.
 async fn becomes(proxy: &Proxy, name: &str, labels: &[(&str, &str)], wanted: impl Fn(f64) -> bool) {
@@ -205,13 +206,26 @@ async fn connections_and_handshakes_are_counted_by_side_and_result() {
     )
     .await;
 
+    let silent = TcpStream::connect(proxy.address()).await.unwrap();
+    is(&proxy, "edge_tls_handshakes_pending", &[], 1.0).await;
+    is(&proxy, "edge_connections", &[("side", "downstream")], 1.0).await;
+    drop(silent);
+    is(&proxy, "edge_tls_handshakes_pending", &[], 0.0).await;
+    is(
+        &proxy,
+        "edge_tls_handshakes_total",
+        &[("result", "failed")],
+        1.0,
+    )
+    .await;
+
     let stranger = e2e::certs::Authority::new().client(&["h2"]);
     assert!(e2e::client::tls(proxy.address(), stranger).await.is_err());
     is(
         &proxy,
         "edge_tls_handshakes_total",
         &[("result", "failed")],
-        1.0,
+        2.0,
     )
     .await;
 }

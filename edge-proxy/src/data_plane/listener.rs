@@ -28,7 +28,7 @@ use crate::{
         Heartbeats, ListenerPolicy, Reader,
         pressure::{Level, Pressure},
     },
-    telemetry::metrics::{HandshakeResult, Limit, Shard},
+    telemetry::metrics::{HandshakeResult, Limit, ListenerGauges, Metrics, Shard},
 };
 
 /// A connection on its way to a worker.
@@ -71,6 +71,8 @@ struct Pending {
     given_up: usize,
     /// The next one's number.
     next: u64,
+    /// Where `count` is shown.
+    gauges: Arc<ListenerGauges>,
 }
 
 /// How many connections there are, by each limit.
@@ -103,10 +105,10 @@ impl Acceptor {
         heartbeats: Arc<Heartbeats>,
         reader: Reader,
         pressure: watch::Receiver<Pressure>,
-        shard: Arc<Shard>,
+        metrics: &Metrics,
         room: usize,
     ) -> io::Result<Self> {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(Counts::shown_by(metrics.listener()));
         let (close, closing) = watch::channel(false);
         let workers: Workers = workers
             .iter()
@@ -123,7 +125,7 @@ impl Acceptor {
                 counts: counts.clone(),
                 reader,
                 pressure,
-                shard,
+                shard: metrics.shard(),
                 room,
             };
             move || runtime.block_on(accepting.run(listener, closing))
@@ -335,6 +337,7 @@ impl Ticket {
             let mut pending = lock(&self.counts.pending);
             if handshake.heard || pending.silent.remove(&handshake.number).is_some() {
                 pending.count -= 1;
+                pending.show();
             } else {
                 pending.given_up -= 1;
             }
@@ -371,6 +374,7 @@ impl Pending {
             self.given_up += 1;
         } else {
             self.count += 1;
+            self.show();
         }
         let handshake = Handshake {
             number: self.next,
@@ -382,9 +386,25 @@ impl Pending {
             .insert(handshake.number, handshake.given_up.clone());
         Ok((handshake, full))
     }
+
+    /// Within the lock, so that the last one to show is the last one to count.
+    fn show(&self) {
+        let gauge = &self.gauges.handshakes_pending;
+        gauge.store(self.count, Ordering::Relaxed);
+    }
 }
 
 impl Counts {
+    fn shown_by(gauges: &Arc<ListenerGauges>) -> Self {
+        Self {
+            pending: Mutex::new(Pending {
+                gauges: gauges.clone(),
+                ..Pending::default()
+            }),
+            ..Self::default()
+        }
+    }
+
     /// Connections open now.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
@@ -423,7 +443,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{data_plane::testing, snapshot::Publisher, telemetry::metrics::Metrics};
+    use crate::{data_plane::testing, snapshot::Publisher};
 
     const LIMITS: [usize; 3] = [4, 3, 2];
 
@@ -439,14 +459,19 @@ mod tests {
 
     #[test]
     fn the_oldest_without_a_client_hello_goes_when_pending_handshakes_are_full() {
-        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let gauges = Arc::<ListenerGauges>::default();
+        let shown = || gauges.handshakes_pending.load(Ordering::Relaxed);
+        let counts = Arc::new(Counts::shown_by(&gauges));
+        let load = Arc::<Load>::default();
         let take = || Ticket::take(&counts, &load, source(1), [100, 100, 2]);
         let (mut heard, _) = take().unwrap();
+        assert_eq!(shown(), 1);
         heard.heard();
         let (silent, given_up) = take().unwrap();
         assert!(!given_up);
         let (mut newer, given_up) = take().unwrap();
         assert!(given_up, "for the newer one");
+        assert_eq!(shown(), 2, "the other one's is over");
         assert!(is_given_up(&silent) && !is_given_up(&heard) && !is_given_up(&newer));
         newer.heard();
         // All that are pending have said who they are.
@@ -458,9 +483,10 @@ mod tests {
             "it counted no more"
         );
         heard.handshake_done();
+        assert_eq!(shown(), 1);
         take().unwrap();
         drop((newer, heard));
-        assert_eq!(lock(&counts.pending).count, 0);
+        assert_eq!((lock(&counts.pending).count, shown()), (0, 0));
         assert!(lock(&counts.pending).silent.is_empty());
         assert_eq!(counts.open(), 0);
     }

@@ -4,7 +4,7 @@
 //! a dozen lines. Values that are always 0 are left out where a label has many values (grpc-status
 //! other than 0); everything else is there from the start, so that a rate sees the first event.
 
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, sync::atomic::Ordering, time::Duration};
 
 use super::{
     histogram::{BOUNDS, Distribution},
@@ -83,11 +83,13 @@ families! {
     RETRIES_REFUSED = "counter" "edge_retries_refused_total" ["cluster", "reason"]
         "Further attempts that would have been safe and weren't made: budget, too many were refused lately; body, what was sent of it isn't kept.";
     CONNECTIONS_OPENED = "counter" "edge_connections_opened_total" ["side"]
-        "Connections accepted from clients (downstream) and made to backends (upstream).";
+        "Connections from clients whose TLS handshake is done (downstream), and made to backends (upstream).";
     CONNECTIONS = "gauge" "edge_connections" ["side"]
-        "Connections that are open.";
+        "Connections that are open; clients' from the end of their TLS handshake on.";
     HANDSHAKES = "counter" "edge_tls_handshakes_total" ["result"]
-        "TLS handshakes with clients that ended.";
+        "TLS handshakes with clients that ended; refused: given up for a newer one, or a limit or overload closed the connection before it began.";
+    HANDSHAKES_PENDING = "gauge" "edge_tls_handshakes_pending" []
+        "TLS handshakes with clients that have begun and not ended, of listener.max_pending_handshakes.";
     RESETS = "counter" "edge_stream_resets_total" ["cause"]
         "Streams that ended by a reset.";
     LIMITS = "counter" "edge_limits_total" ["limit"]
@@ -213,6 +215,8 @@ fn rpcs(text: &mut Text, metrics: &Metrics) {
     text.labelled::<Side>(CONNECTIONS_OPENED, &opened);
     text.labelled::<Side>(CONNECTIONS, &open);
     text.labelled::<HandshakeResult>(HANDSHAKES, &totals.handshakes);
+    let pending = &metrics.listener().handshakes_pending;
+    text.single(HANDSHAKES_PENDING, Some(pending.load(Ordering::Relaxed)));
     text.labelled::<ResetCause>(RESETS, &totals.resets);
     text.labelled::<Limit>(LIMITS, &totals.limits);
 }

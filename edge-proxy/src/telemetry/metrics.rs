@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hasher},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,14 @@ pub struct Metrics {
     access_log_dropped: OnceLock<Arc<SharedCounter>>,
     methods: Arc<Methods>,
     shards: Mutex<Vec<Arc<Shard>>>,
+    listener: Arc<ListenerGauges>,
+}
+
+/// What the listener has now. Set by whichever thread changes it, under the lock that guards what is counted.
+#[derive(Debug, Default)]
+pub struct ListenerGauges {
+    /// Handshakes with clients that have begun and not ended.
+    pub handshakes_pending: AtomicUsize,
 }
 
 /// The counters that one thread writes: a worker, the acceptor.
@@ -105,6 +113,7 @@ impl Metrics {
             access_log_dropped: OnceLock::new(),
             methods: Arc::default(),
             shards: Mutex::default(),
+            listener: Arc::default(),
         })
     }
 
@@ -138,6 +147,11 @@ impl Metrics {
         self.access_log_dropped
             .get()
             .map_or(0, |dropped| dropped.get())
+    }
+
+    /// For the acceptor to set.
+    pub fn listener(&self) -> &Arc<ListenerGauges> {
+        &self.listener
     }
 
     /// Since [`new`](Self::new).
