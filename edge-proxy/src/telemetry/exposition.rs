@@ -2,21 +2,32 @@
 //!
 //! Written by hand: the counters live in shards and reports that no registry owns, and the format is
 //! a dozen lines. Values that are always 0 are left out where a label has many values (grpc-status
-//! other than 0); everything else is there from the start, so that a rate sees the first event.
+//! other than 0), and methods begin when a backend makes them known; everything else is there from
+//! the start, so that a rate sees the first event: workers make their counters with the first RPC,
+//! and what the configuration names is added here.
 
-use std::{fmt::Write, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     histogram::{BOUNDS, Distribution},
     labels::{AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side},
-    metrics::{Metrics, STATUS_LABELS},
+    methods::UNKNOWN,
+    metrics::{Metrics, NONE, STATUS_LABELS},
     process,
+    totals::Totals,
 };
 use crate::{
     control_plane::status::{
         CheckResult, Detected, EndpointReport, LookupResult, Report, TargetReport, now_ms,
     },
-    snapshot::{Health, Heartbeats, circuit::CircuitUse, pressure::Pressure, streak::Detector},
+    snapshot::{
+        Health, Heartbeats, RouteAction, circuit::CircuitUse, pressure::Pressure, streak::Detector,
+    },
 };
 
 /// The `content-type` of [`render`]'s text.
@@ -155,14 +166,16 @@ families! {
 /// All families as text.
 pub fn render(scrape: &Scrape<'_>) -> String {
     let mut text = Text(String::with_capacity(16 << 10));
-    rpcs(&mut text, scrape.metrics);
+    rpcs(&mut text, scrape);
     clusters(&mut text, scrape.report);
     process(&mut text, scrape);
     text.0
 }
 
-fn rpcs(text: &mut Text, metrics: &Metrics) {
-    let totals = metrics.totals();
+fn rpcs(text: &mut Text, scrape: &Scrape<'_>) {
+    let metrics = scrape.metrics;
+    let mut totals = metrics.totals();
+    expect_configured(&mut totals, scrape.report);
     text.family(STARTED);
     for ((route, cluster, method), series) in &totals.series {
         text.sample(STARTED, &[route, cluster, method], series.started);
@@ -176,7 +189,8 @@ fn rpcs(text: &mut Text, metrics: &Metrics) {
         }
     }
     text.family(IN_FLIGHT);
-    let mut in_flight = std::collections::BTreeMap::<&str, u64>::new();
+    let mut in_flight = BTreeMap::<&str, u64>::new();
+    in_flight.extend(totals.clusters.keys().map(|name| (&**name, 0)));
     for ((_, cluster, _), series) in &totals.series {
         *in_flight.entry(cluster).or_default() += series.in_flight();
     }
@@ -219,6 +233,26 @@ fn rpcs(text: &mut Text, metrics: &Metrics) {
     text.single(HANDSHAKES_PENDING, Some(pending.load(Ordering::Relaxed)));
     text.labelled::<ResetCause>(RESETS, &totals.resets);
     text.labelled::<Limit>(LIMITS, &totals.limits);
+}
+
+/// Counters at 0 for what no RPC has come to yet.
+fn expect_configured(totals: &mut Totals, report: &Report) {
+    let config = &report.configuration.config;
+    let (none, unknown): (Arc<str>, Arc<str>) = (NONE.into(), UNKNOWN.into());
+    for route in &config.routes {
+        let cluster = match route.action {
+            RouteAction::Cluster { cluster, .. } => match config.clusters.get(cluster) {
+                Some(cluster) => &cluster.name,
+                None => continue,
+            },
+            RouteAction::DirectResponse { .. } => &none,
+        };
+        let key = (route.prefix.clone(), cluster.clone(), unknown.clone());
+        totals.series.entry(key).or_default();
+    }
+    for cluster in &report.clusters {
+        totals.clusters.entry((*cluster.name).into()).or_default();
+    }
 }
 
 fn clusters(text: &mut Text, report: &Report) {

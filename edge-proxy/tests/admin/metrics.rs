@@ -90,6 +90,28 @@ async fn metrics_are_the_listed_families_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn what_is_configured_is_there_before_its_first_rpc() {
+    let (state, asked) = support::state(support::report(2));
+    let text = Server::start(state, asked, false)
+        .await
+        .get("/metrics")
+        .await
+        .body;
+    for line in [
+        r#"edge_rpcs_started_total{route="/api.Echo/",cluster="echo-grpc",method="unknown"} 0"#,
+        r#"edge_rpcs_ended_total{route="/api.Echo/",cluster="echo-grpc",method="unknown",grpc_status="0"} 0"#,
+        r#"edge_rpcs_in_flight{cluster="echo-grpc"} 0"#,
+        r#"edge_rpc_duration_seconds_count{cluster="reverse-grpc"} 0"#,
+        r#"edge_attempts_total{cluster="reverse-grpc",result="connect_failed"} 0"#,
+        r#"edge_attempts_in_flight{cluster="reverse-grpc"} 0"#,
+        r#"edge_retries_total{cluster="reverse-grpc"} 0"#,
+        r#"edge_retries_refused_total{cluster="reverse-grpc",reason="budget"} 0"#,
+    ] {
+        assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_name_that_was_never_answered_has_waited_longest() {
     let mut report = support::report(2);
     let targets = &mut report.clusters[0].targets;
