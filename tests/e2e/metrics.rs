@@ -358,6 +358,8 @@ async fn certificates_and_reloads() {
         |at| at > 4e9,
     )
     .await;
+    let successful = "edge_certificate_last_load_successful";
+    is(&proxy, successful, &[], 1.0).await;
     let loads = proxy.metric("edge_certificate_loads_total", &[]).await;
     proxy
         .files
@@ -365,6 +367,10 @@ async fn certificates_and_reloads() {
         .swap(&proxy.files.authority.broken(Broken::Mismatched))
         .unwrap();
     becomes(&proxy, "edge_certificate_loads_total", &[], |n| n > loads).await;
+    is(&proxy, successful, &[], 0.0).await;
+    let pair = proxy.files.authority.pair();
+    proxy.files.secret.swap(&pair).unwrap();
+    is(&proxy, successful, &[], 1.0).await;
     proxy
         .files
         .change(|config| config["server_name"] = "another".into());

@@ -131,6 +131,8 @@ families! {
         "When the certificate that is served expires, in Unix time.";
     CERTIFICATE_LOADS = "counter" "edge_certificate_loads_total" ["result"]
         "Certificates that came into force (loaded) or were refused (rejected).";
+    CERTIFICATE_CURRENT = "gauge" "edge_certificate_last_load_successful" []
+        "1 while the certificate that is served is that of the files as they were last read.";
     RELOADS = "counter" "edge_configuration_reloads_total" ["result"]
         "Reloads of the configuration that came into force (applied) or were refused (rejected).";
     LOADED = "gauge" "edge_configuration_loaded_timestamp_seconds" []
@@ -353,6 +355,9 @@ fn process(text: &mut Text, scrape: &Scrape<'_>) {
         &["rejected"],
         report.certificate.rejected,
     );
+    let certificate = &report.certificate;
+    let current = certificate.current.is_some() && certificate.last_error.is_none();
+    text.single(CERTIFICATE_CURRENT, Some(u8::from(current)));
     text.family(RELOADS);
     text.sample(RELOADS, &["applied"], report.configuration.reloads);
     text.sample(RELOADS, &["rejected"], report.configuration.rejected);
