@@ -24,7 +24,7 @@ use crate::{
     },
     data_plane::{
         access_log::{AccessLog, Reopener},
-        listener::Acceptor,
+        listener::{Acceptor, Room},
         memory::Memory,
         worker::{self, Handle, Parts, Phase},
     },
@@ -313,21 +313,6 @@ impl Life {
         outcome
     }
 
-    /// How many connections of clients there may be, whatever the configuration says.
-    fn room(&self) -> usize {
-        let by_memory = self.memory.connections();
-        let by_files = open_files::connections(self.open_files);
-        let wanted = self.control.reader().load().listener.max_connections;
-        if by_files < wanted.min(by_memory) {
-            tracing::warn!(
-                open_files = self.open_files,
-                "the limit of open files leaves room for {by_files} connections, not for the {wanted} of \
-                 listener.max_connections: raise it (ulimit -n)",
-            );
-        }
-        by_memory.min(by_files)
-    }
-
     async fn serve(&mut self) -> Outcome {
         let control = self.control.handle();
         let mut orders = self.orders.clone();
@@ -358,7 +343,11 @@ impl Life {
                 self.control.reader(),
                 self.pressure.clone(),
                 &self.metrics,
-                self.room(),
+                Room {
+                    by_memory: self.memory.connections(),
+                    by_files: open_files::connections(self.open_files),
+                    open_files: self.open_files,
+                },
             )
             .map_err(StartError::Thread)
         });

@@ -409,10 +409,18 @@ async fn certificates_and_reloads() {
 
 #[tokio::test]
 async fn limits_that_acted() {
-    let proxy = Proxy::builder()
+    let mut proxy = Proxy::builder()
         .set("listener.max_connections_per_source", 2)
+        .set("listener.max_connections", 20)
         .start()
         .await;
+    let limit = ("edge_connections_limit", [("side", "downstream")]);
+    is(&proxy, limit.0, &limit.1, 20.0).await;
+    // A reload's holds at once, not from the next connection on.
+    proxy
+        .files
+        .change(|config| config["listener"]["max_connections"] = 30.into());
+    is(&proxy, limit.0, &limit.1, 30.0).await;
     let client = proxy.http2().await;
     let large = "x".repeat(10_000);
     client.grpc("/a.B/C", &[("x-large", &large)]).await.unwrap();

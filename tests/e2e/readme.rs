@@ -114,6 +114,7 @@ fn values(family: &str, label: &str) -> BTreeSet<String> {
         ("edge_tls_handshakes_total", "result") => all::<HandshakeResult>(),
         ("edge_stream_resets_total", "cause") => all::<ResetCause>(),
         ("edge_limits_total", "limit") => all::<Limit>(),
+        ("edge_connections_limit", "side") => vec![Side::Downstream.as_str()],
         (_, "side") => all::<Side>(),
         (_, "health") => HEALTH.iter().map(|(word, _)| *word).collect(),
         ("edge_dns_lookups_total", "result") => LookupResult::ALL.map(|r| r.as_str()).into(),

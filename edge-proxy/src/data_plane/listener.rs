@@ -93,6 +93,17 @@ pub(crate) struct Acceptor {
     thread: Option<thread::JoinHandle<()>>,
 }
 
+/// How many connections of clients there may be, whatever the configuration says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Within the memory limit.
+    pub(crate) by_memory: usize,
+    /// Within the limit of open files.
+    pub(crate) by_files: usize,
+    /// That limit.
+    pub(crate) open_files: usize,
+}
+
 /// The workers, as the acceptor hands over to them.
 pub(crate) type Workers = Vec<(mpsc::UnboundedSender<Accepted>, Arc<Load>)>;
 
@@ -106,7 +117,7 @@ impl Acceptor {
         reader: Reader,
         pressure: watch::Receiver<Pressure>,
         metrics: &Metrics,
-        room: usize,
+        room: Room,
     ) -> io::Result<Self> {
         let counts = Arc::new(Counts::shown_by(metrics.listener()));
         let (close, closing) = watch::channel(false);
@@ -119,15 +130,19 @@ impl Acceptor {
             .enable_all()
             .build()?;
         let thread = thread::Builder::new().name("acceptor".into()).spawn({
-            let accepting = Accepting {
+            let mut accepting = Accepting {
                 workers,
                 heartbeats,
                 counts: counts.clone(),
                 reader,
                 pressure,
                 shard: metrics.shard(),
+                gauges: metrics.listener().clone(),
                 room,
+                configured: None,
             };
+            // Before anybody can say that the listener is open.
+            accepting.policy();
             move || runtime.block_on(accepting.run(listener, closing))
         })?;
         Ok(Self {
@@ -163,7 +178,10 @@ struct Accepting {
     reader: Reader,
     pressure: watch::Receiver<Pressure>,
     shard: Arc<Shard>,
-    room: usize,
+    gauges: Arc<ListenerGauges>,
+    room: Room,
+    /// `max_connections` as it was last compared with the room for it.
+    configured: Option<usize>,
 }
 
 impl Accepting {
@@ -185,10 +203,16 @@ impl Accepting {
         mut closing: watch::Receiver<bool>,
     ) {
         let mut backoff = BACKOFF_FIRST;
+        let mut follows = true;
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = closing.wait_for(|closing| *closing) => return,
+                changed = self.reader.changed(), if follows => {
+                    follows = changed;
+                    self.policy();
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -226,7 +250,7 @@ impl Accepting {
     /// Hands it to a worker, or closes it.
     fn admit(&mut self, mut socket: std::net::TcpStream, peer: SocketAddr) {
         self.counts.arrived.fetch_add(1, Ordering::Relaxed);
-        let policy = self.reader.load().listener.clone();
+        let policy = self.policy();
         while let Some((worker, load)) = self.fewest() {
             let ticket = match self.ticket(load, peer.ip(), &policy) {
                 Ok(ticket) => ticket,
@@ -247,6 +271,20 @@ impl Accepting {
             // It has ended meanwhile, and isn't asked again.
             socket = accepted.socket;
         }
+    }
+
+    /// What is configured now; if that is more than there is room for, the log says so, each time that it has changed.
+    fn policy(&mut self) -> Arc<ListenerPolicy> {
+        let policy = self.reader.load().listener.clone();
+        let wanted = policy.max_connections;
+        if self.configured.replace(wanted) != Some(wanted) {
+            self.room.judge(wanted);
+            let limit = wanted.min(self.room.connections());
+            self.gauges
+                .connections_limit
+                .store(limit, Ordering::Relaxed);
+        }
+        policy
     }
 
     /// The worker with the fewest connections, of those that run: one that has ended would have the fewest for ever. One
@@ -272,7 +310,7 @@ impl Accepting {
             return Err(Limit::Overload);
         }
         let limits = [
-            policy.max_connections.min(self.room),
+            policy.max_connections.min(self.room.connections()),
             policy.max_connections_per_source,
             policy.max_pending_handshakes,
         ];
@@ -281,6 +319,32 @@ impl Accepting {
             self.shard.limits(Limit::PendingHandshakes).inc();
         }
         Ok(ticket)
+    }
+}
+
+impl Room {
+    fn connections(self) -> usize {
+        self.by_memory.min(self.by_files)
+    }
+
+    /// Says what there is too little of for `wanted` connections.
+    fn judge(self, wanted: usize) {
+        let room = self.connections();
+        if wanted <= room {
+            return;
+        }
+        if self.by_files < self.by_memory {
+            tracing::warn!(
+                open_files = self.open_files,
+                "the limit of open files leaves room for {room} connections, not for the {wanted} of \
+                 listener.max_connections: raise it (ulimit -n)",
+            );
+        } else {
+            tracing::warn!(
+                "the memory limit leaves room for {room} connections, not for the {wanted} of \
+                 listener.max_connections: raise it, or lower the key",
+            );
+        }
     }
 }
 
@@ -443,7 +507,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{data_plane::testing, snapshot::Publisher};
+    use crate::{data_plane::testing, snapshot::Publisher, telemetry::captured::Log};
 
     const LIMITS: [usize; 3] = [4, 3, 2];
 
@@ -528,6 +592,11 @@ mod tests {
     fn accepting(workers: Workers, room: usize) -> Accepting {
         let (listener, cluster) = (testing::policy(), testing::cluster_policy());
         let (_, reader) = Publisher::new(testing::snapshot(&[], listener, cluster));
+        let room = Room {
+            by_memory: usize::MAX,
+            by_files: room,
+            open_files: room,
+        };
         Accepting {
             heartbeats: Heartbeats::new(workers.len()),
             workers,
@@ -535,8 +604,50 @@ mod tests {
             reader,
             pressure: watch::channel(Pressure::default()).1,
             shard: Metrics::new().shard(),
+            gauges: Arc::default(),
             room,
+            configured: None,
         }
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_said_once_for_each_configuration() {
+        let log = Log::default();
+        let _captured = log.capture();
+        let snapshot = |max_connections| {
+            let listener = ListenerPolicy {
+                max_connections,
+                ..testing::policy()
+            };
+            testing::snapshot(&[], listener, testing::cluster_policy())
+        };
+        let (publisher, reader) = Publisher::new(snapshot(9000));
+        let mut accepting = Accepting {
+            reader,
+            room: Room {
+                by_memory: 2048,
+                by_files: 4000,
+                open_files: 4515,
+            },
+            ..accepting(Vec::new(), 0)
+        };
+        let limit = |accepting: &mut Accepting| {
+            accepting.policy();
+            accepting.gauges.connections_limit.load(Ordering::Relaxed)
+        };
+        assert_eq!(limit(&mut accepting), 2048);
+        let memory = log.lines("the memory limit leaves room for 2048 connections");
+        assert!(memory[0].contains("the 9000 of listener.max_connections"));
+        assert_eq!(limit(&mut accepting), 2048);
+        publisher.publish(snapshot(2048));
+        assert_eq!(limit(&mut accepting), 2048);
+        publisher.publish(snapshot(100));
+        assert_eq!(limit(&mut accepting), 100);
+        assert_eq!(log.lines("leaves room").len(), 1, "the others fit");
+        accepting.room.by_files = 1000;
+        publisher.publish(snapshot(5000));
+        assert_eq!(limit(&mut accepting), 1000);
+        assert_eq!(log.lines("the limit of open files leaves room").len(), 1);
     }
 
     #[test]

@@ -97,6 +97,8 @@ families! {
         "Connections from clients whose TLS handshake is done (downstream), and made to backends (upstream).";
     CONNECTIONS = "gauge" "edge_connections" ["side"]
         "Connections that are open; clients' from the end of their TLS handshake on.";
+    CONNECTIONS_LIMIT = "gauge" "edge_connections_limit" ["side"]
+        "Connections that may be open, those in their TLS handshake too: listener.max_connections, or fewer if memory or open files leave room for fewer.";
     HANDSHAKES = "counter" "edge_tls_handshakes_total" ["result"]
         "TLS handshakes with clients that ended; refused: given up for a newer one, or a limit or overload closed the connection before it began.";
     HANDSHAKES_PENDING = "gauge" "edge_tls_handshakes_pending" []
@@ -230,6 +232,12 @@ fn rpcs(text: &mut Text, scrape: &Scrape<'_>) {
         .map(|value: fn((u64, u64)) -> u64| totals.connections.map(value));
     text.labelled::<Side>(CONNECTIONS_OPENED, &opened);
     text.labelled::<Side>(CONNECTIONS, &open);
+    text.family(CONNECTIONS_LIMIT);
+    let limit = &metrics.listener().connections_limit;
+    let limit = limit.load(Ordering::Relaxed);
+    if limit > 0 {
+        text.sample(CONNECTIONS_LIMIT, &[Side::Downstream.as_str()], limit);
+    }
     text.labelled::<HandshakeResult>(HANDSHAKES, &totals.handshakes);
     let pending = &metrics.listener().handshakes_pending;
     text.single(HANDSHAKES_PENDING, Some(pending.load(Ordering::Relaxed)));

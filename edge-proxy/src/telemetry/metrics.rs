@@ -38,6 +38,8 @@ pub struct Metrics {
 pub struct ListenerGauges {
     /// Handshakes with clients that have begun and not ended.
     pub handshakes_pending: AtomicUsize,
+    /// How many connections there may be, by the configuration and by what there is room for. 0: it isn't open yet.
+    pub connections_limit: AtomicUsize,
 }
 
 /// The counters that one thread writes: a worker, the acceptor.

@@ -64,8 +64,9 @@ pub(super) struct Listener {
     #[serde(default, deserialize_with = "mapping")]
     #[schemars(with = "EdgeHealthCheck")]
     pub(super) health_check: Option<EdgeHealthCheck>,
-    /// Connections open at once. The limit of open files (`ulimit -n`) leaves room for nine tenths of it, less 64: a start with
-    /// less room says so. Default: 10000, or memory limit ÷ 32 KiB if less.
+    /// Connections open at once; never more than the memory limit ÷ 32 KiB, nor than nine tenths of the limit of open files
+    /// (`ulimit -n`), less 64: the log says when that is less than what is configured, and `edge_connections_limit` what
+    /// holds. Default: 10000, or memory limit ÷ 32 KiB if less.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// Connections open at once from one source address. Default: 256.
