@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    ATTACKS, Account, Arena, Attack, Finding, Options, Report, Scale, Threads, Usage, Verdict,
+    ATTACKS, Account, Arena, Attack, Finding, Options, Report, Scale, Threads, Usage,
     arena::{SPEED, Victim, Watch, are_back, at_any_speed},
     mebibytes, seconds, sound, start, until, usage,
 };
