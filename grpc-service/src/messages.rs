@@ -11,12 +11,13 @@
 //! as soon as the handler has let go of the request: one is made of the other, and so an RPC whose
 //! request was let in is rarely refused afterwards.
 //!
+//! The RPC itself counts as long as there is anything of either body, in h2's own buffers, too.
+//!
 //! A large response is handed out by pieces, each when h2 has room for it. Otherwise the RPC would
 //! seem to be over, for its deadline and the log, while all of it waits for the client's window.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -26,17 +27,17 @@ use tonic::codegen::StdError;
 
 use crate::budget::{Budget, Charge, Exhausted, FREE};
 
-/// Both sides of one RPC, whose request is `body`.
-pub(crate) fn counted<B>(budget: &Budget, body: B) -> (Upload<B>, Download) {
+/// Both sides of one RPC, whose request is `body`; `rpc` is its own charge, if it has one.
+pub(crate) fn counted<B>(budget: &Budget, rpc: Option<Charge>, body: B) -> (Upload<B>, Download) {
     let shared = Arc::new(Shared {
-        budget: budget.clone(),
-        left: Mutex::new(budget.charge()),
-        refused: AtomicBool::new(false),
+        left: Mutex::new(budget.message()),
+        refused: OnceLock::new(),
+        _rpc: rpc,
     });
     let upload = Upload {
         body: Some(body),
         read: 0,
-        charge: budget.charge(),
+        charge: budget.message(),
         shared: shared.clone(),
     };
     let download = Download {
@@ -48,11 +49,12 @@ pub(crate) fn counted<B>(budget: &Budget, body: B) -> (Upload<B>, Download) {
 
 #[derive(Debug)]
 struct Shared {
-    budget: Budget,
     /// What the request counted, from the moment that the handler has let go of it.
     left: Mutex<Charge>,
     /// Set by the request when the budget has refused it.
-    refused: AtomicBool,
+    refused: OnceLock<Exhausted>,
+    /// Until nobody has a part of the RPC any more.
+    _rpc: Option<Charge>,
 }
 
 impl Shared {
@@ -93,7 +95,8 @@ where
         if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
             this.read = this.read.saturating_add(data.len());
             if let Err(exhausted) = this.charge.set(this.read) {
-                this.shared.refused.store(true, Ordering::Release);
+                // Its first refusal is its last: nothing is read after it.
+                let _ = this.shared.refused.set(exhausted);
                 this.body = None;
                 return Poll::Ready(Some(Err(Status::from(exhausted).into())));
             }
@@ -129,16 +132,17 @@ pub(crate) struct Download {
 impl Download {
     /// Takes what the handler gives; it has to be taken by [`Self::piece`] before the next.
     pub(crate) fn put(&mut self, data: Bytes) -> Result<(), Exhausted> {
-        self.rest = if data.len() > FREE {
-            let mut charge = self.shared.left().take();
-            charge.set(data.len())?;
-            Bytes::from_owner(Counted {
-                data,
-                _charge: charge,
-            })
-        } else {
-            data
-        };
+        let mut charge = None;
+        if data.len() > FREE {
+            let mut large = self.shared.left().take();
+            large.set(data.len())?;
+            charge = Some(large);
+        }
+        self.rest = Bytes::from_owner(Counted {
+            data,
+            _charge: charge,
+            _shared: self.shared.clone(),
+        });
         Ok(())
     }
 
@@ -159,17 +163,20 @@ impl Download {
 
     /// Why the RPC has to end, if the budget has refused its request.
     pub(crate) fn refusal(&self) -> Result<(), Status> {
-        if self.shared.refused.load(Ordering::Acquire) {
-            return Err(self.shared.budget.exhausted().into());
+        match self.shared.refused.get() {
+            Some(exhausted) => Err((*exhausted).into()),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 /// Bytes that count until the last slice of them is gone, be it in h2's own buffers.
 struct Counted {
     data: Bytes,
-    _charge: Charge,
+    /// A large one's.
+    _charge: Option<Charge>,
+    /// The RPC's.
+    _shared: Arc<Shared>,
 }
 
 impl AsRef<[u8]> for Counted {

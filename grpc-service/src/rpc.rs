@@ -3,15 +3,18 @@
 //! Everything that the generated code of a service doesn't do happens here, around all of it
 //! (health, reflection and unknown methods too):
 //!
-//! 1. the handler runs, until it answers, its `grpc-timeout` passes, or the drain cuts it off;
-//! 2. a panic of it becomes INTERNAL, and the connection's other RPCs don't notice;
-//! 3. whatever the answer is, it carries the header `hostname`;
-//! 4. the response stream goes on under the same deadline and the same cut;
-//! 5. the messages of both directions count, and RESOURCE_EXHAUSTED ends what is too much
+//! 1. it counts, and RESOURCE_EXHAUSTED is the answer where the memory is used up (`budget`), but
+//!    for health: who asks for that would take the server for a dead one, and give its RPCs to
+//!    others, who have no more memory;
+//! 2. the handler runs, until it answers, its `grpc-timeout` passes, or the drain cuts it off;
+//! 3. a panic of it becomes INTERNAL, and the connection's other RPCs don't notice;
+//! 4. whatever the answer is, it carries the header `hostname`;
+//! 5. the response stream goes on under the same deadline and the same cut;
+//! 6. the messages of both directions count, and RESOURCE_EXHAUSTED ends what is too much
 //!    (`messages`);
-//! 6. when it has ended, one line of the log tells method, status, duration and peer.
+//! 7. when it has ended, one line of the log tells method, status, duration and peer.
 //!
-//! tonic's own server would do 1 only up to the response's headers, and make answers of its own
+//! tonic's own server would do 2 only up to the response's headers, and make answers of its own
 //! outside of every layer that could set a header or see them.
 
 use std::any::Any;
@@ -32,7 +35,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service as _;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Charge, Exhausted};
 use crate::messages::{Download, counted};
 
 /// The response header that names the replica.
@@ -45,7 +48,7 @@ pub(crate) struct Rpcs {
     pub(crate) routes: Routes,
     /// Value of [`HOSTNAME`].
     pub(crate) hostname: HeaderValue,
-    /// What all messages in work may take.
+    /// What all RPCs and their messages may take.
     pub(crate) budget: Budget,
     /// Cancelled when the drain's patience is over; every RPC then ends with UNAVAILABLE.
     pub(crate) cut: CancellationToken,
@@ -53,22 +56,54 @@ pub(crate) struct Rpcs {
 
 impl Rpcs {
     /// Answers one request. Dropping the future (the client went away) is the RPC's end, too.
-    pub(crate) async fn handle<B>(
-        mut self,
+    ///
+    /// What is refused is refused by this call, and not by a task that comes to it when others
+    /// have decoded a thousand heads more.
+    pub(crate) fn handle<B>(
+        self,
         peer: SocketAddr,
         request: Request<B>,
-    ) -> Result<Response<RpcBody>, Infallible>
+    ) -> impl Future<Output = Result<Response<RpcBody>, Infallible>> + Send + use<B>
     where
         B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<tonic::codegen::StdError>,
     {
-        let mut record = Record::new(peer, request.uri().path());
+        let path = request.uri().path();
+        let record = Record::new(peer, path);
+        let admitted = if path.starts_with(HEALTH) {
+            Ok(None)
+        } else {
+            self.budget.rpc(&request).map(Some)
+        };
+        let run = match admitted {
+            // In memory of its own: a refused one's future has no room for it.
+            Ok(charge) => Ok(Box::pin(self.clone().run(record, charge, request))),
+            Err(exhausted) => Err((record, exhausted)),
+        };
+        async move {
+            Ok(match run {
+                Ok(run) => run.await,
+                Err((record, exhausted)) => self.refuse(record, exhausted),
+            })
+        }
+    }
+
+    async fn run<B>(
+        mut self,
+        record: Record,
+        charge: Option<Charge>,
+        request: Request<B>,
+    ) -> Response<RpcBody>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<tonic::codegen::StdError>,
+    {
         let deadline =
             grpc_timeout(request.headers()).and_then(|timeout| record.started.checked_add(timeout));
         let mut end = End::new(deadline, self.cut.clone());
 
         let (head, body) = request.into_parts();
-        let (upload, download) = counted(&self.budget, body);
+        let (upload, download) = counted(&self.budget, charge, body);
         let mut answer = pin!(self.routes.call(Request::from_parts(head, upload)));
         let response = std::future::poll_fn(|cx| {
             if let Poll::Ready(status) = end.poll(cx) {
@@ -81,15 +116,34 @@ impl Rpcs {
         })
         .await;
 
-        let mut response = response.unwrap_or_else(|status| status.into_http());
-        response.headers_mut().insert(HOSTNAME, self.hostname);
+        let response = response.unwrap_or_else(|status| status.into_http());
+        self.answered(record, response, download, end)
+    }
+
+    fn refuse(&self, record: Record, exhausted: Exhausted) -> Response<RpcBody> {
+        let response = Status::from(exhausted).into_http();
+        let (_, download) = counted(&self.budget, None, ());
+        let end = End::new(None, self.cut.clone());
+        self.answered(record, response, download, end)
+    }
+
+    fn answered(
+        &self,
+        mut record: Record,
+        mut response: Response<Body>,
+        download: Download,
+        end: End,
+    ) -> Response<RpcBody> {
+        response
+            .headers_mut()
+            .insert(HOSTNAME, self.hostname.clone());
         record.answered(&response);
-        Ok(response.map(|body| RpcBody {
+        response.map(|body| RpcBody {
             body: Some(body),
             download,
             end,
             record,
-        }))
+        })
     }
 }
 
@@ -261,7 +315,7 @@ impl Drop for Record {
         // Milliseconds, to three places.
         let duration_ms = started.elapsed().as_micros() as f64 / 1000.0;
         // The targets differ so that probes can be kept out: RUST_LOG=info,rpc::health=off
-        if method.starts_with("/grpc.health.v1.Health/") {
+        if method.starts_with(HEALTH) {
             tracing::info!(target: "rpc::health", method, grpc_status, http_status, duration_ms, %peer, "rpc");
         } else {
             tracing::info!(target: "rpc", method, grpc_status, http_status, duration_ms, %peer, "rpc");
@@ -301,6 +355,9 @@ fn catch<T>(step: impl FnOnce() -> T) -> Result<T, Status> {
         Status::internal("internal error")
     })
 }
+
+/// How the paths of health checks begin.
+const HEALTH: &str = "/grpc.health.v1.Health/";
 
 /// Longest method in the log, in bytes.
 const MAX_PATH: usize = 256;

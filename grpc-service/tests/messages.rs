@@ -1,5 +1,5 @@
-//! Large messages against the budget, over real sockets: what is refused, and that everything is
-//! given back.
+//! Large messages and many RPCs against the budget, over real sockets: what is refused, and that
+//! everything is given back.
 
 #![allow(
     clippy::unwrap_used,
@@ -143,6 +143,70 @@ async fn an_answer_that_does_not_fit_is_refused() {
     nothing_in_work(&budget).await;
 }
 
+/// RPCs that send next to nothing are many, and each takes memory; those that ask for health are let
+/// in all the same.
+#[tokio::test]
+async fn who_opens_many_rpcs_holds_the_budget_and_not_the_server() {
+    // Two and a half times that is for all RPCs, which is 78 of them with their heads.
+    let budget = Budget::new(1024 * 1024);
+    let server = with(&budget).await;
+    let mut client = server.client().await;
+    let mut open = Vec::new();
+    for _ in 0..78 {
+        let (response, mut upload) = client.start("/test.Probe/Echo", None).await;
+        upload.send_data(message(100).split_to(5), false).unwrap();
+        open.push((response, upload));
+    }
+    until(|| budget.used_by_rpcs() > 78 * 32 * 1024).await;
+    let full = budget.used_by_rpcs();
+
+    let mut other = server.client().await;
+    let answer = other.call("/test.Probe/Read", None).await;
+    assert_eq!(answer.status(), Code::ResourceExhausted);
+    assert_eq!(answer.hostname(), "replica-1");
+    let path = "/grpc.health.v1.Health/Check";
+    assert_eq!(other.call(path, None).await.status(), Code::Ok);
+    assert_eq!(budget.used(), 0);
+
+    open.pop();
+    until(|| budget.used_by_rpcs() < full).await;
+    let answer = other.call("/test.Probe/Read", None).await;
+    assert_eq!(answer.status(), Code::Ok);
+    drop(open);
+    nothing_in_work(&budget).await;
+}
+
+/// When h2 has all of an answer, the RPC is over for everybody else.
+#[tokio::test]
+async fn a_small_answer_counts_until_it_has_left() {
+    let budget = Budget::new(LARGE);
+    let server = with(&budget).await;
+    let stream = tokio::net::TcpStream::connect(server.address);
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(1)
+        .handshake::<_, Bytes>(stream.await.unwrap());
+    let (send, connection) = within(handshake).await.unwrap();
+    let mut client = support::Client {
+        send,
+        connection: tokio::spawn(connection),
+    };
+    let (response, mut upload) = client.start("/test.Probe/Echo", None).await;
+    upload.send_data(message(1000), true).unwrap();
+    let mut response = within(response).await.unwrap();
+    let first = within(response.body_mut().data()).await.unwrap().unwrap();
+    assert_eq!(first.len(), 1);
+    // What is behind it on the same connection is answered: it isn't that the server has been slow.
+    assert_eq!(
+        client.call("/test.Probe/Read", None).await.status(),
+        Code::Ok
+    );
+    assert!(budget.used_by_rpcs() > 32 * 1024);
+    let flow = response.body_mut().flow_control();
+    flow.release_capacity(1).unwrap();
+    assert_eq!(Answer::read(response).await.status(), Code::Ok);
+    nothing_in_work(&budget).await;
+}
+
 async fn with(budget: &Budget) -> Running {
     Running::of(|builder| builder.budget(budget.clone())).await
 }
@@ -175,7 +239,7 @@ fn message(length: usize) -> Bytes {
 }
 
 async fn nothing_in_work(budget: &Budget) {
-    until(|| budget.used() == 0).await;
+    until(|| budget.used() == 0 && budget.used_by_rpcs() == 0).await;
 }
 
 async fn until(condition: impl Fn() -> bool) {
