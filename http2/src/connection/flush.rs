@@ -147,8 +147,12 @@ impl Connection {
             rest = later;
             s.send.take(n);
             self.send.take(n);
-            if self.send.available() == 0 {
+            self.send_brought = self.send_brought.saturating_add(n);
+            // A byte of credit now and then would keep all that wait from ever having waited long.
+            let waiting = self.queued - from_queue + rest.len();
+            if self.send.available() == 0 && self.send_brought >= waiting.min(WORTH) {
                 self.send_shut = self.now;
+                self.send_brought = 0;
             }
             self.limits.data_sent(n, n == have);
         }
@@ -229,6 +233,10 @@ const SMALL: usize = 1024;
 
 /// The most that one stream gets in a frame, and so in its turn, whatever frames the peer takes.
 const SHARE: usize = 64 * 1024;
+
+/// Bytes of the connection's window that are worth having, if as many wait: a frame, as long as the peer doesn't ask for
+/// larger ones (RFC 9113 §6.5.2).
+const WORTH: usize = 16 * 1024;
 
 /// Where a frame's head has its flags (RFC 9113 §4.1).
 const FLAGS_AT: usize = 4;

@@ -91,8 +91,10 @@ pub struct Connection {
     next_id: u32,
     recv: RecvWindow,
     send: SendWindow,
-    /// When `send` was last used up.
+    /// When `send` was last used up, after it had brought what is worth having.
     send_shut: Instant,
+    /// Bytes that it has brought since.
+    send_brought: usize,
     peer: Peer,
     /// The peer's first SETTINGS have come.
     peer_ready: bool,
@@ -166,6 +168,7 @@ impl Connection {
             recv: RecvWindow::new(config.receive_window()),
             send: SendWindow::new(peer.initial_window),
             send_shut: now,
+            send_brought: 0,
             peer,
             peer_ready: false,
             settings_since: Some(now),

@@ -192,9 +192,21 @@ fn who_waits_for_the_output_waits_for_no_window() {
     for stream in [1, 3] {
         assert_eq!(s.engine.window_shut(stream), Some(shut));
     }
+    // A byte of credit is for one of them.
     s.quiet(&window(0, 1));
     assert_eq!(s.engine.window_shut(1), None);
     s.sent();
+    let since = [1, 3].map(|stream| s.engine.window_shut(stream).unwrap());
+    assert_eq!(
+        (since[0].max(since[1]), since[0].min(since[1])),
+        (s.now, shut)
+    );
+    // As much as a frame is for all, also if it came by bits.
+    for _ in 0..16 {
+        s.pass(second);
+        s.quiet(&window(0, 1024));
+        s.sent();
+    }
     for stream in [1, 3] {
         assert_eq!(s.engine.window_shut(stream), Some(s.now), "anew");
     }
