@@ -500,6 +500,8 @@ impl Side for Rc<Upstream> {
         if self.pool.retired.get() && self.state.get() == State::Ready && !self.pool.is_waited_for()
         {
             self.leave(State::Leaving);
+            // As for `retire`: that it ends unused is not its endpoint's doing, if that comes back meanwhile.
+            self.untouched.set(false);
         }
         match self.state.get() {
             State::Abandoned => Some(End::Ejected),
