@@ -213,16 +213,17 @@ impl ClientConnection {
     /// Since when it stands still as a whole.
     pub(crate) fn stalled(&self) -> Option<Instant> {
         match self {
-            // Its streams, of which it has one at a time, hold what it holds.
-            Self::Http1(_) => None,
+            // Of its streams, of which it has one at a time, they themselves know.
+            Self::Http1(connection) => connection.stalled(),
             Self::Http2(connection) => connection.link.stalled(),
         }
     }
 
     /// What it holds is needed elsewhere: it ends, with all of its streams.
     pub(crate) fn shed(&self, worker: &Rc<Worker>, now: Instant) {
-        let Self::Http2(connection) = self else {
-            return;
+        let connection = match self {
+            Self::Http1(connection) => return connection.shed(),
+            Self::Http2(connection) => connection,
         };
         worker.shard.limits(Limit::Memory).inc();
         let keys: Vec<_> = connection.link.engine().keys().collect();

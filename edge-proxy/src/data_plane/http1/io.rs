@@ -2,7 +2,8 @@
 //!
 //! hyper doesn't tell what it has read beyond a request. So it gets one head or body at a time, and the next head only when
 //! the answer before has left: its deadline begins then. What was read early comes first. Meanwhile the transport is read
-//! all the same, as far as there is room, since a client that goes away must be noticed.
+//! all the same, as far as there is room, since a client that goes away must be noticed. What is held so counts as held
+//! back, and a connection that holds some may be shed: its request may take as long as its backend likes.
 //!
 //! Nor can hyper be told what to say to a head that it can't read: it writes a bare status and closes. That is all that it
 //! writes then, as no answer is under way, and is kept back: the connection gives an answer like all others of the proxy's
@@ -23,8 +24,15 @@ use super::Connection;
 /// See the module's head.
 pub(super) struct Io<T> {
     transport: T,
-    /// Plaintext that was read and isn't hyper's yet.
-    held: BytesMut,
+    held: Held,
+    connection: Rc<Connection>,
+}
+
+/// Plaintext that was read and isn't hyper's yet.
+struct Held {
+    bytes: BytesMut,
+    /// Of its memory.
+    counted: usize,
     connection: Rc<Connection>,
 }
 
@@ -32,7 +40,11 @@ impl<T> Io<T> {
     pub(super) fn new(transport: T, early: Vec<u8>, connection: Rc<Connection>) -> Self {
         Self {
             transport,
-            held: BytesMut::from(&early[..]),
+            held: Held {
+                bytes: BytesMut::from(&early[..]),
+                counted: 0,
+                connection: connection.clone(),
+            },
             connection,
         }
     }
@@ -43,21 +55,48 @@ impl<T> Io<T> {
     }
 }
 
+impl Held {
+    fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        // What is taken from its beginning leaves all of the memory here.
+        let memory = self.counted.max(self.bytes.capacity());
+        self.count(memory);
+    }
+
+    fn give_back_if_empty(&mut self) {
+        if self.bytes.is_empty() {
+            self.bytes = BytesMut::new();
+            self.count(0);
+        }
+    }
+
+    fn count(&mut self, memory: usize) {
+        let before = std::mem::replace(&mut self.counted, memory);
+        self.connection.holds(before, memory);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.count(0);
+    }
+}
+
 impl<T: AsyncRead + Unpin> Io<T> {
     /// hyper doesn't get what is held yet: reads what comes behind it. `Ready`: the client has closed, and waits for no
     /// answer.
     fn read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.connection.put_off(&self.held);
-        while self.held.len() < AHEAD {
+        self.connection.put_off(&self.held.bytes);
+        while self.held.bytes.len() < AHEAD {
             let mut room = [0; 4096];
-            let most = room.len().min(AHEAD - self.held.len());
+            let most = room.len().min(AHEAD - self.held.bytes.len());
             let mut buffer = ReadBuf::new(&mut room[..most]);
             ready!(Pin::new(&mut self.transport).poll_read(cx, &mut buffer))?;
             if buffer.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            self.held.extend_from_slice(buffer.filled());
-            self.connection.put_off(&self.held);
+            self.held.push(buffer.filled());
+            self.connection.put_off(&self.held.bytes);
         }
         Poll::Pending
     }
@@ -72,7 +111,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
         let this = self.get_mut();
         let connection = &this.connection;
         let now = connection.worker.now();
-        if this.held.is_empty() {
+        if this.held.bytes.is_empty() {
             let before = buffer.filled().len();
             ready!(Pin::new(&mut this.transport).poll_read(cx, buffer))?;
             let read = &buffer.filled()[before..];
@@ -82,20 +121,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Io<T> {
                 0
             };
             if n < read.len() {
-                this.held.extend_from_slice(&read[n..]);
+                this.held.push(&read[n..]);
                 buffer.set_filled(before + n);
             }
-            if n == 0 && !this.held.is_empty() {
+            if n == 0 && !this.held.bytes.is_empty() {
                 return this.read_ahead(cx);
             }
         } else if connection.may_read() {
-            let most = buffer.remaining().min(this.held.len());
-            let n = connection.on_read(&this.held[..most], now);
-            buffer.put_slice(&this.held.split_to(n));
-            if this.held.is_empty() {
-                // With its room.
-                this.held = BytesMut::new();
-            }
+            let most = buffer.remaining().min(this.held.bytes.len());
+            let n = connection.on_read(&this.held.bytes[..most], now);
+            buffer.put_slice(&this.held.bytes.split_to(n));
+            this.held.give_back_if_empty();
         } else {
             return this.read_ahead(cx);
         }

@@ -83,6 +83,10 @@ pub(crate) struct Connection {
     /// hyper waits for bytes that came before the answer to the request before them had left: whether a head is among
     /// them.
     put_off: Cell<Option<bool>>,
+    /// Since when it holds bytes that hyper doesn't get yet.
+    holds_since: Cell<Option<Instant>>,
+    /// What it holds is needed elsewhere.
+    shed: Cell<bool>,
     /// When to start leaving: age, or the moment that a drain chose.
     leave_at: Cell<Instant>,
     /// Since when the next response is the last one.
@@ -239,6 +243,8 @@ impl Connection {
             given_up: RefCell::default(),
             framing: Cell::new(Framing::new()),
             put_off: Cell::new(None),
+            holds_since: Cell::new(None),
+            shed: Cell::new(false),
             leave_at: Cell::new(accepted + age),
             leaving: Cell::new(None),
             write_blocked: Cell::new(None),
@@ -254,6 +260,10 @@ impl Connection {
     ) -> Poll<End> {
         let now = self.worker.tick();
         self.waker.borrow_mut().replace(cx.waker().clone());
+
+        if self.shed.get() {
+            return Poll::Ready(End::TimedOut("memory"));
+        }
 
         // 1. Deadlines.
         if now >= self.check_at.get() {
@@ -308,6 +318,30 @@ impl Connection {
     fn put_off(&self, bytes: &[u8]) {
         let begins = !self.framing.get().in_body() && begins_a_head(bytes);
         self.put_off.set(Some(begins));
+    }
+
+    /// The memory of what hyper doesn't get yet.
+    fn holds(&self, before: usize, after: usize) {
+        self.worker.memory.change(before, after);
+        if after == 0 {
+            self.holds_since.set(None);
+        } else if self.holds_since.get().is_none() {
+            self.holds_since.set(Some(self.worker.now()));
+        }
+    }
+
+    /// Since when it holds bytes that wait for the answer before them.
+    pub(crate) fn stalled(&self) -> Option<Instant> {
+        self.holds_since.get()
+    }
+
+    /// It ends, for what it holds.
+    pub(crate) fn shed(&self) {
+        self.worker.shard.limits(Limit::Memory).inc();
+        self.shed.set(true);
+        // Once: it counts until its task has had its turn.
+        self.holds_since.set(None);
+        self.wake();
     }
 
     /// Nobody wants the rest of this request.

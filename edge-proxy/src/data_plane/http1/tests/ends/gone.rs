@@ -123,6 +123,38 @@ fn what_a_client_sends_behind_a_request_is_read_ahead_within_bounds() {
     });
 }
 
+/// Its request has a backend that takes its time, and nothing else would count what it holds.
+#[test]
+fn what_is_read_ahead_counts_as_held_back_and_its_connection_goes_when_memory_is_short() {
+    frozen(|| async {
+        let (resets, requests) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend(silent(resets.clone(), requests.clone())).await;
+        // A quarter of it may be held: two of these and not three.
+        let (policy, cluster) = (testing::policy(), testing::cluster_policy());
+        let bench = Bench::within(Some(320 * 1024), &[address], policy, cluster);
+        let held = || bench.worker.memory.held();
+        let mut clients = Vec::new();
+        for number in 1..=3 {
+            let mut client = connect(&bench);
+            send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            at_once(|| requests.get() == number).await;
+            let before = held();
+            pass(Duration::from_millis(300)).await;
+            send(&mut client, &"x".repeat(30_000)).await;
+            if number < 3 {
+                at_once(|| held() >= before + 30_000).await;
+            }
+            clients.push(client);
+        }
+        at_once(|| resets.get() == 1).await;
+        assert_eq!(bench.shard.limits(Limit::Memory).get(), 1);
+        assert_eq!(read_all(&mut clients.remove(0)).await, "");
+        assert!(!bench.worker.memory.is_short());
+        drop(clients);
+        at_once(|| resets.get() == 3 && held() == 0).await;
+    });
+}
+
 #[test]
 fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
     running(|| async {
