@@ -284,17 +284,17 @@ impl Rpc {
                 attempt.link().blocked(attempt.stream)
             }
             // It holds itself back, and what it has sent.
-            State::Waiting(..) => Some(self.active),
-            State::Answering(..) | State::Flushing(_) => None,
+            State::Waiting(..) | State::Answering(..) => Some(self.active),
+            State::Flushing(_) => None,
         };
         [down, up].into_iter().flatten().min()
     }
 
     /// Bytes that count as held back because of it, beside what its connections hold. Clients decide how many wait for
-    /// a connection, and nothing else bounds them.
+    /// a connection, or for the end of their own requests, and nothing else bounds them.
     pub(super) fn kept(&self) -> usize {
         let waits = match self.state {
-            State::Waiting(..) => {
+            State::Waiting(..) | State::Answering(..) => {
                 let trailers = self.trailers.as_ref().map_or(0, Headers::memory);
                 WAITS + self.head.memory() + trailers
             }
@@ -357,6 +357,6 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(5);
 /// A response that was cut short waits this long for the client's window before its stream is reset.
 const CUT_FLUSH: Duration = Duration::from_secs(5);
 
-/// Bytes of an RPC that waits for a connection, beside its head and trailers: its own, its stream's and its place in the
-/// queue.
+/// Bytes of an RPC that waits for a connection, or for its request's end, beside its head and trailers: its own, its
+/// stream's and its place in the queue.
 const WAITS: usize = 2048;

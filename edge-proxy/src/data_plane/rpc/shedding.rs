@@ -50,9 +50,9 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
     let mut stalled = Vec::new();
     let is = |since: &Instant, least| now.saturating_duration_since(*since) >= least;
     worker.rpcs.borrow().for_each(|key, rpc| {
-        // A connection is there in a moment, mostly.
+        // A connection is there in a moment, mostly, and so is the rest of a request.
         let least = match rpc.state {
-            State::Waiting(..) => connections,
+            State::Waiting(..) | State::Answering(..) => connections,
             _ => streams,
         };
         let since = rpc.stalled().filter(|since| is(since, least));

@@ -199,6 +199,30 @@ fn heads_and_trailers_of_rpcs_that_wait_count_as_held_back() {
     });
 }
 
+/// An answer of a route's own waits for the request's end, for as long as the client likes.
+#[test]
+fn rpcs_that_keep_their_own_answer_waiting_count_as_held_back() {
+    running(|| async {
+        let bench = Bench::within(Some(256 * 1024), &[], policy(), cluster_policy());
+        let mut client = Client::connect(&bench).await;
+        let held = || bench.worker.memory.held();
+        let mut streams = Vec::new();
+        for calls in 1..=61 {
+            streams.push(client.call("/direct/", b"", false));
+            if calls == 10 {
+                client.flush().await;
+                until(|| held() >= 10 * 2048).await;
+            }
+        }
+        // A quarter of it may be held.
+        assert_eq!(client.status(streams[0]).await, "8");
+        until(|| !bench.worker.memory.is_short()).await;
+        assert!(held() > 0, "others wait on");
+        drop(client);
+        until(|| bench.worker.rpcs.borrow().len() == 0 && held() == 0).await;
+    });
+}
+
 #[test]
 fn while_memory_is_short_few_rpcs_of_each_client_wait() {
     stopped(|| async {
