@@ -246,20 +246,31 @@ impl Rpc {
             *next = Some(next.map_or(at, |next| next.min(at)));
             now >= at
         };
-        let stalled = match self.state {
+        let cut = match self.state {
+            State::Flushing(cut) => cut,
+            _ => None,
+        };
+        let stalled = match cut {
             // It may have waited long before.
-            State::Flushing(Some(cut)) => {
+            Some(cut) => {
                 let blocked = self.client.blocked();
                 blocked.map(|since| since.max(cut) + CUT_FLUSH)
             }
             // What waits for the socket, or for others' turns on it, has `write_stall`.
-            _ => {
+            None => {
                 let shut = self.client.window_shut();
                 shut.map(|since| since + timeouts.stream_window_stall)
             }
         };
         if stalled.is_some_and(&mut due) {
-            self.record.window_stalled(worker);
+            if cut.is_none() {
+                worker.shard.limits(Limit::WindowStall).inc();
+                worker.shard.resets(labels::ResetCause::WindowStall).inc();
+            } else if self.record.is_unblemished() {
+                // What it was cut short for is counted, unless all that was left of it was on its way out.
+                worker.shard.resets(labels::ResetCause::Drain).inc();
+            }
+            self.record.unread();
             self.client.reset(Reason::CANCEL);
             self.leave_upstream(worker, true);
             return Step::Done;

@@ -22,7 +22,7 @@ use crate::{
     error::{Failure, Flag, ResetCause, grpc},
     snapshot::{Cluster, EndpointShared, Route, streak::Ending},
     telemetry::{
-        labels::{self, AttemptResult, Flags, Limit},
+        labels::{AttemptResult, Flags},
         metrics::{End, Series},
     },
 };
@@ -185,10 +185,13 @@ impl Record {
         self.client_left = true;
     }
 
+    /// Nothing has gone wrong with it so far.
+    pub(super) fn is_unblemished(&self) -> bool {
+        self.failure.is_none()
+    }
+
     /// The client's window stayed shut, and the stream is reset.
-    pub(super) fn window_stalled(&mut self, worker: &Worker) {
-        worker.shard.limits(Limit::WindowStall).inc();
-        worker.shard.resets(labels::ResetCause::WindowStall).inc();
+    pub(super) fn unread(&mut self) {
         self.flags.insert(Flag::LocalReset);
         self.cut_off = true;
     }
