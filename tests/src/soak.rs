@@ -7,8 +7,8 @@
 //! After a warm-up resident memory may grow by 1 MiB an hour. `Trend` fits a line; samples that follow each other say nearly
 //! the same, so not they but the means of `BLOCKS` parts of the run are fitted, and the slope has the interval in
 //! which it lies with 95 % confidence. A short run can't tell 1 MiB an hour from noise: it fails only if the whole interval
-//! is above; the longer the run, the narrower the interval. Threads, files, connections and RPCs are judged when
-//! the load has ended: they must be back at what they were before it.
+//! is above. The longer the run, the narrower the interval; from half an hour on the slope itself is what is judged. Threads,
+//! files, connections and RPCs are judged when the load has ended: they must be back at what they were before it.
 
 use std::{
     ffi::OsString,
@@ -75,11 +75,17 @@ struct Happened {
     changes: AtomicU64,
     rollouts: AtomicU64,
     refused: AtomicU64,
+    /// RPCs on new connections, and streams that could not be opened.
+    failed: AtomicU64,
 }
 
 /// What was seen.
 struct Observed {
     tally: Tally,
+    /// New connections that were refused, and what failed on the others; of so many.
+    refused: u64,
+    failed: u64,
+    made: u64,
     /// By the second.
     samples: Vec<(f64, Usage)>,
     before: Usage,
@@ -183,6 +189,9 @@ pub async fn run(options: &Options, mut each_minute: impl FnMut(&str)) -> anyhow
     Ok(Report {
         findings: Observed {
             tally,
+            refused: happened.refused.load(Ordering::Relaxed),
+            failed: happened.failed.load(Ordering::Relaxed),
+            made: happened.connections.load(Ordering::Relaxed),
             samples,
             before,
             after,
@@ -198,6 +207,9 @@ impl Observed {
     fn judge(&self, duration: Duration) -> Vec<Finding> {
         let Self {
             tally,
+            refused,
+            failed,
+            made,
             samples,
             before,
             after,
@@ -211,13 +223,17 @@ impl Observed {
             .map(|(at, usage)| (*at, usage.memory as f64))
             .collect();
         let trend = Trend::of(&memory);
-        let hourly = |per_second: f64| mebibytes(per_second * 3600.0);
         let threads = samples.iter().map(|(_, usage)| usage.threads).max();
         vec![
             Finding::new(
                 "RPCs and streams that fail: 0",
                 format!("{} of {}", tally.failed(), tally.sent + tally.streams_sent),
                 tally.good() && tally.sent > 0,
+            ),
+            Finding::new(
+                "new connections that are refused, or on which something fails: 0",
+                format!("{refused} and {failed}; {made} had their RPC"),
+                refused + failed == 0 && *made > 0,
             ),
             Finding::new(
                 "resident memory grows by ≤ 1 MiB/h after the warm-up",
@@ -233,11 +249,7 @@ impl Observed {
                         )
                     },
                 ),
-                trend.is_some_and(|trend| {
-                    let span = duration.as_secs_f64() - warm;
-                    hourly(trend.slope - trend.within) <= 1.0
-                        || (span < SHORT && mebibytes(trend.slope * span) <= FILLS)
-                }),
+                trend.is_some_and(|trend| trend.is_flat(duration.as_secs_f64() - warm)),
             ),
             Finding::new(
                 "threads are as many as before, but for 3 that read files",
@@ -319,6 +331,7 @@ async fn cancels(
             }
             let opened = connection.open(grpc_request(path, &[]), false).await;
             let Ok((response, mut stream)) = opened else {
+                happened.failed.fetch_add(1, Ordering::Relaxed);
                 break;
             };
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -343,9 +356,13 @@ async fn newcomers(
             continue;
         };
         let reply = connection.grpc("/api.Echo/Echo", &[]).await;
-        if reply.is_ok_and(|reply| reply.grpc_status() == Some(0)) {
-            happened.connections.fetch_add(1, Ordering::Relaxed);
-        }
+        let good = reply.is_ok_and(|reply| reply.grpc_status() == Some(0));
+        let count = if good {
+            &happened.connections
+        } else {
+            &happened.failed
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -422,6 +439,7 @@ impl Happened {
             ("streams cancelled", of(&self.cancelled)),
             ("connections with one RPC", of(&self.connections)),
             ("connections refused", of(&self.refused)),
+            ("failures on new connections", of(&self.failed)),
             ("certificates swapped", of(&self.swaps)),
             ("configurations changed", of(&self.changes)),
             ("backends rolled", of(&self.rollouts)),
@@ -466,6 +484,19 @@ impl Trend {
             within: error * STUDENT,
         })
     }
+
+    /// Whether memory, in bytes, grew by 1 MiB an hour at most, as far as so many seconds can tell.
+    fn is_flat(self, span: f64) -> bool {
+        if span >= SHORT {
+            return hourly(self.slope) <= 1.0;
+        }
+        hourly(self.slope - self.within) <= 1.0 || mebibytes(self.slope * span) <= FILLS
+    }
+}
+
+/// MiB, of bytes a second.
+fn hourly(per_second: f64) -> f64 {
+    mebibytes(per_second * 3600.0)
 }
 
 /// A quarter of the run, and no more than ten minutes.
@@ -507,5 +538,25 @@ mod tests {
         let trend = Trend::of(&saw).unwrap();
         assert!(trend.slope.abs() < trend.within);
         assert_eq!(Trend::of(&line[..5]), None);
+    }
+
+    #[test]
+    fn a_long_run_has_no_benefit_of_the_doubt() {
+        let of = |slope: f64, within: f64| Trend {
+            slope: slope * f64::from(1 << 20) / 3600.0,
+            within: within * f64::from(1 << 20) / 3600.0,
+        };
+        for (trend, span, flat) in [
+            (of(0.9, 4.0), SHORT, true),
+            (of(5.0, 4.5), SHORT, false),
+            (of(1.1, 0.2), SHORT, false),
+            (of(-3.0, 1.0), SHORT, true),
+            // 2 MiB in 225 s are 32 an hour.
+            (of(31.0, 1.0), 225.0, true),
+            (of(33.0, 32.5), 225.0, true),
+            (of(33.0, 31.0), 225.0, false),
+        ] {
+            assert_eq!(trend.is_flat(span), flat, "{trend:?} {span}");
+        }
     }
 }
