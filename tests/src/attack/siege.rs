@@ -4,8 +4,9 @@
 //! 256 MiB. For two minutes the attacks of its neighbours are repeated side by side, each from source
 //! addresses of its own, some of them hundreds of times at once. What each of them promises isn't looked at here, and they
 //! may well be refused: what counts is that the kernel never kills the process, that probes are answered in time, as kubelet
-//! would ask, and what becomes of the victim, which may be told RESOURCE_EXHAUSTED while memory is short, but nothing else.
-//! That each of them has attacked at all is told by what it has written.
+//! would ask, and what becomes of the victim, which may be told RESOURCE_EXHAUSTED while memory is short, or UNAVAILABLE for
+//! want of a connection to the backend while all their streams are taken, but nothing else. That each kind has attacked at all
+//! is told by what it has written beyond a handshake, and how often it came to its end, or broke off, is noted.
 //!
 //! A cgroup takes root, and the siege is left out, with the reason, where there can be none; also where the kernel doesn't
 //! count whom it has killed.
@@ -20,12 +21,13 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use edge_proxy::snapshot::pressure::Level;
+use edge_proxy::{error::Failure as Failed, snapshot::pressure::Level};
 use http::StatusCode;
 use tokio::{
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
+use tonic::Code;
 
 use super::{
     ATTACKS, Account, Arena, Attack, Finding, Options, Report, Scale, Threads, Usage,
@@ -37,7 +39,7 @@ use crate::{
     cgroup::Cgroup,
     client,
     h2attack::{Attacker, source},
-    load::tally::Tally,
+    load::tally::{Failure, Tally},
     proxy::{Known, Proxy},
     wait,
 };
@@ -202,7 +204,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let counts: Vec<_> = attacks()
         .enumerate()
         .map(|(number, (attack, kind))| {
-            let count = Arc::<AtomicUsize>::default();
+            let count = Arc::<Performed>::default();
             let attacker = Attacker::new(target, &tls);
             let arena = Arena {
                 attacker: attacker.clone(),
@@ -220,8 +222,17 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         .collect();
     sleep(scale.of(Duration::from_secs(120), Duration::from_secs(6))).await;
     // On a slow machine not all of them have come so far.
-    let has_written = || counts.iter().all(|(_, attacker, _)| attacker.written() > 0);
-    until(wait::PATIENCE, || async { has_written() }).await;
+    let greeting = arena.attacker.client_hello().len() as u64 + GREETING;
+    let has_attacked = |name: &&str, attacker: &Attacker| {
+        let written = attacker.written();
+        written > greeting || written > 0 && HANDSHAKES.contains(name)
+    };
+    let have_all = || {
+        counts
+            .iter()
+            .all(|(name, attacker, _)| has_attacked(name, attacker))
+    };
+    until(wait::PATIENCE, || async { have_all() }).await;
     let took = begun.elapsed();
     let attacker_cpu = usage::threads("attacker");
     // All of them end, wherever they are.
@@ -254,11 +265,14 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let probed = std::mem::take(&mut *probed.lock().unwrap_or_else(PoisonError::into_inner));
     let performed: Vec<_> = counts
         .iter()
-        .map(|(name, _, count)| format!("{name} {}", count.load(Ordering::Relaxed)))
+        .map(|(name, _, count)| {
+            let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+            format!("{name} {} + {}", of(&count.whole), of(&count.broken_off))
+        })
         .collect();
     let silent: Vec<_> = counts
         .iter()
-        .filter(|(_, attacker, _)| attacker.written() == 0)
+        .filter(|(name, attacker, _)| !has_attacked(name, attacker))
         .map(|(name, ..)| *name)
         .collect();
     let apart: Vec<_> = APART
@@ -268,7 +282,10 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     let mut findings = vec![
         Finding::noted("not in it", apart.join(", ")),
         Finding::new(
-            format!("of {} attacks, those that wrote nothing: 0", counts.len()),
+            format!(
+                "of {} attacks, those that wrote no more than a handshake: 0",
+                counts.len()
+            ),
             format!("{} {}", silent.len(), silent.join(", ")),
             silent.is_empty(),
         ),
@@ -285,7 +302,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     findings.push(sound(&mut process));
     findings.extend(are_back(&before, &rest));
     findings.push(Finding::noted(
-        "attacks that came to their end, one after the other",
+        "attacks, one after the other: those that came to their end, and those that broke off",
         performed.join(", "),
     ));
     if !strict {
@@ -314,11 +331,21 @@ fn attacks() -> impl Iterator<Item = (&'static Attack, &'static Kind)> {
     })
 }
 
+/// How often attacks of one kind came to their end, and how often they broke off.
+#[derive(Default)]
+struct Performed {
+    whole: AtomicUsize,
+    broken_off: AtomicUsize,
+}
+
 /// Over and over; how often is counted.
-async fn repeat(attack: &'static Attack, arena: Arc<Arena>, count: Arc<AtomicUsize>) {
+async fn repeat(attack: &'static Attack, arena: Arc<Arena>, count: Arc<Performed>) {
     loop {
-        // Whatever comes of it: the proxy may refuse.
-        let _ = (attack.perform)(arena.clone()).await;
+        // Whatever is found, and it may break off: the proxy may refuse.
+        let count = match (attack.perform)(arena.clone()).await {
+            Ok(_) => &count.whole,
+            Err(_) => &count.broken_off,
+        };
         count.fetch_add(1, Ordering::Relaxed);
         sleep(BREATH).await;
     }
@@ -411,9 +438,16 @@ fn levels(probed: &Probed) -> String {
 /// What becomes of the victim.
 fn polite(attacked: &Tally, afterwards: &Tally) -> Vec<Finding> {
     let failed = |tally: &Tally| tally.json()["failed"].clone();
+    let no_stream = Failed::ConnectTimeout.text();
     let statuses = failed(attacked);
-    let refused = ["RESOURCE_EXHAUSTED", "UNAVAILABLE"].map(|name| statuses[name].as_u64());
-    let others = attacked.failed() - refused.into_iter().flatten().sum::<u64>();
+    let kept = attacked.failures();
+    let may_be = |failure: &&Failure| match failure.code {
+        Code::ResourceExhausted => true,
+        Code::Unavailable => failure.message == no_stream,
+        _ => false,
+    };
+    // What isn't kept, nobody knows.
+    let others = attacked.failed() - kept.iter().filter(may_be).count() as u64;
     let texts: BTreeSet<_> = attacked
         .failures()
         .iter()
@@ -421,8 +455,10 @@ fn polite(attacked: &Tally, afterwards: &Tally) -> Vec<Finding> {
         .collect();
     vec![
         Finding::new(
-            "RPCs of the victim that fail with another status than RESOURCE_EXHAUSTED, for memory, or UNAVAILABLE, \
-             when all streams to the backend are taken: 0",
+            format!(
+                "RPCs of the victim that fail with another status than RESOURCE_EXHAUSTED, for memory, or UNAVAILABLE, \
+                 {no_stream:?}, when all streams to the backend are taken: 0"
+            ),
             format!(
                 "{others} of {}: {statuses} {texts:?}; {} not sent; p99 {}",
                 attacked.sent,
@@ -444,6 +480,12 @@ fn polite(attacked: &Tally, afterwards: &Tally) -> Vec<Finding> {
         ),
     ]
 }
+
+/// Kinds that attack with handshakes alone.
+const HANDSHAKES: [&str; 2] = ["slow-handshakes", "handshake-flood"];
+
+/// Bytes beside the ClientHello until HTTP/2 has begun.
+const GREETING: u64 = 200;
 
 /// Bytes: what deploy/edge-proxy grants a pod.
 const LIMIT: u64 = 256 << 20;
