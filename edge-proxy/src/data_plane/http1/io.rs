@@ -31,8 +31,6 @@ pub(super) struct Io<T> {
 /// Plaintext that was read and isn't hyper's yet.
 struct Held {
     bytes: BytesMut,
-    /// Of its memory.
-    counted: usize,
     connection: Rc<Connection>,
 }
 
@@ -42,7 +40,6 @@ impl<T> Io<T> {
             transport,
             held: Held {
                 bytes: BytesMut::from(&early[..]),
-                counted: 0,
                 connection: connection.clone(),
             },
             connection,
@@ -59,26 +56,21 @@ impl Held {
     fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         // What is taken from its beginning leaves all of the memory here.
-        let memory = self.counted.max(self.bytes.capacity());
-        self.count(memory);
+        let memory = self.connection.held.get().max(self.bytes.capacity());
+        self.connection.holds(memory);
     }
 
     fn give_back_if_empty(&mut self) {
         if self.bytes.is_empty() {
             self.bytes = BytesMut::new();
-            self.count(0);
+            self.connection.holds(0);
         }
-    }
-
-    fn count(&mut self, memory: usize) {
-        let before = std::mem::replace(&mut self.counted, memory);
-        self.connection.holds(before, memory);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.count(0);
+        self.connection.holds(0);
     }
 }
 

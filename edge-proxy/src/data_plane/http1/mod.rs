@@ -83,7 +83,9 @@ pub(crate) struct Connection {
     /// hyper waits for bytes that came before the answer to the request before them had left: whether a head is among
     /// them.
     put_off: Cell<Option<bool>>,
-    /// Since when it holds bytes that hyper doesn't get yet.
+    /// The memory of bytes that hyper doesn't get yet, as the worker's account has it.
+    held: Cell<usize>,
+    /// Since when it holds such bytes.
     holds_since: Cell<Option<Instant>>,
     /// What it holds is needed elsewhere.
     shed: Cell<bool>,
@@ -243,6 +245,7 @@ impl Connection {
             given_up: RefCell::default(),
             framing: Cell::new(Framing::new()),
             put_off: Cell::new(None),
+            held: Cell::new(0),
             holds_since: Cell::new(None),
             shed: Cell::new(false),
             leave_at: Cell::new(accepted + age),
@@ -321,9 +324,12 @@ impl Connection {
     }
 
     /// The memory of what hyper doesn't get yet.
-    fn holds(&self, before: usize, after: usize) {
-        self.worker.memory.change(before, after);
-        if after == 0 {
+    fn holds(&self, memory: usize) {
+        if self.shed.get() {
+            return;
+        }
+        self.worker.memory.change(self.held.replace(memory), memory);
+        if memory == 0 {
             self.holds_since.set(None);
         } else if self.holds_since.get().is_none() {
             self.holds_since.set(Some(self.worker.now()));
@@ -338,9 +344,9 @@ impl Connection {
     /// It ends, for what it holds.
     pub(crate) fn shed(&self) {
         self.worker.shard.limits(Limit::Memory).inc();
+        // At once, or more would go than has to: its task's turn comes later.
+        self.holds(0);
         self.shed.set(true);
-        // Once: it counts until its task has had its turn.
-        self.holds_since.set(None);
         self.wake();
     }
 

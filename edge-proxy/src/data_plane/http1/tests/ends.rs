@@ -410,7 +410,8 @@ fn what_a_client_does_not_take_has_5_s_after_the_grace() {
         }
         pass(Duration::from_millis(100)).await;
         at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
-        assert_eq!(bench.shard.limits(Limit::WindowStall).get(), 1);
+        assert_eq!(bench.shard.limits(Limit::WindowStall).get(), 0);
+        assert_eq!(bench.shard.resets(ResetCause::Drain).get(), 1);
     });
 }
 
