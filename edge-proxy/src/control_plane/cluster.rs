@@ -22,7 +22,7 @@ use super::{
     config::{ClusterSpec, Discovery},
     discovery::{Answer, Lookup, Membership},
     health::{Machine, Outcome, Passive},
-    pace::{Pace, jittered},
+    pace::{HURRIED, Pace, jittered},
     status::{CheckReport, CheckResult, Detected, LookupResult, Problem, Standing, now_ms},
 };
 use crate::snapshot::{EndpointShared, Health, Turns, circuit::Circuits, streak::Detector};
@@ -145,6 +145,7 @@ impl ClusterState {
             let targets = self.targets.iter_mut().enumerate();
             due.extend(targets.filter_map(|(i, t)| t.pace.start(now).then_some(Due::LookUp(i))));
         }
+        self.hasten_checks();
         if self.spec.health_check.is_some() {
             let endpoints = self.endpoints.values_mut();
             due.extend(endpoints.filter_map(|endpoint| {
@@ -341,6 +342,19 @@ impl ClusterState {
             if !endpoint.machine.is_healthy() && endpoint.pace.due().is_some() {
                 endpoint.pace.hurry(now);
             }
+        }
+    }
+
+    /// While no endpoint is healthy every RPC fails, so that the checks decide how long the cluster stays down after what
+    /// ejected them all: they come as after a first failure, once a second at most.
+    fn hasten_checks(&mut self) {
+        let Some(spec) = &self.spec.health_check else {
+            return;
+        };
+        let period = spec.unhealthy_edge_interval.max(HURRIED);
+        if !self.has_healthy() {
+            let endpoints = self.endpoints.values_mut();
+            endpoints.for_each(|endpoint| endpoint.pace.at_least_every(period));
         }
     }
 

@@ -63,6 +63,13 @@ impl Pace {
         }
     }
 
+    /// The next run starts so long after the last one, unless it is due earlier. One that is on is new enough.
+    pub(super) fn at_least_every(&mut self, period: Duration) {
+        if let (false, Some(started)) = (self.running, self.started) {
+            self.due = self.due.min(started + period);
+        }
+    }
+
     /// When the last run started.
     pub(super) fn started(&self) -> Option<Instant> {
         self.started
@@ -79,7 +86,7 @@ pub(super) fn jittered(period: Duration, chance: f64) -> Duration {
 }
 
 /// Between the starts of a run and a hurried one.
-const HURRIED: Duration = Duration::from_secs(1);
+pub(super) const HURRIED: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -326,7 +326,7 @@ pub(super) struct HealthCheck {
     pub(super) timeout: Option<At<Span>>,
     /// Between checks, ± 10 %. Default: 10s.
     pub(super) interval: Option<At<Span>>,
-    /// Between checks after the first failure. Default: 1s.
+    /// Between checks after the first failure, and while no endpoint is healthy (1s at least). Default: 1s.
     pub(super) unhealthy_edge_interval: Option<At<Span>>,
     /// Failures in a row that eject. Default: 2.
     #[schemars(range(min = 1, max = 2_147_483_647))]

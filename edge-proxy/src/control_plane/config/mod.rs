@@ -242,7 +242,7 @@ pub struct HealthCheckSpec {
     pub timeout: Duration,
     /// Between checks, ± 10 %.
     pub interval: Duration,
-    /// Between checks after the first failure.
+    /// Between checks after the first failure, and while no endpoint is healthy (a second at least).
     pub unhealthy_edge_interval: Duration,
     /// Failures in a row (refused, reset, time-out) that eject.
     pub unhealthy_threshold: u32,

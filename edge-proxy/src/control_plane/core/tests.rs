@@ -172,6 +172,61 @@ async fn ejected_by_time_outs_is_told_to_close_its_connections() {
     );
 }
 
+/// How long after its backends answer again a cluster is back whose endpoints were all ejected, with this interval
+/// after a failure; and how far apart the checks were meanwhile, at least.
+async fn back_after_a_freeze(edge: &str) -> (Duration, Duration) {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    let more = CHECKED.replace("timeout: 1s", &format!("timeout: 1s, {edge}"));
+    let mut running = Running::with(network.clone(), &yaml(&[("echo", &more)]), None);
+    running.until_eligible(&[1, 2]).await;
+    for last in [1, 2] {
+        network.check(last, Outcome::TimedOut(SECOND));
+    }
+    running.until_eligible(&[]).await;
+    let checked = network.checked(2).len();
+    pass(15 * SECOND).await;
+    for last in [1, 2] {
+        network.check(last, Outcome::Serving);
+    }
+    let thawed = Instant::now();
+    running.until(|cluster| !cluster.eligible.is_empty()).await;
+    let back = thawed.elapsed();
+    let down = &network.checked(2)[checked..];
+    let apart = down.windows(2).map(|two| two[1] - two[0]).min();
+    (back, apart.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_healthy_endpoint_checks_come_as_after_a_failure_but_once_a_second_at_most() {
+    // Two passes, whatever the interval of 10 s.
+    let (back, apart) = back_after_a_freeze("unhealthy_edge_interval: 1s").await;
+    assert!(back <= 2 * SECOND, "{back:?}");
+    assert!(about(apart, SECOND), "{apart:?}");
+    let (back, apart) = back_after_a_freeze("unhealthy_edge_interval: 100ms").await;
+    assert!(back <= 2 * SECOND, "{back:?}");
+    assert!(about(apart, SECOND), "{apart:?}");
+    let (back, apart) = back_after_a_freeze("unhealthy_edge_interval: 4s").await;
+    assert!(
+        back > 4 * SECOND && back <= 8 * SECOND,
+        "as configured: {back:?}"
+    );
+    assert!(about(apart, 4 * SECOND), "{apart:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_healthy_endpoint_the_others_are_checked_at_the_interval() {
+    let network = Scripted::default();
+    network.name("echo.", &[1, 2]);
+    network.check(2, refused());
+    let mut running = Running::start(network.clone());
+    running.until_eligible(&[1]).await;
+    pass(15 * SECOND).await;
+    let checked = network.checked(2).len();
+    pass(30 * SECOND).await;
+    assert!(network.checked(2).len() - checked <= 4);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rollout_never_leaves_the_cluster_without_an_endpoint() {
     let network = Scripted::default();
