@@ -5,6 +5,9 @@
 //! an error (GOAWAY with NO_ERROR, whether it covers the check's stream or not, see [`farewell`](super::farewell); or
 //! before the request was written) is asked once more on a new one, within the same deadline: servers end old
 //! connections as they please, and that says nothing about their health.
+//!
+//! An answer's message has two bytes. One of a backend that lies is as long as it likes, and is read on the thread that all
+//! checks share: how long a message may be is bounded, and by the windows what comes unasked.
 
 use std::{
     error::Error,
@@ -69,7 +72,9 @@ impl Checker {
         let address = endpoint.address;
         let endpoint = Endpoint::from_shared(format!("http://{}", endpoint.label))?
             .user_agent(USER_AGENT)?
-            .connect_timeout(spec.timeout);
+            .connect_timeout(spec.timeout)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW);
         Ok(Self {
             endpoint,
             address,
@@ -107,7 +112,8 @@ impl Checker {
         request.set_timeout(self.timeout);
         let Connection { channel, farewell } = self.connection();
         farewell.check_begins();
-        let answer = match HealthClient::new(channel).check(request).await {
+        let mut client = HealthClient::new(channel).max_decoding_message_size(LARGEST_ANSWER);
+        let answer = match client.check(request).await {
             Ok(response) => Answer::from(match response.get_ref().status() {
                 ServingStatus::Serving => Outcome::Serving,
                 other => Outcome::NotServing(other.as_str_name().to_owned()),
@@ -233,12 +239,18 @@ fn cut(text: &str) -> String {
     text[..end].escape_debug().to_string()
 }
 
+/// Bytes of an answer's message. SERVING takes two; the rest is for fields that later versions may add.
+const LARGEST_ANSWER: usize = 4096;
+
+/// Bytes that a backend may send ahead, for a stream and for the connection: HTTP/2's least for the latter.
+const WINDOW: u32 = 65_535;
+
 /// tonic adds its own name after it.
 const USER_AGENT: &str = concat!("edge-proxy/HC/", env!("CARGO_PKG_VERSION"));
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
     use super::{
         super::script::{Backend, Reply},
@@ -325,6 +337,49 @@ mod tests {
             outcome(Reply::PlainHttp).await,
             Outcome::Status { .. }
         ));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_to_be_one_is_not_read() {
+        // One byte more than is read, of which none comes: whoever would read it waits for ever.
+        let Outcome::Status { code, text } = outcome(Reply::Begin(4097)).await else {
+            panic!("it is read");
+        };
+        assert_eq!(code, Code::OutOfRange as u32, "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_backend_may_send_little_ahead() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let checker = checker(listener.local_addr().unwrap(), LONG);
+        let windows = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.read_exact(&mut [0; 24]).await.unwrap();
+            let (mut stream, mut connection) = (65_535, 65_535);
+            loop {
+                let mut head = [0; 9];
+                socket.read_exact(&mut head).await.unwrap();
+                let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+                socket.read_exact(&mut payload).await.unwrap();
+                let number = |at: &[u8]| u32::from_be_bytes(at.try_into().unwrap());
+                match head[3] {
+                    // HEADERS: whatever it says of the connection's window has come.
+                    1 => return (stream, connection),
+                    // SETTINGS_INITIAL_WINDOW_SIZE
+                    4 => payload
+                        .chunks(6)
+                        .filter(|setting| setting[..2] == [0, 4])
+                        .for_each(|setting| stream = number(&setting[2..])),
+                    // WINDOW_UPDATE
+                    8 => connection += number(&payload),
+                    _ => {}
+                }
+            }
+        };
+        tokio::select! {
+            windows = windows => assert_eq!(windows, (65_535, 65_535)),
+            outcome = checker.check() => panic!("{outcome:?}"),
+        }
     }
 
     #[tokio::test]

@@ -22,6 +22,8 @@ pub(in crate::control_plane) enum Reply {
     Health(u8),
     /// A trailers-only response with this grpc-status.
     Status(&'static str),
+    /// The beginning of a message of so many bytes, and nothing more.
+    Begin(u32),
     /// A response without gRPC in it.
     PlainHttp,
     /// Nothing, for ever.
@@ -168,6 +170,12 @@ async fn serve(
                 Reply::Status(status) => {
                     let fields = [("grpc-status", status), ("grpc-message", "as scripted")];
                     connection.send_headers(stream, &head("application/grpc", &fields), true);
+                    continue;
+                }
+                Reply::Begin(length) => {
+                    connection.send_headers(stream, &head("application/grpc", &[]), false);
+                    let [a, b, c, d] = length.to_be_bytes();
+                    connection.send_data(stream, &[0, a, b, c, d], false, Instant::now());
                     continue;
                 }
                 Reply::PlainHttp => {
