@@ -140,7 +140,8 @@ impl std::fmt::Debug for Resolver {
 }
 
 impl Lookup {
-    /// With these addresses, which may be none.
+    /// With these addresses, which may be none, and aren't to be more than a cluster's pods can be: each becomes an endpoint
+    /// with a checker, connections and metrics.
     pub(crate) fn found(addresses: impl IntoIterator<Item = IpAddr>, port: u16) -> Self {
         let addresses: BTreeSet<_> = addresses
             .into_iter()
@@ -148,6 +149,10 @@ impl Lookup {
             .collect();
         if addresses.is_empty() {
             return Self::empty("the answer has no addresses");
+        }
+        if addresses.len() > MOST_ADDRESSES {
+            let why = format!("more than {MOST_ADDRESSES} addresses");
+            return Self::failed(LookupResult::Error, why);
         }
         Self {
             answer: Answer::Addresses(addresses),
@@ -209,6 +214,9 @@ impl Lookup {
     }
 }
 
+/// Of one name. An answer over TCP has room for four thousand.
+const MOST_ADDRESSES: usize = 1024;
+
 /// What AAAA may take longer than A: a datagram that is lost is sent again in this time.
 const AAAA_LAGS: Duration = Duration::from_secs(1);
 
@@ -265,6 +273,23 @@ pub(super) mod tests {
             assert_eq!(lookup.error, None);
             assert_eq!(server.asked(), asked, "one question for each look-up");
         }
+    }
+
+    #[test]
+    fn an_answer_with_more_addresses_than_any_service_has_is_a_failure() {
+        let found = |count: u32| Lookup::found((0..count).map(|n| IpAddr::V4(n.into())), 8081);
+        let Answer::Addresses(addresses) = found(1024).answer else {
+            panic!("1024 are too many");
+        };
+        assert_eq!(addresses.len(), 1024);
+        let failed = Lookup::failed(LookupResult::Error, "more than 1024 addresses".into());
+        assert_eq!(found(1025), failed);
+        let one = std::iter::repeat_n(address("10.0.0.1"), 4000);
+        assert_eq!(
+            Lookup::found(one, 8081).answer,
+            self::addresses(&["10.0.0.1"]),
+            "each counts once"
+        );
     }
 
     #[tokio::test]
