@@ -161,8 +161,18 @@ impl Tls {
         self.unread.truncate(from + *read.as_ref().unwrap_or(&0));
         match read {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => self.open_unread(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Ok(_) => {
+                self.open_unread()?;
+                // Nobody is known yet: what waits for a message's end is little, or many could hold much.
+                if self.session.is_handshaking() && self.unread.len() > LARGEST_HANDSHAKE {
+                    return Err(invalid("a handshake message that is too long"));
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.unread.shrink_to_fit();
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -188,6 +198,7 @@ impl Tls {
     /// Room for a read behind `unread`; returns where it begins.
     fn make_room(&mut self) -> usize {
         let from = self.unread.len();
+        self.unread.reserve_exact(READ_WITHOUT_SCRATCH);
         self.unread.resize(from + READ_WITHOUT_SCRATCH, 0);
         from
     }
@@ -410,6 +421,10 @@ const SEAL_AT_ONCE: usize = 64 * 1024;
 
 /// How much is read at once where no scratch is at hand: handshakes, HTTP/1.1.
 const READ_WITHOUT_SCRATCH: usize = 16 * 1024;
+
+/// Bytes of a handshake's message that isn't whole. A ClientHello has 2 to 4 KiB, keys that withstand quantum computers
+/// and tickets included; TLS allows 64 KiB.
+const LARGEST_HANDSHAKE: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests;

@@ -162,6 +162,60 @@ fn half_a_client_hello_is_not_heard() {
 }
 
 #[test]
+fn a_client_hello_without_an_end_is_refused_at_16_kib() {
+    running(|| async {
+        let (server, _) = testing::tls();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let mut socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // One that says that it has 64 KiB, and then has 20.
+        let mut hello = vec![1, 0, 0xff, 0];
+        hello.resize(LARGEST_HANDSHAKE + 4096, 0);
+        for fragment in hello.chunks(4096) {
+            let length = (fragment.len() as u16).to_be_bytes();
+            socket.write_all(&[22, 3, 1]).unwrap();
+            socket.write_all(&length).unwrap();
+            socket.write_all(fragment).unwrap();
+        }
+        // Its end alone would be another error.
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let accepted = Tls::accept(accepted, server, &Gate::default(), || {}).await;
+        let Err(error) = accepted else {
+            panic!("accepted");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    });
+}
+
+#[test]
+fn a_client_hello_of_12_kib_is_answered() {
+    running(|| async {
+        let (server, client) = testing::tls();
+        let mut client = Arc::unwrap_or_clone(client);
+        client.alpn_protocols = (0..60).map(|n| vec![n; 200]).collect();
+        client.alpn_protocols.push(b"h2".to_vec());
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let opened = std::thread::spawn(move || {
+            let name = "localhost".try_into().unwrap();
+            let mut session = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+            let mut socket = std::net::TcpStream::connect(address).unwrap();
+            while session.is_handshaking() {
+                session.complete_io(&mut socket).unwrap();
+            }
+        });
+        let (socket, _) = listener.accept().await.unwrap();
+        let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+        assert_eq!(accepted.unwrap().1.alpn, Alpn::Http2);
+        opened.join().unwrap();
+    });
+}
+
+#[test]
 fn what_follows_a_close_notify_is_ignored() {
     running(|| async {
         let tls = session(|session| {
