@@ -168,7 +168,7 @@ pub struct Cluster {
     pub circuits: Arc<Circuits>,
 }
 
-/// Whose turn it is in a cluster.
+/// Whose turn it is in a cluster. By default the first endpoint's, see [`Turns::anywhere`].
 #[derive(Debug, Default)]
 pub struct Turns {
     /// Counts RPCs.
@@ -300,6 +300,19 @@ impl Reader {
     /// Waits for a snapshot newer than the last one loaded. `false`: the control plane has ended.
     pub async fn changed(&mut self) -> bool {
         self.0.changed().await.is_ok()
+    }
+}
+
+impl Turns {
+    /// Beginning at an endpoint that chance chooses. Endpoints are in the order of their addresses everywhere: proxies that
+    /// start together would all give their first RPCs to the same pod.
+    pub fn anywhere() -> Self {
+        // Of 32 bits, so that they don't run over: the order would break there.
+        let anywhere = || AtomicUsize::new(rand::random::<u32>() as usize);
+        Self {
+            first: anywhere(),
+            further: anywhere(),
+        }
     }
 }
 

@@ -96,7 +96,10 @@ impl ClusterState {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut state = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            turn: previous.map_or_else(Arc::default, |previous| previous.turn.clone()),
+            turn: previous.map_or_else(
+                || Arc::new(Turns::anywhere()),
+                |previous| previous.turn.clone(),
+            ),
             circuits: previous.map_or_else(Arc::default, |previous| previous.circuits.clone()),
             targets: spec.targets.iter().map(|_| TargetState::new(now)).collect(),
             members: Membership::new(spec.targets.len(), spec.health_check.is_some()),

@@ -6,7 +6,7 @@ mod reload;
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     pin::pin,
     sync::{Arc, atomic::Ordering},
@@ -535,6 +535,18 @@ async fn a_pass_that_changes_nothing_publishes_nothing() {
     let generation = running.until_eligible(&[1, 2]).await.generation;
     pass(3600 * SECOND).await;
     assert_eq!(running.reader.load().generation, generation);
+}
+
+#[tokio::test(start_paused = true)]
+async fn not_every_process_begins_with_the_same_endpoint() {
+    let text = yaml(&[("echo", UNCHECKED)]);
+    let starts = (0..64).map(|_| {
+        let (core, ..) = core(&Scripted::default(), &text, None);
+        let turn = &core.clusters[0].published.turn;
+        turn.first.load(Ordering::Relaxed) % 2
+    });
+    // They are all the same by chance once in 2^63 runs.
+    assert_eq!(starts.collect::<BTreeSet<_>>().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
