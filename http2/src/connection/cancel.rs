@@ -3,9 +3,11 @@
 //! Servers built on `h2` end the whole connection at the 21st RST_STREAM that they read before
 //! they accepted its stream, and one connection carries many clients' RPCs. So at most
 //! [`UNCONFIRMED`] HEADERS+RST pairs are under way; what confirms a pair is either the response
-//! head of a later stream (servers accept in order) or the answer to a PING sent after the
-//! reset. Further resets wait, their streams stay and swallow what comes. The PING is sent only
-//! when a reset waits: `grpc` servers count PINGs without traffic as strikes.
+//! head of a later stream (servers accept in order) or the acknowledgement of a barrier, an empty
+//! SETTINGS sent after the reset: servers read in order, and acknowledge at once (RFC 9113 §6.5.3).
+//! Further resets wait, their streams stay and swallow what comes. A PING would do as well, but
+//! each is a strike for `grpc` servers that have sent nothing since the last one, and at the third
+//! they end the connection (`too_many_pings`); nobody counts SETTINGS that come one at a time.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -30,15 +32,12 @@ struct Pairs {
     gone: Vec<u32>,
     /// Pairs ever sent.
     sent: u64,
-    ping: Option<Ping>,
-    /// PINGs ever sent.
-    pings: u32,
+    barrier: Option<Barrier>,
 }
 
-/// The PING under way.
+/// The SETTINGS under way, one at a time: acknowledgements don't say of what they are.
 #[derive(Debug)]
-struct Ping {
-    payload: u64,
+struct Barrier {
     /// The pairs sent before it.
     upto: u64,
     since: Instant,
@@ -103,40 +102,37 @@ impl Cancels {
         }
     }
 
-    /// The payload of a PING to send now, if resets wait and none is under way.
-    pub(crate) fn ping(&mut self, now: Instant) -> Option<u64> {
-        let pairs = self.pairs.as_mut()?;
-        if pairs.waiting.is_empty() || pairs.ping.is_some() || pairs.may_send() {
-            return None;
-        }
-        pairs.pings = pairs.pings.wrapping_add(1);
-        let payload = ENGINE_PING | u64::from(pairs.pings);
-        pairs.ping = Some(Ping {
-            payload,
-            upto: pairs.sent,
-            since: now,
-        });
-        Some(payload)
-    }
-
-    /// Since when the answer to a PING is awaited.
-    #[inline]
-    pub(crate) fn unanswered_since(&self) -> Option<Instant> {
-        Some(self.pairs.as_ref()?.ping.as_ref()?.since)
-    }
-
-    /// An answer to a PING: whether it was the engine's own.
-    pub(crate) fn pong(&mut self, payload: u64) -> bool {
+    /// Whether a barrier is to be sent now: resets wait, and none is under way.
+    pub(crate) fn raise(&mut self, now: Instant) -> bool {
         let Some(pairs) = &mut self.pairs else {
             return false;
         };
-        match pairs.ping.take_if(|ping| ping.payload == payload) {
-            Some(Ping { upto, .. }) => {
-                pairs.unconfirmed.retain(|&(_, n)| n > upto);
-                true
-            }
-            None => false,
+        if pairs.waiting.is_empty() || pairs.barrier.is_some() || pairs.may_send() {
+            return false;
         }
+        pairs.barrier = Some(Barrier {
+            upto: pairs.sent,
+            since: now,
+        });
+        true
+    }
+
+    /// Since when the acknowledgement of a barrier is awaited.
+    #[inline]
+    pub(crate) fn unacked_since(&self) -> Option<Instant> {
+        Some(self.pairs.as_ref()?.barrier.as_ref()?.since)
+    }
+
+    /// SETTINGS after our first were acknowledged: whether a barrier was under way.
+    pub(crate) fn acked(&mut self) -> bool {
+        let Some(pairs) = &mut self.pairs else {
+            return false;
+        };
+        let Some(Barrier { upto, .. }) = pairs.barrier.take() else {
+            return false;
+        };
+        pairs.unconfirmed.retain(|&(_, n)| n > upto);
+        true
     }
 }
 
@@ -149,9 +145,6 @@ impl Pairs {
 /// Pairs under way: half of what `h2` bears, since what one read of the peer's brings may be the
 /// end of one batch and the beginning of the next.
 pub(crate) const UNCONFIRMED: usize = 10;
-
-/// The engine's own PINGs have this in their upper half; the owner's must not.
-pub(crate) const ENGINE_PING: u64 = 0x68_32_63_61 << 32;
 
 #[cfg(test)]
 mod tests {
@@ -171,28 +164,22 @@ mod tests {
     }
 
     #[test]
-    fn the_eleventh_waits_for_a_ping_sent_after_the_tenth() {
+    fn the_eleventh_waits_for_a_barrier_sent_after_the_tenth() {
         let now = Instant::now();
         let mut c = full();
-        assert_eq!(c.ping(now), None, "nothing waits");
+        assert!(!c.raise(now), "nothing waits");
         let at = Handle { slot: 0, id: 21 };
         c.wait(at);
         assert_eq!(c.next(), None);
-        let ping = c.ping(now).unwrap();
-        assert_eq!(c.ping(now), None, "one at a time");
-        assert!(!c.pong(1) && c.next().is_none());
-        assert_eq!(c.unanswered_since(), Some(now));
-        assert!(c.pong(ping));
-        assert_eq!(c.unanswered_since(), None);
+        assert!(!c.acked(), "of none");
+        assert!(c.raise(now));
+        assert!(!c.raise(now), "one at a time");
+        assert_eq!(c.next(), None);
+        assert_eq!(c.unacked_since(), Some(now));
+        assert!(c.acked());
+        assert_eq!(c.unacked_since(), None);
         assert_eq!(c.next(), Some(at));
-        assert_ne!(ping, {
-            let mut c2 = c;
-            for i in 0..UNCONFIRMED as u32 {
-                c2.sent(100 + i);
-            }
-            c2.wait(at);
-            c2.ping(now).unwrap()
-        });
+        assert!(!c.acked(), "once");
     }
 
     #[test]
@@ -206,13 +193,13 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_confirms_only_what_went_before_it() {
+    fn a_barrier_confirms_only_what_went_before_it() {
         let mut c = full();
         c.wait(Handle { slot: 0, id: 21 });
-        let ping = c.ping(Instant::now()).unwrap();
+        assert!(c.raise(Instant::now()));
         c.answered(3);
         c.sent(23);
-        assert!(c.pong(ping));
+        assert!(c.acked());
         assert_eq!(unconfirmed(&c), 1);
     }
 }

@@ -28,8 +28,8 @@ impl Connection {
         self.flush_updates();
         self.flush_opens();
         self.flush_queues();
-        if let Some(payload) = self.cancels.ping(now) {
-            frame::write_ping(self.out.frames(), payload, false);
+        if self.cancels.raise(now) {
+            frame::write_settings(self.out.frames(), &[]);
         }
     }
 

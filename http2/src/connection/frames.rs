@@ -160,9 +160,15 @@ impl Connection {
                     "SETTINGS acknowledgement with a payload (RFC 9113 §6.5)",
                 );
             }
-            if self.settings_since.take().is_none() {
-                self.limits.control(self.now)?;
+            // They come in the order of what they are of: our first SETTINGS, then barriers.
+            if self.settings_since.take().is_some() {
+                return Ok(None);
             }
+            if self.cancels.acked() {
+                self.release_cancels();
+                return Ok(None);
+            }
+            self.limits.control(self.now)?;
             return Ok(None);
         }
         if !payload.len().is_multiple_of(6) {
@@ -229,10 +235,6 @@ impl Connection {
                 "PING of a length other than 8 (RFC 9113 §6.7)",
             );
         };
-        if head.has(flag::ACK) && self.cancels.pong(payload) {
-            self.release_cancels();
-            return Ok(None);
-        }
         self.limits.control(self.now)?;
         if head.has(flag::ACK) {
             return Ok(Some(Event::Pong { payload }));

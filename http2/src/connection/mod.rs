@@ -98,7 +98,7 @@ pub struct Connection {
     peer: Peer,
     /// The peer's first SETTINGS have come.
     peer_ready: bool,
-    /// When our SETTINGS went into the output, until they are acknowledged.
+    /// When our first SETTINGS went into the output, until they are acknowledged.
     settings_since: Option<Instant>,
     /// The last stream of the GOAWAY that the peer sent.
     peer_goaway: Option<u32>,
@@ -290,8 +290,7 @@ impl Connection {
         }
     }
 
-    /// Sends a PING; its answer comes as [`Event::Pong`]. The upper half of `payload` must not be
-    /// `0x68326361`, which marks the engine's own.
+    /// Sends a PING; its answer comes as [`Event::Pong`].
     pub fn ping(&mut self, payload: u64) {
         if self.dead.is_none() {
             frame::write_ping(self.out.frames(), payload, false);

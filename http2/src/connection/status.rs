@@ -175,16 +175,16 @@ impl Connection {
         some.max_by_key(|unread| unread.bytes)
     }
 
-    /// Since when our SETTINGS wait for their acknowledgement.
+    /// Since when our first SETTINGS wait for their acknowledgement.
     pub fn settings_unacked_since(&self) -> Option<Instant> {
         self.settings_since
     }
 
-    /// Client role: since when the answer to a PING of the engine's own is awaited. Streams for which
+    /// Client role: since when the acknowledgement of later SETTINGS is awaited, a barrier behind resets. Streams for which
     /// [`cancel_waits`](Self::cancel_waits) is true may have to wait for it: an owner ends a connection whose peer is deaf.
     #[inline]
-    pub fn ping_unanswered_since(&self) -> Option<Instant> {
-        self.cancels.unanswered_since()
+    pub fn barrier_unacked_since(&self) -> Option<Instant> {
+        self.cancels.unacked_since()
     }
 
     /// Since when a header block is incomplete.

@@ -440,24 +440,24 @@ impl Side for Rc<Upstream> {
             }
             next = next.min(stalled);
         }
-        // Ours asks for life; the engine's own for its answer, for which cancels wait, and with them their clients.
-        let pings = [self.ping.get(), self.link.engine().ping_unanswered_since()];
-        if let Some(sent) = pings.into_iter().flatten().min() {
-            if now >= sent + PING_TIMEOUT {
+        // The PING asks for life; the engine's barrier for its acknowledgement, for which cancels wait, and with them their
+        // clients.
+        let asked = [self.ping.get(), self.link.engine().barrier_unacked_since()];
+        if let Some(sent) = asked.into_iter().flatten().min() {
+            if now >= sent + ANSWER_TIMEOUT {
                 return Check::Close(End::TimedOut("keepalive"));
             }
-            next = next.min(sent + PING_TIMEOUT);
+            next = next.min(sent + ANSWER_TIMEOUT);
         }
-        match self.ping.get() {
-            Some(_) => {}
-            None if now >= self.next_ping.get() => {
+        if self.ping.get().is_none() {
+            if now >= self.next_ping.get() {
+                self.next_ping.set(now + PING_INTERVAL);
                 self.link.engine().ping(0);
                 self.link.wake();
                 self.ping.set(Some(now));
-                self.next_ping.set(now + PING_INTERVAL);
-                next = next.min(now + PING_TIMEOUT);
+                next = next.min(now + ANSWER_TIMEOUT);
             }
-            None => next = next.min(self.next_ping.get()),
+            next = next.min(self.next_ping.get());
         }
         if let Some(at) = self.shrink_at.get() {
             if now < at {
@@ -480,9 +480,9 @@ impl Side for Rc<Upstream> {
             // For the peer it was a stream until now.
             self.made_room.set(true);
         }
-        let pinged = self.link.engine().ping_unanswered_since();
-        if let Some(since) = pinged {
-            self.link.check_by(since + PING_TIMEOUT);
+        let barrier = self.link.engine().barrier_unacked_since();
+        if let Some(since) = barrier {
+            self.link.check_by(since + ANSWER_TIMEOUT);
         }
         self.watch_quiet(now);
         self.watch_credit(worker, now);
@@ -549,7 +549,9 @@ const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 
 /// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60 + 10);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the backend may say nothing after a PING, and leave a barrier of the engine's unacknowledged.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What was sent and isn't acknowledged for this long ends the connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-// Resets that wait for the backend's PONG.
+// Resets that wait for the backend's acknowledgement.
 mod cancels;
 // Who waits for the backend's credit.
 mod congestion;
@@ -6,6 +6,7 @@ mod congestion;
 mod refused;
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -13,8 +14,8 @@ use super::*;
 use crate::data_plane::pipe::{self, End as PipeEnd};
 use crate::data_plane::stage::{Connecting, Network};
 use crate::data_plane::testing::{
-    self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, Raw, SETTINGS,
-    WINDOW_UPDATE, at_once, backend, backend_behind, echo, frozen, pass, running, settle,
+    self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw,
+    SETTINGS, WINDOW_UPDATE, at_once, backend, backend_behind, echo, frozen, pass, running, settle,
 };
 use crate::snapshot::circuit::{Circuit, CircuitLimits};
 use crate::telemetry::metrics::AttemptResult;
@@ -180,6 +181,41 @@ fn a_connection_on_which_the_backend_calls_much_malformed_is_replaced_and_what_r
         assert_eq!(client.status(runs).await, "0");
         at_once(|| first.link.is_closed()).await;
     });
+}
+
+/// What grpc-go's servers hold against a client (`handlePing` of `internal/transport/http2_server.go`), as far as they have
+/// sent neither HEADERS nor DATA since the last PING, which pardons all: the third strike ends the connection.
+#[derive(Default)]
+struct Strikes {
+    streams: HashSet<Vec<u8>>,
+    last: Option<Instant>,
+    pings: u32,
+    strikes: u32,
+}
+
+impl Strikes {
+    /// A frame has come.
+    fn count(&mut self, frame: &[u8]) {
+        let stream = frame[5..9].to_vec();
+        match frame[3] {
+            HEADERS => {
+                self.streams.insert(stream);
+            }
+            RST_STREAM => {
+                self.streams.remove(&stream);
+            }
+            PING if frame[4] & ACK == 0 => {
+                let minutes = if self.streams.is_empty() { 120 } else { 5 };
+                let least = Duration::from_secs(60 * minutes);
+                let now = testing::now();
+                let early = self.last.is_some_and(|last| now < last + least);
+                self.strikes += u32::from(early);
+                self.last = Some(now);
+                self.pings += 1;
+            }
+            _ => {}
+        }
+    }
 }
 
 #[test]

@@ -3,15 +3,14 @@
 use std::ops::Range;
 
 use super::*;
-use crate::data_plane::testing::RST_STREAM;
 
-/// A backend that answers no PING, and a stream when it gets DATA of it, with a head alone; and the streams that it has
+/// A backend that acknowledges no barrier, and answers a stream when it gets DATA of it, with a head alone; and the streams that it has
 /// seen.
-async fn without_pongs() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
+async fn deaf() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
     let streams = Rc::new(RefCell::new(Vec::new()));
     let seen = streams.clone();
     let address = backend_behind(
-        |frame| frame[3] != PING,
+        |frame| !is_barrier(frame),
         move |engine, event| match event {
             Event::Headers { stream, .. } => seen.borrow_mut().push(stream),
             Event::Data { stream, .. } => {
@@ -23,6 +22,11 @@ async fn without_pongs() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
         },
     );
     (address.await, streams)
+}
+
+/// SETTINGS that say nothing.
+fn is_barrier(frame: &[u8]) -> bool {
+    frame[3..] == [SETTINGS, 0, 0, 0, 0, 0]
 }
 
 /// An RPC of this number, which goes on.
@@ -49,7 +53,7 @@ async fn cancelled(bench: &Bench, raw: &mut Raw, seen: &RefCell<Vec<u32>>, numbe
 fn a_connection_on_which_many_cancels_wait_is_used_only_if_there_is_no_other() {
     for (most, wanted) in [(1, 1), (2, 2)] {
         frozen(|| async {
-            let (address, seen) = without_pongs().await;
+            let (address, seen) = deaf().await;
             let mut cluster = testing::cluster_policy();
             (cluster.max_connections, cluster.per_connection_streams) = (most, 3);
             let bench = Bench::with(&[address], patient(), cluster);
@@ -71,17 +75,17 @@ fn a_connection_on_which_many_cancels_wait_is_used_only_if_there_is_no_other() {
 }
 
 #[test]
-fn a_backend_that_leaves_cancels_without_a_pong_for_20_s_loses_its_connection() {
+fn a_backend_that_leaves_cancels_unacknowledged_for_20_s_loses_its_connection() {
     frozen(|| async {
-        let (address, seen) = without_pongs().await;
+        let (address, seen) = deaf().await;
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let (mut raw, _) = Raw::open(&bench, patient()).await;
         cancelled(&bench, &mut raw, &seen, 0..10).await;
         let first = connections(&bench).remove(0);
-        let unanswered = || first.link.engine().ping_unanswered_since().is_some();
-        assert!(!unanswered(), "ten may go without one");
+        let unacked = || first.link.engine().barrier_unacked_since().is_some();
+        assert!(!unacked(), "ten may go without one");
         cancelled(&bench, &mut raw, &seen, 10..13).await;
-        at_once(unanswered).await;
+        at_once(unacked).await;
         assert_eq!(first.cancelling.borrow().len(), 3);
         pass(Duration::from_secs(19)).await;
         settle().await;
@@ -102,7 +106,7 @@ fn a_backend_that_leaves_cancels_without_a_pong_for_20_s_loses_its_connection() 
 #[test]
 fn cancels_that_go_make_room_for_those_that_wait() {
     frozen(|| async {
-        let (address, seen) = without_pongs().await;
+        let (address, seen) = deaf().await;
         let mut cluster = testing::cluster_policy();
         (cluster.max_connections, cluster.per_connection_streams) = (1, 1000);
         let bench = Bench::with(&[address], patient(), cluster);
@@ -127,5 +131,58 @@ fn cancels_that_go_make_room_for_those_that_wait() {
         at_once(|| seen.borrow().len() == 10 + most + 1).await;
         assert!(first.cancelling.borrow().is_empty());
         assert_eq!(first.link.engine().stream_count(), 2);
+    });
+}
+
+#[test]
+fn a_wave_of_cancels_is_no_strike_for_a_grpc_server_and_ends_nobody_elses_rpc() {
+    frozen(|| async {
+        const WAVE: usize = 90;
+        let frames = Rc::new(RefCell::new(Strikes::default()));
+        let (opened, barriers) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let address = backend_behind(
+            {
+                let (frames, barriers) = (frames.clone(), barriers.clone());
+                move |frame| {
+                    frames.borrow_mut().count(frame);
+                    barriers.set(barriers.get() + usize::from(is_barrier(frame)));
+                    true
+                }
+            },
+            {
+                let opened = opened.clone();
+                move |engine, event| match event {
+                    Event::Headers { .. } => opened.set(opened.get() + 1),
+                    Event::Data { stream, .. } => {
+                        let head = [(":status", "200"), ("content-type", "application/grpc")];
+                        engine.send_headers(stream, &testing::headers(&head), false);
+                    }
+                    _ => {}
+                }
+            },
+        );
+        let mut cluster = testing::cluster_policy();
+        (cluster.max_connections, cluster.per_connection_streams) = (1, 1000);
+        let bench = Bench::with(&[address.await], patient(), cluster);
+        let (mut other, _) = Raw::open(&bench, patient()).await;
+        let others = open(&mut other, 0).await;
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        let mut resets = Vec::new();
+        for number in 0..WAVE {
+            let stream = open(&mut raw, number).await;
+            let reason = Reason::CANCEL.0.to_be_bytes();
+            resets.extend(testing::frame(RST_STREAM, 0, stream, &reason));
+        }
+        at_once(|| opened.get() == 1 + WAVE).await;
+        raw.send(&resets).await;
+        at_once(|| frames.borrow().streams.len() == 1).await;
+        assert_eq!((frames.borrow().pings, frames.borrow().strikes), (0, 0));
+        assert_eq!(barriers.get(), WAVE / 10 - 1);
+        let only = connections(&bench).remove(0);
+        at_once(|| only.cancelling.borrow().is_empty()).await;
+        other.send(&testing::frame(DATA, 0, others, b"more")).await;
+        let answer = other.next_of(HEADERS).await;
+        assert_eq!(answer[4] & END_STREAM, 0, "by the backend");
+        assert!(!only.link.is_closed());
     });
 }
