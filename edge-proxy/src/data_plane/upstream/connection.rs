@@ -22,7 +22,7 @@ use std::{
 };
 
 use http2::{Connection, Event, Headers, OpenError, Reason, Role, Sent};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 pub(super) use self::congestion::Congestion;
@@ -452,10 +452,12 @@ impl Side for Rc<Upstream> {
         if self.ping.get().is_none() {
             if now >= self.next_ping.get() {
                 self.next_ping.set(now + PING_INTERVAL);
-                self.link.engine().ping(0);
-                self.link.wake();
-                self.ping.set(Some(now));
-                next = next.min(now + ANSWER_TIMEOUT);
+                if !self.link.engine().is_empty() {
+                    self.link.engine().ping(0);
+                    self.link.wake();
+                    self.ping.set(Some(now));
+                    next = next.min(now + ANSWER_TIMEOUT);
+                }
             }
             next = next.min(self.next_ping.get());
         }
@@ -516,12 +518,16 @@ fn is_the_endpoints(end: End) -> bool {
     !matches!(end, End::Finished | End::Panic | End::Ejected)
 }
 
-/// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel while
-/// something is unacknowledged (keep-alive PINGs would be answered with `too_many_pings`).
+/// The socket of a backend: small frames leave at once, and a peer that vanished is noticed by the kernel, while something is
+/// unacknowledged or by keep-alive probes (PINGs as often, or without a stream, would be answered with `too_many_pings`).
 async fn connect(address: SocketAddr) -> io::Result<Transport> {
     let socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
-    SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    let kernel = SockRef::from(&socket);
+    kernel.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // USER_TIMEOUT decides after how many unanswered probes it ends, too (tcp(7)): the second one finds it over.
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER);
+    kernel.set_tcp_keepalive(&probes.with_interval(USER_TIMEOUT))?;
     Ok(Transport::Plain(socket))
 }
 
@@ -547,11 +553,15 @@ const COMPLAINTS: u32 = 500;
 /// Backends' response headers, decoded and encoded.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 
-/// No PING under 5 minutes: grpc servers answer those with `too_many_pings`.
+/// No PING under 5 minutes, and none at all unless a stream runs: grpc servers answer those with `too_many_pings` (without a
+/// stream they bear one in 2 h).
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60 + 10);
 
 /// How long the backend may say nothing after a PING, and leave a barrier of the engine's unacknowledged.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection on which nothing comes, with streams or without, is probed by the kernel.
+const PROBE_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// What was sent and isn't acknowledged for this long ends the connection.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);

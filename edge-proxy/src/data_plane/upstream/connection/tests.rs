@@ -59,6 +59,11 @@ fn a_peer_that_acknowledges_nothing_for_10_s_is_given_up_by_the_kernel() {
         };
         let timeout = SockRef::from(&socket).tcp_user_timeout().unwrap();
         assert_eq!(timeout, Some(Duration::from_secs(10)));
+        let kernel = SockRef::from(&socket);
+        assert!(kernel.keepalive().unwrap(), "while nothing is sent");
+        let (after, then) = (kernel.tcp_keepalive_time(), kernel.tcp_keepalive_interval());
+        let seconds = (after.unwrap().as_secs(), then.unwrap().as_secs());
+        assert_eq!(seconds, (300, 10));
         assert!(socket.nodelay().unwrap());
     });
 }
@@ -219,16 +224,15 @@ impl Strikes {
 }
 
 #[test]
-fn no_ping_to_a_backend_in_the_first_five_minutes_and_one_after() {
+fn a_backend_gets_a_ping_after_310_s_while_a_stream_runs_and_none_otherwise() {
     for busy in [false, true] {
         frozen(|| async {
-            let pings = Rc::new(Cell::new(0));
+            let seen = Rc::new(RefCell::new(Strikes::default()));
             let address = backend_behind(
                 {
-                    let pings = pings.clone();
+                    let seen = seen.clone();
                     move |frame| {
-                        let asks = frame[3] == PING && frame[4] & ACK == 0;
-                        pings.set(pings.get() + u32::from(asks));
+                        seen.borrow_mut().count(frame);
                         true
                     }
                 },
@@ -240,16 +244,28 @@ fn no_ping_to_a_backend_in_the_first_five_minutes_and_one_after() {
             if busy {
                 client.call("/api.Echo/Echo", b"", false);
             }
-            for (after, sent) in [(0, 0), (299, 0), (20, 1), (280, 1), (40, 2)] {
+            let times = [
+                (0, 0),
+                (299, 0),
+                (20, 1),
+                (280, 1),
+                (40, 2),
+                (320, 3),
+                (320, 4),
+            ];
+            for (after, sent) in times {
+                let sent = if busy { sent } else { 0 };
                 pass(Duration::from_secs(after)).await;
-                at_once(|| pings.get() >= sent).await;
+                settle().await;
+                at_once(|| seen.borrow().pings >= sent).await;
                 // It comes behind whatever was sent before.
                 let stream = client.call("/api.Echo/Echo", b"", true);
                 assert_eq!(client.status(stream).await, "0");
-                assert_eq!(pings.get(), sent, "busy: {busy}");
+                assert_eq!(seen.borrow().pings, sent, "busy: {busy}");
                 at_once(|| connections(&bench)[0].ping.get().is_none()).await;
             }
             assert_eq!(connections(&bench).len(), 1);
+            assert_eq!(seen.borrow().strikes, 0);
         });
     }
 }
