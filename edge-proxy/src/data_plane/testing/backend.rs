@@ -8,7 +8,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::now;
+use super::{SETTINGS, now};
 
 /// A backend on h2c that does with every event what `script` says; returns its address.
 pub(crate) async fn backend(
@@ -39,6 +39,11 @@ pub(crate) async fn backend_behind(
         }
     });
     address
+}
+
+/// Whether it is SETTINGS that say nothing, for whose acknowledgement cancels wait.
+pub(crate) fn is_barrier(frame: &[u8]) -> bool {
+    frame[3..] == [SETTINGS, 0, 0, 0, 0, 0]
 }
 
 pub(crate) async fn serve(socket: TcpStream, script: impl FnMut(&mut Connection, Event<'_>)) {

@@ -17,7 +17,7 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use http2::Headers;
 
 pub(crate) use self::{
-    backend::{backend, backend_behind, serve, whole_frames},
+    backend::{backend, backend_behind, is_barrier, serve, whole_frames},
     client::{Client, Got},
     clock::{at_once, frozen, now, pass, paused, running, settle, stopped, until},
     raw::{

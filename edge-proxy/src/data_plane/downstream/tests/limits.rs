@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::data_plane::testing::{
-    CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
+    CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, SETTINGS,
     WINDOW_UPDATE, at_once, frame, frozen,
 };
 
@@ -126,13 +126,13 @@ fn a_7th_frame_of_a_header_block_ends_the_connection() {
 #[test]
 fn cancels_that_a_backend_does_not_know_of_count_as_streams() {
     frozen(|| async {
-        // It reads, and answers nothing: not even the PING that resets wait for.
+        // It reads, and answers nothing: not even the SETTINGS that resets wait for.
         let heads = Rc::new(Cell::new(0));
         let count = heads.clone();
         let deaf = testing::backend_behind(
             move |frame| {
                 count.set(count.get() + u32::from(frame[3] == HEADERS));
-                frame[3] != PING
+                !testing::is_barrier(frame)
             },
             |_, _| {},
         );

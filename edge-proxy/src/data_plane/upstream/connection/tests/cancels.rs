@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::*;
+use crate::data_plane::testing::is_barrier;
 
 /// A backend that acknowledges no barrier, and answers a stream when it gets DATA of it, with a head alone; and the streams that it has
 /// seen.
@@ -22,11 +23,6 @@ async fn deaf() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
         },
     );
     (address.await, streams)
-}
-
-/// SETTINGS that say nothing.
-fn is_barrier(frame: &[u8]) -> bool {
-    frame[3..] == [SETTINGS, 0, 0, 0, 0, 0]
 }
 
 /// An RPC of this number, which goes on.
