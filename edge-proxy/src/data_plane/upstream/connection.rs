@@ -401,7 +401,7 @@ impl Side for Rc<Upstream> {
                 if first && self.state.get() == State::Opening {
                     self.state.set(State::Ready);
                     self.opening.set(false);
-                    self.pool.opened();
+                    self.pool.became_ready();
                 }
                 self.made_room.set(true);
             }

@@ -3,8 +3,8 @@
 //! Nothing here is shared between workers: each has its own connections, as in Envoy, so an RPC never leaves its
 //! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
 //! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
-//! of others), then another, up to `max_connections`; where no other may or can be opened, one that is congested will do,
-//! while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
+//! of others), then another, up to `max_connections`; where no other may or can be opened, or not soon, one that is congested
+//! will do, while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
 //!
 //! An RPC that has to wait has a place in the endpoint's queue, and clients take turns. Whoever makes room (a connection
 //! that became ready, a stream that ended) calls `Pool::offer` from its own turn; nobody polls.
@@ -23,7 +23,7 @@ use std::{
     net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use connection::Congestion;
@@ -63,6 +63,8 @@ pub(crate) struct EndpointPool {
     connections: RefCell<Vec<Rc<Upstream>>>,
     /// Connections between the decision to open them and the peer's SETTINGS.
     opening: Cell<usize>,
+    /// Since when there is at least one of those.
+    opening_since: Cell<Option<Instant>>,
     waiting: RefCell<Queue>,
     /// After a connect that failed.
     pause: Cell<Pause>,
@@ -131,9 +133,9 @@ impl Pool {
             .borrow()
             .next()
             .any(|(_, avoid)| avoid.is_none());
-        let free = |most| pool.free_connection(caller.avoid.as_ref(), most);
         if !others_wait
-            && let Some(connection) = free(Congestion::None).or_else(|| free(pool.bearable(now)))
+            && let Some(connection) =
+                pool.best_connection(caller.avoid.as_ref(), pool.bearable(now))
         {
             return Ok(Acquired::Connection(connection));
         }
@@ -198,8 +200,8 @@ impl Pool {
     }
 
     /// The timer of an endpoint's queue fired: those that waited `connect_timeout` try elsewhere, another connection is
-    /// tried, if one was wanted during a pause, and more are served than were in one go. Returns for
-    /// how many RPCs it did something.
+    /// tried, if one was wanted during a pause, and more are served than were in one go, or by what is there, if a
+    /// connect takes long. Returns for how many RPCs it did something.
     pub(crate) fn expire(worker: &Rc<Worker>, endpoint: u64, now: Instant) -> usize {
         let pool = worker.pool.endpoints.borrow().get(&endpoint).cloned();
         let Some(pool) = pool.filter(|pool| pool.wakes_at.get().is_some_and(|at| at <= now)) else {
@@ -209,7 +211,7 @@ impl Pool {
         let tries_again = pool.with_pause(|pause| pause.ends(now));
         let serves_on = pool.serves_on.take();
         let mut rpcs = pool.turn_away(worker, now);
-        if tries_again || serves_on {
+        if tries_again || serves_on || pool.opens_slowly(now) {
             rpcs += Self::offer(worker, &pool);
         }
         pool.remove_if_unused(worker);
@@ -266,6 +268,7 @@ impl EndpointPool {
             circuits: cluster.circuits.clone(),
             connections: RefCell::default(),
             opening: Cell::new(0),
+            opening_since: Cell::default(),
             waiting: RefCell::default(),
             pause: Cell::default(),
             in_vain: Cell::default(),
@@ -291,10 +294,20 @@ impl EndpointPool {
         free.cloned()
     }
 
+    /// [`free_connection`](Self::free_connection), of which one that isn't congested is better.
+    fn best_connection(
+        &self,
+        avoid: Option<&Rc<Upstream>>,
+        most: Congestion,
+    ) -> Option<Rc<Upstream>> {
+        let free = |most| self.free_connection(avoid, most);
+        free(Congestion::None).or_else(|| free(most))
+    }
+
     /// How congested a connection may be that is to be used: as many uploads that nobody reads as there may be
-    /// connections must not leave an endpoint without any.
+    /// connections must not leave an endpoint without any, nor one of them while the next connect hangs.
     fn bearable(&self, now: Instant) -> Congestion {
-        if self.may_open_another(now) {
+        if self.may_open_another(now) && !self.opens_slowly(now) {
             Congestion::None
         } else {
             Congestion::Stream
@@ -307,6 +320,15 @@ impl EndpointPool {
         let ready = connections.iter().filter(|one| one.is_ready()).count();
         let pauses = ready > 0 && self.pause.get().holds(now);
         !pauses && ready + self.opening.get() < self.policy.borrow().max_connections
+    }
+
+    /// A connection is on its way, and has been for so long that nobody is to wait for it who can be served now.
+    fn opens_slowly(&self, now: Instant) -> bool {
+        self.slow_from().is_some_and(|from| now >= from)
+    }
+
+    fn slow_from(&self) -> Option<Instant> {
+        self.opening_since.get().map(|since| since + PATIENCE)
     }
 
     fn with_pause<R>(&self, change: impl FnOnce(&mut Pause) -> R) -> R {
@@ -343,8 +365,7 @@ impl EndpointPool {
     fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
         let mut queue = self.waiting.borrow_mut();
         let served = queue.next().filter_map(|(turn, avoid)| {
-            let free = |most| self.free_connection(avoid, most);
-            let connection = free(Congestion::None).or_else(|| free(most))?;
+            let connection = self.best_connection(avoid, most)?;
             Some((turn, connection))
         });
         let (turn, connection) = served.min_by_key(|(turn, _)| *turn)?;
@@ -423,7 +444,10 @@ impl EndpointPool {
                 }
                 return Ok(());
             }
-            self.opening.set(self.opening.get() + 1);
+            if self.opening.replace(self.opening.get() + 1) == 0 {
+                self.opening_since.set(Some(now));
+                self.wake_by(worker, now + PATIENCE);
+            }
             let policy = self.policy.borrow().clone();
             let task = connection::open(worker.clone(), self.clone(), policy, permits);
             tokio::task::spawn_local(task);
@@ -456,15 +480,26 @@ impl EndpointPool {
         !self.waiting.borrow().is_empty()
     }
 
+    /// A connection got its SETTINGS.
+    fn became_ready(&self) {
+        self.with_pause(Pause::lift);
+        self.opened();
+    }
+
     /// A connection got its SETTINGS, or never will.
     fn opened(&self) {
         self.opening.set(self.opening.get().saturating_sub(1));
+        if self.opening.get() == 0 {
+            self.opening_since.set(None);
+        }
     }
 
     /// A connection attempt failed, or one that was there ended before it served anybody, while RPCs wait. These go
     /// elsewhere, unless another connection may still serve them.
     fn open_failed(self: &Rc<Self>, worker: &Rc<Worker>, failure: Failure) {
-        self.with_pause(|pause| pause.begin(worker.now()));
+        let timed_out = failure == Failure::ConnectTimeout;
+        let timed_out = timed_out.then(|| self.policy.borrow().connect_timeout);
+        self.with_pause(|pause| pause.begin(worker.now(), timed_out));
         worker.hints.suspect(&self.shared);
         let alive = self.is_alive();
         // For each RPC that has to go elsewhere, as Envoy counts.
@@ -493,27 +528,33 @@ impl EndpointPool {
         self.turn_away(worker, worker.now());
     }
 
-    /// Tells those that wait in vain, or for too long, to try elsewhere: not too many at a time, since clients decide how
-    /// many they are, and others' RPCs are to run between. How many were told; the timer is set for the others.
+    /// Tells those that wait in vain, or for too long, to try elsewhere, unless one that is congested will do: not too many
+    /// at a time, since clients decide how many they are, and others' RPCs are to run between. How many were told; the
+    /// timer is set for the others.
     fn turn_away(&self, worker: &Rc<Worker>, now: Instant) -> usize {
         let mut told = 0;
         while told < AT_ONCE
             // Not borrowed while it is told: it may come to wait here again.
-            && let Some((rpc, outcome, failure)) = self.next_turned_away(now)
+            && let Some((rpc, turned_away)) = self.next_turned_away(now)
         {
-            rpc::connect_failed(worker, rpc, outcome, failure);
+            match turned_away {
+                Ok(connection) => rpc::connected(worker, rpc, connection),
+                Err((outcome, failure)) => rpc::connect_failed(worker, rpc, outcome, failure),
+            }
             told += 1;
         }
         if let Some(until) = self.waiting.borrow().first_until() {
             let in_vain = self.in_vain.get().map(|_| now);
-            let others = [in_vain, self.pause.get().next()];
+            let slow_from = self.slow_from().filter(|from| now < *from);
+            let others = [in_vain, slow_from, self.pause.get().next()];
             let at = others.into_iter().flatten().fold(until, Instant::min);
             self.wake_by(worker, at);
         }
         told
     }
 
-    fn next_turned_away(&self, now: Instant) -> Option<(Key, Outcome, Failure)> {
+    /// The next of those, and why it goes, or to which connection.
+    fn next_turned_away(&self, now: Instant) -> Option<(Key, TurnedAway)> {
         let mut waiting = self.waiting.borrow_mut();
         if let Some((failure, last)) = self.in_vain.get() {
             if let Some(first) = waiting.take_first_up_to(last) {
@@ -521,18 +562,26 @@ impl EndpointPool {
                     Failure::ConnectTimeout => Outcome::ConnectTimeout,
                     _ => Outcome::ConnectFailed,
                 };
-                return Some((first.rpc, outcome, failure));
+                return Some((first.rpc, Err((outcome, failure))));
             }
             self.in_vain.set(None);
         }
-        let expired = waiting.take_first_if(|waiting| waiting.until <= now)?;
+        if waiting.first_until()? > now {
+            return None;
+        }
+        // It has waited for one that is better.
+        let bearable = self.best_connection(waiting.first_avoids(), Congestion::Stream);
+        let expired = waiting.take_first()?;
+        if let Some(connection) = bearable {
+            return Some((expired.rpc, Ok(connection)));
+        }
         let is_ready = |connection: &Rc<Upstream>| connection.is_ready();
         let outcome = if self.connections.borrow().iter().any(is_ready) {
             Outcome::QueueTimeout
         } else {
             Outcome::ConnectTimeout
         };
-        Some((expired.rpc, outcome, Failure::ConnectTimeout))
+        Some((expired.rpc, Err((outcome, Failure::ConnectTimeout))))
     }
 
     /// Has the queue looked at by then. One timer for all, whatever comes and goes.
@@ -569,6 +618,13 @@ impl EndpointPool {
         }
     }
 }
+
+/// What an RPC gets that has waited for too long, or would in vain.
+type TurnedAway = Result<Rc<Upstream>, (Outcome, Failure)>;
+
+/// How long RPCs wait for a connection that is on its way when one that is congested would serve them: connects in one data
+/// centre take a few milliseconds, and one that hangs takes `connect_timeout`.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// See [`Pool::has_enough`]: a third of a MiB with the largest heads and trailers. One run each of `attack siege`, of which
 /// 256 MiB are the limit: 171 MiB with this, 254 with 256.

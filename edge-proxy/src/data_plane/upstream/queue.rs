@@ -114,28 +114,28 @@ impl<C> Queue<C> {
 
     /// Takes the first one out, if it stands there or before.
     pub(super) fn take_first_up_to(&mut self, last: Place) -> Option<Waiting> {
-        let (first, _) = self.first()?;
-        if first > last {
+        let (first, _) = self.first()?.waiting.first_key_value()?;
+        if *first > last {
             return None;
         }
-        self.take(first)
+        self.take(*first)
     }
 
-    /// Takes the first one out, if `matches` holds for it.
-    pub(super) fn take_first_if(
-        &mut self,
-        matches: impl FnOnce(&Waiting) -> bool,
-    ) -> Option<Waiting> {
-        let (first, waiting) = self.first()?;
-        if !matches(waiting) {
-            return None;
-        }
-        self.take(first)
+    /// Takes the first one out.
+    pub(super) fn take_first(&mut self) -> Option<Waiting> {
+        let (first, _) = self.first()?.waiting.first_key_value()?;
+        self.take(*first)
     }
 
     /// When the first one's time is over.
     pub(super) fn first_until(&self) -> Option<Instant> {
-        Some(self.first()?.1.until)
+        let (_, first) = self.first()?.waiting.first_key_value()?;
+        Some(first.until)
+    }
+
+    /// What the first one avoids.
+    pub(super) fn first_avoids(&self) -> Option<&Rc<C>> {
+        self.first()?.avoid.as_ref()
     }
 
     /// Who is served next in each line, in no order, and what its line avoids.
@@ -173,14 +173,10 @@ impl<C> Queue<C> {
         self.lines.is_empty()
     }
 
-    /// Of all lines, the one that came first.
-    fn first(&self) -> Option<(Place, &Waiting)> {
-        let firsts = self
-            .lines
-            .iter()
-            .filter_map(|line| line.waiting.first_key_value());
-        let (place, waiting) = firsts.min_by_key(|(place, _)| **place)?;
-        Some((*place, waiting))
+    /// The line of the one that came first of all.
+    fn first(&self) -> Option<&Line<C>> {
+        let lines = self.lines.iter();
+        lines.min_by_key(|line| line.waiting.first_key_value().map(|(place, _)| *place))
     }
 
     /// The line of those that avoid this one, for somebody to join it.
@@ -325,7 +321,7 @@ mod tests {
 
     /// All of them, in order.
     fn all(mut queue: Queue) -> Vec<Key> {
-        let all = std::iter::from_fn(|| queue.take_first_if(|_| true));
+        let all = std::iter::from_fn(|| queue.take_first());
         all.map(|waiting| waiting.rpc).collect()
     }
 
@@ -359,17 +355,21 @@ mod tests {
     }
 
     #[test]
-    fn the_first_is_taken_only_if_it_is_so() {
+    fn the_first_to_come_is_the_first_of_all_lines() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut queue = Queue::default();
         queue.push(waiting(1, now), None);
-        queue.push(waiting(2, later), None);
-        assert_eq!(queue.first_until(), Some(now));
-        let due = |waiting: &Waiting| waiting.until <= now;
-        assert_eq!(queue.take_first_if(due).unwrap().rpc, Key::from_engine(1));
-        assert!(queue.take_first_if(due).is_none());
+        queue.push(waiting(2, later), Some(Rc::new(7)));
+        assert_eq!(
+            (queue.first_until(), queue.first_avoids()),
+            (Some(now), None)
+        );
+        assert_eq!(queue.take_first().unwrap().rpc, Key::from_engine(1));
         assert_eq!(queue.first_until(), Some(later));
+        assert_eq!(queue.first_avoids().map(|avoid| **avoid), Some(7));
+        assert_eq!(queue.take_first().unwrap().rpc, Key::from_engine(2));
+        assert!(queue.take_first().is_none() && queue.first_until().is_none());
     }
 
     #[test]

@@ -257,6 +257,112 @@ fn uploads_that_nobody_reads_keep_nobody_from_the_last_connection() {
     }
 }
 
+/// A backend that reads nothing and takes one connection: SETTINGS of others don't come. And the streams that it has seen.
+async fn taken() -> (SocketAddr, Rc<RefCell<Vec<u32>>>) {
+    let streams = Rc::new(RefCell::new(Vec::new()));
+    let seen = streams.clone();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        testing::serve(socket, move |_, event| {
+            if let Event::Headers { stream, .. } = event {
+                seen.borrow_mut().push(stream);
+            }
+        })
+        .await;
+        // Others connect all the same.
+        drop(listener);
+    });
+    (address, streams)
+}
+
+/// An upload that has made the first connection congested, which is the only one.
+async fn congested(bench: &Bench) -> tokio::task::JoinHandle<Client> {
+    let client = Client::connect_with(bench, patient()).await;
+    let upload = upload(client, 1, 65_537);
+    at_once(|| is_stalled(bench)).await;
+    // The kernel may still bring some of it.
+    while connections(bench)[0].congestion.get() != Congestion::Stream {
+        pass(Duration::from_secs(1)).await;
+        settle().await;
+    }
+    upload
+}
+
+/// An RPC that never ends.
+async fn call(client: &mut Client) -> u32 {
+    let stream = client.call("/api.Echo/Echo", b"another", true);
+    client.flush().await;
+    stream
+}
+
+#[test]
+fn where_another_connection_hangs_rpcs_go_to_one_that_is_congested() {
+    let ms = Duration::from_millis;
+    frozen(|| async {
+        let (address, streams) = taken().await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let upload = congested(&bench).await;
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let mut served = 1;
+        let waiting = |opening, count| bench.worker.pool.counts() == (1, opening, count);
+        // How long no other is tried, after one that took 5 s.
+        for pause in [5000, 10_000] {
+            call(&mut client).await;
+            at_once(|| waiting(1, 1)).await;
+            pass(ms(90)).await;
+            settle().await;
+            assert!(waiting(1, 1));
+            pass(ms(20)).await;
+            at_once(|| streams.borrow().len() == served + 1).await;
+            call(&mut client).await;
+            at_once(|| streams.borrow().len() == served + 2).await;
+            assert!(waiting(1, 0));
+            pass(ms(4900)).await;
+            at_once(|| waiting(0, 0)).await;
+            for part in [pause / 4, pause / 2] {
+                pass(ms(part)).await;
+                call(&mut client).await;
+                served += 1;
+                at_once(|| streams.borrow().len() == served + 2).await;
+                assert!(waiting(0, 0));
+            }
+            served += 2;
+            pass(ms(pause / 4)).await;
+        }
+        upload.abort();
+    });
+}
+
+#[test]
+fn an_rpc_that_has_waited_for_a_better_connection_goes_to_one_that_is_congested() {
+    frozen(|| async {
+        let (address, streams) = taken().await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let upload = congested(&bench).await;
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let waiting = || bench.worker.pool.counts();
+        let first = call(&mut client).await;
+        at_once(|| waiting() == (1, 1, 1)).await;
+        client.engine.reset(first, Reason::CANCEL);
+        client.flush().await;
+        at_once(|| waiting() == (1, 1, 0)).await;
+        // The connect has 5 s, this RPC has less.
+        let mut rules = testing::cluster_policy();
+        rules.connect_timeout = Duration::from_millis(50);
+        bench.reload(|cluster| cluster.policy = Arc::new(rules));
+        call(&mut client).await;
+        at_once(|| waiting() == (1, 1, 1)).await;
+        pass(Duration::from_millis(60)).await;
+        at_once(|| streams.borrow().len() == 2).await;
+        assert_eq!(waiting(), (1, 1, 0));
+        upload.abort();
+    });
+}
+
 #[test]
 fn a_window_that_is_used_up_for_a_moment_keeps_nobody_out() {
     frozen(|| async {
