@@ -67,6 +67,8 @@ pub(crate) struct Upstream {
     used: Cell<bool>,
     /// When it will be: it has had no stream since [`QUIET`] before.
     shrink_at: Cell<Option<Instant>>,
+    /// Since when it has had no stream.
+    quiet_since: Cell<Option<Instant>>,
     /// No stream was ever opened, and it isn't our doing if it ends so: RPCs that wait then have met a backend that takes
     /// none, as if they had been refused a connection.
     untouched: Cell<bool>,
@@ -75,9 +77,9 @@ pub(crate) struct Upstream {
 }
 
 /// ```text
-/// Opening ──SETTINGS──▶ Ready ──GOAWAY, retired, worn out──▶ Leaving ──last stream ends──▶ (closed)
-///    └── connect_timeout, error ─────────────────────────────────────────────────────────▶ (closed)
-///   any ── its endpoint is ejected ──▶ Abandoned ──────────────────────────────────────────▶ (closed)
+/// Opening ──SETTINGS──▶ Ready ──GOAWAY, retired, surplus, worn out──▶ Leaving ──last stream ends──▶ (closed)
+///    └── connect_timeout, error ──────────────────────────────────────────────────────────────────▶ (closed)
+///   any ── its endpoint is ejected ──▶ Abandoned ───────────────────────────────────────────────────▶ (closed)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -166,6 +168,7 @@ impl Upstream {
             complaints: Cell::new(0),
             used: Cell::new(false),
             shrink_at: Cell::new(None),
+            quiet_since: Cell::default(),
             untouched: Cell::new(true),
             permits: Cell::default(),
         }
@@ -264,14 +267,28 @@ impl Upstream {
         engine.is_empty() && engine.cancels_waiting() == 0
     }
 
-    /// Notes when it will have been quiet for so long that it gives memory back.
+    /// Notes since when it has been quiet, and when that will have been so long that it gives memory back, or leaves.
     fn watch_quiet(&self, now: Instant) {
         if !self.is_quiet() {
             self.shrink_at.set(None);
-        } else if self.used.get() && self.shrink_at.get().is_none() {
+            self.quiet_since.set(None);
+            return;
+        }
+        let since = self.quiet_since.get().unwrap_or(now);
+        self.quiet_since.set(Some(since));
+        if now < since + SURPLUS {
+            self.link.check_by(since + SURPLUS);
+        }
+        if self.used.get() && self.shrink_at.get().is_none() {
             self.shrink_at.set(Some(now + QUIET));
             self.link.check_by(now + QUIET);
         }
+    }
+
+    /// A burst has opened it, and nothing has needed it for long: streams are opened on the first connection that has room.
+    fn is_surplus(self: &Rc<Self>, now: Instant) -> bool {
+        let since = self.quiet_since.get().filter(|_| self.is_ready());
+        since.is_some_and(|since| now >= since + SURPLUS) && self.pool.can_spare(self)
     }
 
     /// Gives back what only busy times need.
@@ -505,6 +522,9 @@ impl Side for Rc<Upstream> {
             // As for `retire`: that it ends unused is not its endpoint's doing, if that comes back meanwhile.
             self.untouched.set(false);
         }
+        if self.is_surplus(now) {
+            self.retire();
+        }
         match self.state.get() {
             State::Abandoned => Some(End::Ejected),
             State::Leaving if self.link.engine().is_empty() => Some(End::Finished),
@@ -549,6 +569,9 @@ fn engine_config(policy: &ClusterPolicy) -> http2::Config {
 /// stays at the edge; should one find more, those that run here end well, for a server on the crate `h2` ends a connection
 /// with all its streams at the 1025th that it resets so.
 const COMPLAINTS: u32 = 500;
+
+/// A connection beside others that has had no stream for so long leaves: as long as clients' connections may be idle.
+const SURPLUS: Duration = Duration::from_secs(15 * 60);
 
 /// Backends' response headers, decoded and encoded.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;

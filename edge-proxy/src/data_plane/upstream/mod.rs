@@ -475,6 +475,13 @@ impl EndpointPool {
         self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready())
     }
 
+    /// RPCs have enough in those before this one. Nothing is wanted of any that is ready, or it could serve.
+    fn can_spare(&self, connection: &Rc<Upstream>) -> bool {
+        let connections = self.connections.borrow();
+        let first = connections.iter().find(|one| one.is_ready());
+        !self.is_waited_for() && first.is_some_and(|first| !Rc::ptr_eq(first, connection))
+    }
+
     /// RPCs wait for a connection.
     fn is_waited_for(&self) -> bool {
         !self.waiting.borrow().is_empty()

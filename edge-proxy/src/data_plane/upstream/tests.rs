@@ -508,6 +508,72 @@ fn a_connection_that_leaves_has_no_place_in_the_clusters_circuits() {
 }
 
 #[test]
+fn connections_that_only_a_burst_has_needed_leave_after_15_minutes_without_a_stream() {
+    let seconds = Duration::from_secs;
+    frozen(|| async {
+        let mut rules = cluster_policy();
+        rules.per_connection_streams = 1;
+        let mut patient = policy();
+        let days = seconds(10 * 24 * 3600);
+        (patient.keepalive_interval, patient.max_connection_age) = (days, days);
+        (patient.timeouts.idle, patient.timeouts.stream_idle) = (days, days);
+        let bench = Bench::with(&[backend(echo()).await], patient.clone(), rules);
+        let limits = CircuitLimits([Some(100), None, None, None]);
+        bench.worker.snapshot().clusters[0].circuits.limit(&limits);
+        let mut client = Client::connect_with(&bench, patient).await;
+        let open = || bench.worker.pool.connections();
+        let mut burst = Vec::new();
+        for count in 1..=4 {
+            burst.push(client.call("/api.Echo/Echo", b"", false));
+            client.flush().await;
+            at_once(|| bench.worker.pool.counts() == (1, 0, 0) && open().len() == count).await;
+        }
+        let all = open();
+        let end = async |client: &mut Client, stream| {
+            client.engine.send_data(stream, b"", true, testing::now());
+            assert_eq!(client.status(stream).await, "0");
+        };
+        for stream in [burst[0], burst[2], burst[3]] {
+            end(&mut client, stream).await;
+        }
+        // The first one has a stream now and then.
+        for _ in 0..2 {
+            bench.pass_and_pong(seconds(311)).await;
+            let stream = client.call("/api.Echo/Echo", b"", true);
+            assert_eq!(client.status(stream).await, "0");
+        }
+        bench.pass_and_pong(seconds(900 - 622 - 1)).await;
+        assert_eq!(open().len(), 4);
+        let is_left = |left: &[usize]| {
+            let open = open();
+            let is = |(one, of): (&Rc<Upstream>, &usize)| Rc::ptr_eq(one, &all[*of]);
+            open.len() == left.len() && open.iter().zip(left).all(is)
+        };
+        pass(seconds(2)).await;
+        at_once(|| is_left(&[0, 1])).await;
+        // That of the other one has run until now.
+        end(&mut client, burst[1]).await;
+        for _ in 0..2 {
+            bench.pass_and_pong(seconds(311)).await;
+        }
+        bench.pass_and_pong(seconds(900 - 622 - 1)).await;
+        assert!(is_left(&[0, 1]));
+        pass(seconds(2)).await;
+        at_once(|| is_left(&[0])).await;
+        // Nor has the first one had any since.
+        for _ in 0..4 {
+            bench.pass_and_pong(seconds(311)).await;
+        }
+        assert!(is_left(&[0]));
+        let used = bench.worker.snapshot().clusters[0].circuits.uses().next();
+        assert_eq!(used.map(|one| one.used), Some(1));
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        assert!(is_left(&[0]));
+    });
+}
+
+#[test]
 fn a_connect_that_failed_keeps_no_other_from_the_clusters_circuits() {
     running(|| async {
         let (refused, address) = silent().await;
