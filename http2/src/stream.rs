@@ -130,6 +130,12 @@ impl Stream {
         }
     }
 
+    /// Memory of the blocks that it keeps.
+    pub(crate) fn blocks(&self) -> usize {
+        let blocks = [&self.trailers, &self.large_head].into_iter().flatten();
+        blocks.map(Headers::memory).sum()
+    }
+
     /// Whether the peer has ended its half.
     #[inline]
     pub(crate) fn remote_ended(&self) -> bool {

@@ -61,7 +61,7 @@ impl Connection {
             if self.out.len() >= self.config.output_limit || !self.may_put_on_wire() {
                 return;
             }
-            let Some((at, head)) = self.opening.pop_front() else {
+            let Some((at, head)) = self.opening.pop() else {
                 return;
             };
             let position = self.out.position();
@@ -192,6 +192,7 @@ impl Connection {
         let Some(trailers) = self.streams.get_mut(at).and_then(|s| s.trailers.take()) else {
             return false;
         };
+        self.blocks -= trailers.memory();
         self.write_block(at.id, &trailers, true);
         stock::recycle(trailers);
         self.local_end(at);

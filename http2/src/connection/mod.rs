@@ -4,7 +4,7 @@
 //! (`data.rs`, `blocks.rs` for header blocks, `frames.rs` for the others) and returns at most one
 //! event per call (`event.rs`), which borrows the input and never the connection: so the owner may
 //! apply it to another connection at once. The calls that send (`send.rs`) append to one output
-//! buffer; what windows don't allow waits in the streams' queues, and [`Connection::flush`]
+//! buffer, heads of new streams by way of `opening.rs`; what windows don't allow waits in the streams' queues, and [`Connection::flush`]
 //! (`flush.rs`) shares the room fairly among them. `cancel.rs` paces resets towards a backend, and
 //! `status.rs` answers questions.
 
@@ -23,6 +23,8 @@ mod event;
 // Calls in, bytes out.
 mod send;
 
+mod opening;
+
 mod flush;
 
 mod cancel;
@@ -35,7 +37,7 @@ use std::{collections::VecDeque, time::Instant};
 pub use self::event::{
     Blocked, BlockedBy, Event, OpenError, Orphan, Refusal, Role, Sent, Unread, Windows,
 };
-use self::{blocks::OpenBlock, cancel::Cancels, receive::Parse};
+use self::{blocks::OpenBlock, cancel::Cancels, opening::Opening, receive::Parse};
 use crate::{
     error::{ConnectionError, Reason},
     flow::{RecvWindow, SendWindow},
@@ -108,8 +110,7 @@ pub struct Connection {
     // Sending.
     out: Output,
     encoder: Encoder,
-    /// Streams that `open` queued, ascending, with their heads.
-    opening: VecDeque<(Handle, Headers)>,
+    opening: Opening,
     /// Streams with queued bytes and an open stream window, in the order of their turns, and some that are gone.
     ready: VecDeque<Handle>,
     /// The last `flush` left streams in `ready`: new data has to queue behind them.
@@ -120,6 +121,8 @@ pub struct Connection {
     sent: Vec<Sent>,
     /// Bytes in all queues.
     queued: usize,
+    /// Memory of the streams' blocks: trailers that wait behind a queue, and large heads until they are taken.
+    blocks: usize,
     cancels: Cancels,
     /// Streams whose reset waits.
     doomed: u32,
@@ -176,12 +179,13 @@ impl Connection {
             our_goaway: None,
             out,
             encoder: Encoder::new(config.header_table as usize),
-            opening: VecDeque::new(),
+            opening: Opening::default(),
             ready: VecDeque::new(),
             backlog: false,
             updates: Vec::new(),
             sent: Vec::new(),
             queued: 0,
+            blocks: 0,
             cancels: Cancels::default(),
             doomed: 0,
             answers: 0,
@@ -300,7 +304,9 @@ impl Connection {
     /// What was kept of a header list that was told as [`Event::HeadersTooLarge`]: its first
     /// fields, and `:method` and `content-type` wherever they stood; not validated. Once.
     pub fn take_large_head(&mut self, stream: u32) -> Option<Headers> {
-        self.streams.by_id_mut(stream)?.large_head.take()
+        let head = self.streams.by_id_mut(stream)?.large_head.take()?;
+        self.blocks -= head.memory();
+        Some(head)
     }
 
     /// Takes all live streams out, for an owner whose connection has ended; those too that a
@@ -312,6 +318,7 @@ impl Connection {
         self.updates.clear();
         self.backlog = false;
         self.queued = 0;
+        self.blocks = 0;
         self.doomed = 0;
         self.cancels = Cancels::default();
         let untold = self.left_behind.take().into_iter().flat_map(|left| *left);
@@ -353,6 +360,7 @@ impl Connection {
         // What was delivered and not passed on won't be credited by anybody else.
         self.recv.give(s.uncredited as usize);
         self.queued -= s.queue.clear();
+        self.blocks -= s.blocks();
         if doomed {
             self.doomed -= 1;
             self.cancels.gone(at.id);
@@ -362,12 +370,6 @@ impl Connection {
         }
         self.streams.remove(at, cause);
         (!doomed).then_some(key)
-    }
-
-    /// Takes a stream out of those that wait for their HEADERS; its head.
-    fn take_opening(&mut self, at: Handle) -> Option<Headers> {
-        let place = self.opening.iter().position(|(o, _)| *o == at)?;
-        self.opening.remove(place).map(|(_, head)| head)
     }
 
     /// The peer's half is over.

@@ -35,7 +35,7 @@ impl Connection {
         let mut s = self.new_stream(id, key, State::Opening);
         s.finished = end_stream;
         let at = self.streams.insert(s);
-        self.opening.push_back((at, headers));
+        self.opening.push(at, headers);
         Ok(id)
     }
 
@@ -89,6 +89,7 @@ impl Connection {
         if s.state == State::Opening || !s.queue.is_empty() {
             let mut waiting = stock::arena();
             waiting.clone_from(headers);
+            self.blocks += waiting.memory();
             s.trailers = Some(waiting);
             return;
         }
@@ -182,7 +183,7 @@ impl Connection {
             return;
         }
         if s.state == State::Opening {
-            if let Some(head) = self.take_opening(at) {
+            if let Some(head) = self.opening.take(at) {
                 stock::recycle(head);
             }
             self.remove(at, None);
@@ -195,7 +196,9 @@ impl Connection {
             s.waits_since = None;
             let swallowed = std::mem::take(&mut s.uncredited);
             self.queued -= s.queue.clear();
+            self.blocks -= s.blocks();
             s.trailers = None;
+            s.large_head = None;
             self.recv.give(swallowed as usize);
             self.doomed += 1;
             self.cancels.wait(at);

@@ -106,10 +106,11 @@ impl Connection {
         on_wire < self.peer.max_concurrent_streams as usize
     }
 
-    /// Memory that the output takes, and frames and header blocks whose end hasn't come.
+    /// Memory that the output takes, frames and header blocks whose end hasn't come, and blocks that wait: heads for their
+    /// turn, trailers for a window.
     pub fn buffered(&self) -> usize {
         let open = self.open_block.as_ref().map_or(0, |block| block.len());
-        self.out.memory() + self.partial.len() + open
+        self.out.memory() + self.partial.len() + open + self.opening.memory() + self.blocks
     }
 
     /// Since when this stream's queued bytes wait for a window or the output.

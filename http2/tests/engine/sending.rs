@@ -385,3 +385,65 @@ fn output_that_nobody_takes_is_told() {
     s.engine.flush(s.now);
     assert!(!s.engine.overfull() && s.engine.pending_bytes() > 0);
 }
+
+#[test]
+fn trailers_behind_a_shut_window_count_as_buffered() {
+    let large = list(&[("x", &"v".repeat(10_000))]);
+    let mut s = Script::server_after(Config::default(), &[(4, 4)]);
+    for stream in [1, 3, 5] {
+        s.requested(stream, true);
+        s.engine.send_headers(stream, &response(), false);
+        s.engine.send_data(stream, &[1; 10], false, s.now);
+    }
+    s.sent();
+    let before = s.engine.buffered();
+    for (stream, number) in [(1, 1), (3, 2), (5, 3)] {
+        s.engine.send_trailers(stream, &large);
+        assert!(s.engine.buffered() - before >= number * 10_000);
+    }
+    s.one(&rst(1, 8));
+    s.engine.reset(3, Reason::CANCEL);
+    s.sent();
+    assert!((10_000..20_000).contains(&(s.engine.buffered() - before)));
+    s.quiet(&window(5, 100));
+    assert_eq!(kinds(&s.sent()), [(DATA, 5), (HEADERS, 5)]);
+    assert_eq!(s.engine.buffered(), before);
+}
+
+#[test]
+fn heads_that_wait_for_their_turn_count_as_buffered() {
+    let mut s = Script::client(Config::default());
+    s.sent();
+    let before = s.engine.buffered();
+    let mut head = request();
+    head.push(b"x", &[b'v'; 10_000]);
+    let [first, cancelled] = [0, 1].map(|key| s.engine.open(head.clone(), true, key).unwrap());
+    assert!(s.engine.buffered() - before >= 20_000);
+    s.engine.reset(cancelled, Reason::CANCEL);
+    assert!((10_000..20_000).contains(&(s.engine.buffered() - before)));
+    assert_eq!(kinds(&s.sent()), [(HEADERS, first)]);
+    assert_eq!(s.engine.buffered(), before);
+    // What a GOAWAY leaves behind is gone, and what ends with the connection.
+    s.engine.open(head.clone(), true, 2).unwrap();
+    s.feed(&goaway(first, 0)).unwrap();
+    s.sent();
+    assert_eq!(s.engine.buffered(), before);
+}
+
+#[test]
+fn a_head_that_is_too_large_counts_as_buffered_until_it_is_taken() {
+    let mut s = Script::server(Config::default());
+    let before = s.engine.buffered();
+    let mut head = request();
+    head.push(b"x", &[b'v'; 10_000]);
+    for stream in [1, 3] {
+        let block = s.headers(stream, &head, true);
+        s.one(&block);
+    }
+    let both = s.engine.buffered() - before;
+    let kept = s.engine.take_large_head(1).map(|head| head.memory());
+    assert_eq!(kept, Some(both / 2));
+    s.engine.reset(3, Reason::CANCEL);
+    s.sent();
+    assert_eq!(s.engine.buffered(), before);
+}

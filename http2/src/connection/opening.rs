@@ -1,0 +1,59 @@
+//! Client role: the heads of streams that wait to be put on the wire, and how much memory they take: the peer's limit on
+//! streams, or an output that it doesn't read, may keep them for long.
+
+use std::collections::VecDeque;
+
+use crate::{headers::Headers, stream::Handle};
+
+/// Streams that `open` queued, ascending, with their heads.
+#[derive(Debug, Default)]
+pub(super) struct Opening {
+    waiting: VecDeque<(Handle, Headers)>,
+    /// Of the heads.
+    memory: usize,
+}
+
+impl Opening {
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    #[inline]
+    pub(super) fn memory(&self) -> usize {
+        self.memory
+    }
+
+    pub(super) fn push(&mut self, at: Handle, head: Headers) {
+        self.memory += head.memory();
+        self.waiting.push_back((at, head));
+    }
+
+    pub(super) fn pop(&mut self) -> Option<(Handle, Headers)> {
+        let first = self.waiting.pop_front()?;
+        self.memory -= first.1.memory();
+        Some(first)
+    }
+
+    /// Takes a stream out; its head.
+    pub(super) fn take(&mut self, at: Handle) -> Option<Headers> {
+        let place = self.waiting.iter().position(|(o, _)| *o == at)?;
+        let (_, head) = self.waiting.remove(place)?;
+        self.memory -= head.memory();
+        Some(head)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+        self.memory = 0;
+    }
+
+    pub(super) fn shrink_to_fit(&mut self) {
+        self.waiting.shrink_to_fit();
+    }
+}
