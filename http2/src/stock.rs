@@ -15,7 +15,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::headers::Headers;
+use crate::{headers::Headers, queue::CHUNK};
 
 /// A thread's spare memory.
 #[derive(Debug)]
@@ -43,6 +43,17 @@ pub fn arena() -> Headers {
     taken(Stock::arena)
 }
 
+/// A copy of a block that may be kept for long: not in memory that a much larger one has left.
+pub fn copy(headers: &Headers) -> Headers {
+    let mut copy = arena();
+    if copy.memory() > ROOMY.max(4 * headers.list_size()) {
+        recycle(copy);
+        return headers.clone();
+    }
+    copy.clone_from(headers);
+    copy
+}
+
 /// Keeps a block's memory.
 #[inline]
 pub fn recycle(headers: Headers) {
@@ -58,10 +69,25 @@ pub fn chunk() -> Vec<u8> {
     })
 }
 
-/// Keeps a chunk's memory.
+/// An empty vector with room for `needed` bytes that are kept for long: one that isn't much larger, since its owner may have
+/// thousands of them.
+#[inline]
+pub fn chunk_for(needed: usize) -> Vec<u8> {
+    let mut chunk = chunk();
+    if chunk.capacity() > SMALL_CHUNK.max(2 * needed) {
+        give_chunk(chunk);
+        return Vec::with_capacity(needed);
+    }
+    chunk.reserve(needed);
+    chunk
+}
+
+/// Keeps a chunk's memory. A larger vector is none: whoever took it for a small message would hold all of it.
 #[inline]
 pub fn give_chunk(chunk: Vec<u8>) {
-    given(|stock| stock.chunks.give(chunk, CHUNKS));
+    if chunk.capacity() <= CHUNK {
+        given(|stock| stock.chunks.give(chunk, CHUNKS));
+    }
 }
 
 /// Gives back half of what is kept, the half that was used longest ago.
@@ -166,6 +192,9 @@ const ARENAS: usize = 1024;
 /// A list above this leaves an arena too large to keep.
 const ARENA_SIZE: usize = 8 * 1024;
 
+/// An arena's memory above which it is too large for the copy of a small block.
+const ROOMY: usize = 4096;
+
 /// A chunk's first capacity: some small gRPC messages.
 const SMALL_CHUNK: usize = 512;
 
@@ -189,6 +218,24 @@ mod tests {
         let taken = chunk();
         assert_eq!((taken.len(), taken.capacity()), (0, 200));
         assert_eq!(chunk().capacity(), 100);
+        assert_eq!(chunk().capacity(), SMALL_CHUNK);
+    }
+
+    #[test]
+    fn a_small_block_is_not_copied_into_what_a_large_one_has_left() {
+        let small = Headers::from_iter([("grpc-status", "0")]);
+        recycle(Headers::with_capacity(8, 8000));
+        let kept = copy(&small);
+        assert_eq!(kept, small);
+        assert!(kept.memory() < ROOMY, "{}", kept.memory());
+        assert!(arena().memory() > 8000, "it is still there");
+    }
+
+    #[test]
+    fn what_has_outgrown_a_chunk_is_not_kept() {
+        give_chunk(Vec::with_capacity(CHUNK));
+        give_chunk(Vec::with_capacity(CHUNK + 1));
+        assert_eq!(chunk().capacity(), CHUNK);
         assert_eq!(chunk().capacity(), SMALL_CHUNK);
     }
 

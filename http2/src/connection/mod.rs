@@ -4,9 +4,9 @@
 //! (`data.rs`, `blocks.rs` for header blocks, `frames.rs` for the others) and returns at most one
 //! event per call (`event.rs`), which borrows the input and never the connection: so the owner may
 //! apply it to another connection at once. The calls that send (`send.rs`) append to one output
-//! buffer, heads of new streams by way of `opening.rs`; what windows don't allow waits in the streams' queues, and [`Connection::flush`]
-//! (`flush.rs`) shares the room fairly among them. `cancel.rs` paces resets towards a backend, and
-//! `status.rs` answers questions.
+//! buffer, heads of new streams by way of `opening.rs`; what windows don't allow waits in the
+//! streams' queues, and [`Connection::flush`] (`flush.rs`) shares the room fairly among them.
+//! `cancel.rs` paces resets towards a backend, and `status.rs` answers questions.
 
 // Bytes in: frames cut, and the rules of each kind.
 mod receive;

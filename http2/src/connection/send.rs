@@ -87,8 +87,7 @@ impl Connection {
         };
         s.finished = true;
         if s.state == State::Opening || !s.queue.is_empty() {
-            let mut waiting = stock::arena();
-            waiting.clone_from(headers);
+            let waiting = stock::copy(headers);
             self.blocks += waiting.memory();
             s.trailers = Some(waiting);
             return;

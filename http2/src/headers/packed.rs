@@ -30,11 +30,22 @@ pub struct Place {
 impl Packed {
     /// Copies `headers`.
     pub fn new(headers: &Headers) -> Self {
+        Self::copied(stock::chunk_for(Self::len_of(headers)), headers)
+    }
+
+    /// Copies `headers` into memory of just their size.
+    pub fn exact(headers: &Headers) -> Self {
+        Self::copied(Vec::with_capacity(Self::len_of(headers)), headers)
+    }
+
+    fn len_of(headers: &Headers) -> usize {
+        headers.0.entries.len() * MARK + headers.0.live
+    }
+
+    /// Copies `headers` into `bytes`, which have room.
+    fn copied(mut bytes: Vec<u8>, headers: &Headers) -> Self {
         let block = &*headers.0;
-        let marks = block.entries.len() * MARK;
-        let mut bytes = stock::chunk();
-        bytes.reserve(marks + block.live);
-        bytes.resize(marks, 0);
+        bytes.resize(block.entries.len() * MARK, 0);
         let places = bytes.as_chunks_mut().0.as_chunks_mut().0.iter_mut();
         if block.bytes.len() == block.live {
             for (mark, entry) in places.zip(&block.entries) {
@@ -166,6 +177,23 @@ mod tests {
             .collect();
         assert_eq!(secret, [false, false, true, false]);
         packed.recycle();
+    }
+
+    #[test]
+    fn a_small_block_does_not_sit_in_what_a_body_has_left() {
+        let small = Headers::from_iter([(":path", "/"), ("x-a", "1")]);
+        let large = Headers::from_iter([("x-a", "v".repeat(10_000))]);
+        for _ in 0..3 {
+            stock::give_chunk(Vec::with_capacity(16_384));
+            let packed = Packed::new(&small);
+            assert_eq!(packed.memory(), 2 * MARK + small.0.live);
+            // It is for who can use it.
+            let packed = Packed::new(&large);
+            assert_eq!(packed.memory(), 16_384);
+        }
+        // A chunk of the usual size is no waste.
+        stock::give_chunk(Vec::with_capacity(512));
+        assert_eq!(Packed::new(&small).memory(), 512);
     }
 
     #[test]
