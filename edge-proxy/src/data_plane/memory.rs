@@ -1,5 +1,5 @@
 //! How much may be held back: bytes that wait for a peer that doesn't take them, or for the rest of what it began,
-//! copies of requests' bodies, and RPCs that wait for a connection.
+//! copies of requests, and RPCs that wait for a connection, for the request's end or for their client's window.
 //!
 //! A quarter of the memory that the container was granted, all workers together. Each worker keeps its own account and
 //! publishes it in one atomic that only it writes; whoever adds to its account looks at the sum of all. Above the limit no

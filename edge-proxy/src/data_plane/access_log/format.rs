@@ -418,7 +418,7 @@ const CLASSES: [u8; 256] = {
 };
 
 /// Bytes of a client's field that are kept.
-const FIELD: usize = 256;
+pub(crate) const FIELD: usize = 256;
 /// Another middle of a line is remembered after so many in a row that are not like the one that is: where two kinds come
 /// in turn, half of them are.
 const MISSES: u8 = 4;

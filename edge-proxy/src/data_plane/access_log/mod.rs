@@ -27,6 +27,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+pub(crate) use self::format::FIELD;
 use self::{format::Formatter, output::Output};
 pub use crate::telemetry::labels::{Flag, Flags};
 use crate::telemetry::{counter::SharedCounter, metrics::lock};

@@ -88,9 +88,9 @@ impl Replay {
         self.whole
     }
 
-    /// Bytes kept.
-    pub(super) fn len(&self) -> usize {
-        self.kept.len()
+    /// The memory that it takes, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.kept.capacity()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http2::{Headers, Reason};
+use http2::{Headers, Reason, stock};
 
 use super::{Key, Rpc, State, Step};
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     snapshot::{
         Timeouts,
         circuit::{Circuit, Permits},
+        pressure::Level,
     },
     telemetry::{labels, metrics::Limit},
 };
@@ -157,11 +158,7 @@ impl Rpc {
         self.client.send_trailers(&trailers);
         self.state = State::Flushing(Some(now));
         self.client.check_by(now + CUT_FLUSH);
-        if self.client.has_all() {
-            Step::Done
-        } else {
-            Step::On
-        }
+        self.all_said()
     }
 
     /// It has to end. What is left of its response has no more time than the rest of one that was cut short.
@@ -208,11 +205,24 @@ impl Rpc {
         if !body.is_empty() {
             self.client.send_data(body, true, now);
         }
-        if self.client.has_all() {
-            Step::Done
-        } else {
-            Step::On
+        let step = self.all_said();
+        if step == Step::On
+            && worker.pressure.get().level >= Level::Refusing
+            && self.client.window_shut().is_some()
+        {
+            // It costs a client next to nothing to have any number of answers wait for it.
+            return self.end_overloaded(worker, now);
         }
+        step
+    }
+
+    /// The response is complete: what is left of it is the client's to take, who may leave it for as long as it likes.
+    pub(super) fn all_said(&mut self) -> Step {
+        if self.client.has_all() {
+            return Step::Done;
+        }
+        self.forget();
+        Step::On
     }
 
     /// The client is gone: nothing is owed to it, and the backend learns at once.
@@ -302,16 +312,29 @@ impl Rpc {
     }
 
     /// Bytes that count as held back because of it, beside what its connections hold. Clients decide how many wait for
-    /// a connection, or for the end of their own requests, and nothing else bounds them.
+    /// a connection, for the rest of a request or for a window, and nothing else bounds them.
+    #[inline]
     pub(super) fn kept(&self) -> usize {
         let waits = match self.state {
-            State::Waiting(..) | State::Answering(..) => {
-                let trailers = self.trailers.as_ref().map_or(0, Headers::memory);
-                WAITS + self.head.memory() + trailers
-            }
-            _ => 0,
+            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => WAITS,
+            State::Open(_) | State::Relaying(_) => 0,
         };
-        self.replay.len() + waits
+        let trailers = self.trailers.as_ref().map_or(0, Headers::memory);
+        waits + self.head.memory() + trailers + self.replay.memory()
+    }
+
+    /// Whether [`forget`](Self::forget) would give anything back.
+    pub(super) fn can_forget(&self) -> bool {
+        !self.replay.is_empty() || self.trailers.is_some() || self.head.is_large()
+    }
+
+    /// No other attempt will come: what only that would need is given back.
+    pub(super) fn forget(&mut self) {
+        self.replay.release();
+        self.head.trim();
+        if let Some(trailers) = self.trailers.take() {
+            stock::recycle(trailers);
+        }
     }
 
     /// What it holds is needed elsewhere, says `limit`.
@@ -368,6 +391,5 @@ const DEADLINE_SLACK: Duration = Duration::from_millis(5);
 /// A response that was cut short waits this long for the client's window before its stream is reset.
 const CUT_FLUSH: Duration = Duration::from_secs(5);
 
-/// Bytes of an RPC that waits for a connection, or for its request's end, beside its head and trailers: its own, its
-/// stream's and its place in the queue.
+/// Bytes of an RPC that waits, beside its head and trailers: its own, its stream's and its place in a queue.
 const WAITS: usize = 2048;

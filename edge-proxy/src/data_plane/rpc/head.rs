@@ -4,9 +4,12 @@
 //! memory for it. An RPC lives much longer than a turn: with a thousand of them in flight, no processor's cache holds
 //! what they keep, and each line of memory that is touched again is waited for. So the block itself goes to the engine of the
 //! first stream, and what stays is a packed copy: for another attempt, which is rare, and for the six values that the
-//! log line wants, which are read where they lie.
+//! log line wants, which are read where they lie. Where no attempt follows and the end is the client's to delay, nothing
+//! stays but these.
 
 use http2::{Headers, Known, Packed, Place, stock};
+
+use crate::data_plane::access_log;
 
 /// See the module.
 #[derive(Debug)]
@@ -58,6 +61,34 @@ impl Head {
         self.block.as_ref().map_or(0, Headers::memory) + self.packed.memory()
     }
 
+    /// Whether [`trim`](Self::trim) would give anything back.
+    pub(super) fn is_large(&self) -> bool {
+        self.memory() > TRIMMED
+    }
+
+    /// No attempt follows: keeps what the log line says, and no more.
+    pub(super) fn trim(&mut self) {
+        if !self.is_large() {
+            return;
+        }
+        let mut logged = stock::arena();
+        for (of, known) in Logged::ALL.into_iter().zip(LOGGED) {
+            if let Some(value) = self.value(of) {
+                // One byte more tells the log that there was more.
+                logged.push_known(known, &value[..value.len().min(access_log::FIELD + 1)]);
+            }
+        }
+        let packed = Packed::exact(&logged);
+        let places = LOGGED.map(|known| packed.place(&logged, known));
+        stock::recycle(logged);
+        let trimmed = Self {
+            block: None,
+            packed,
+            places,
+        };
+        std::mem::replace(self, trimmed).recycle();
+    }
+
     /// Gives the memory back to the thread.
     pub(super) fn recycle(self) {
         if let Some(block) = self.block {
@@ -78,6 +109,17 @@ pub(super) enum Logged {
     RequestId,
 }
 
+impl Logged {
+    const ALL: [Self; LOGGED.len()] = [
+        Self::Method,
+        Self::Path,
+        Self::Authority,
+        Self::Host,
+        Self::UserAgent,
+        Self::RequestId,
+    ];
+}
+
 /// In the order of [`Logged`].
 const LOGGED: [Known; 6] = [
     Known::Method,
@@ -87,3 +129,45 @@ const LOGGED: [Known; 6] = [
     Known::UserAgent,
     Known::XRequestId,
 ];
+
+/// What a head takes at most when it is trimmed: six values, their names and marks.
+const TRIMMED: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trimmed_head_says_in_the_log_what_the_whole_one_said() {
+        for sent in [false, true] {
+            let mut block = Headers::new();
+            for (n, known) in LOGGED.into_iter().enumerate() {
+                block.push(b"x-other", &[b'x'; 1000]);
+                block.push_known(known, &vec![b'a' + n as u8; 100 * n]);
+            }
+            let whole = block.clone();
+            let mut head = Head::new(block);
+            if sent {
+                head.send();
+            }
+            assert!(head.is_large());
+            head.trim();
+            assert!(!head.is_large(), "{}", head.memory());
+            for (of, known) in Logged::ALL.into_iter().zip(LOGGED) {
+                let (value, whole) = (head.value(of).unwrap(), whole.known(known).unwrap());
+                assert!(whole.starts_with(value), "{of:?}");
+                assert_eq!(value.len(), whole.len().min(access_log::FIELD + 1));
+            }
+            head.recycle();
+        }
+    }
+
+    #[test]
+    fn a_trimmed_head_of_the_longest_values_takes_what_is_said() {
+        let long = vec![b'v'; 4000];
+        let block = LOGGED.map(|known| (known.name(), &long[..]));
+        let mut head = Head::new(block.into_iter().collect());
+        head.trim();
+        assert!(!head.is_large(), "{}", head.memory());
+    }
+}

@@ -103,6 +103,8 @@ pub(crate) struct Rpc {
     has_grpc_timeout: bool,
     /// When a byte last came or went on, either way.
     active: Instant,
+    /// What the worker's account has of it.
+    counted: usize,
     record: Record,
 }
 
@@ -412,7 +414,6 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
     let done = {
         let mut rpcs = worker.rpcs.borrow_mut();
         let Some(rpc) = rpcs.get_mut(key) else { return };
-        let kept = rpc.kept();
         let work = || {
             #[cfg(test)]
             super::testing::trip("step");
@@ -435,8 +436,9 @@ fn step(worker: &Rc<Worker>, key: Key, work: impl FnOnce(&mut Rpc) -> Step) {
                 answered.map_or(true, |step| step == Step::Done)
             }
         };
-        let keeps = if done { 0 } else { rpc.kept() };
-        worker.memory.change(kept, keeps);
+        let kept = if done { 0 } else { rpc.kept() };
+        worker.memory.change(rpc.counted, kept);
+        rpc.counted = kept;
         done
     };
     if done {
@@ -474,6 +476,7 @@ impl Rpc {
             deadline: None,
             has_grpc_timeout: false,
             active: now,
+            counted: 0,
             record: Record::new(now),
         })
     }

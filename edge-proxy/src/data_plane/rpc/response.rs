@@ -109,10 +109,6 @@ impl Rpc {
             attempt.leave(!self.record.failed(self.is_grpc()));
             self.record.completed();
         }
-        if self.client.has_all() {
-            Step::Done
-        } else {
-            Step::On
-        }
+        self.all_said()
     }
 }

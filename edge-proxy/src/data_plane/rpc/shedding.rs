@@ -16,11 +16,13 @@ use crate::{
 /// More is held back than may be: copies for further attempts go, then the streams that have been stalled for longest.
 pub(crate) fn relieve(worker: &Rc<Worker>) {
     worker.search(|| {
-        let has_copy = |rpc: &Rpc| matches!(rpc.state, State::Open(_)) && !rpc.replay.is_empty();
+        let has_copy = |rpc: &Rpc| {
+            matches!(rpc.state, State::Open(_) | State::Relaying(_)) && rpc.can_forget()
+        };
         let copies = worker.rpcs.borrow().keys_where(has_copy);
         for key in copies {
             step(worker, key, |rpc| {
-                rpc.replay.release();
+                rpc.forget();
                 Step::On
             });
         }

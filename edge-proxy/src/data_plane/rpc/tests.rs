@@ -3,6 +3,8 @@
 
 mod copies;
 
+mod shut;
+
 mod times;
 
 use std::{

@@ -40,17 +40,22 @@ impl Client {
     }
 
     pub(crate) async fn connect_with(bench: &Bench, policy: ListenerPolicy) -> Self {
-        Self::over(http2(bench, policy).await).await
+        Self::over(http2(bench, policy).await, 65_535).await
+    }
+
+    /// A client that takes no byte of any answer's body.
+    pub(crate) async fn connect_shut(bench: &Bench) -> Self {
+        Self::over(http2(bench, policy()).await, 0).await
     }
 
     /// A client at another of this machine's addresses.
     pub(crate) async fn connect_from(bench: &Bench, source: [u8; 4]) -> Self {
-        Self::over(http2_from(source, bench, policy()).await).await
+        Self::over(http2_from(source, bench, policy()).await, 65_535).await
     }
 
-    async fn over(socket: TcpStream) -> Self {
+    async fn over(socket: TcpStream, stream_window: u32) -> Self {
         let config = Config {
-            stream_window: 65_535,
+            stream_window,
             max_header_list: 128 * 1024,
             max_header_list_hard: 128 * 1024,
             max_header_block: 128 * 1024,
