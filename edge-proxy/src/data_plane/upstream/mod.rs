@@ -475,7 +475,7 @@ impl EndpointPool {
         self.opening.get() > 0 || self.connections.borrow().iter().any(|c| c.is_ready())
     }
 
-    /// RPCs have enough in those before this one. Nothing is wanted of any that is ready, or it could serve.
+    /// No RPC waits, and there is one before it that is ready.
     fn can_spare(&self, connection: &Rc<Upstream>) -> bool {
         let connections = self.connections.borrow();
         let first = connections.iter().find(|one| one.is_ready());
