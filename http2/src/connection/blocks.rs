@@ -301,7 +301,7 @@ impl Connection {
         let end_stream = block.end_stream;
         if large {
             s.deaf = true;
-            self.blocks += headers.memory();
+            self.opening.blocks += headers.memory();
             s.large_head = Some(headers);
             self.streams.insert(s);
             return Ok(Some(Event::HeadersTooLarge {
@@ -404,7 +404,7 @@ impl Connection {
             stock::recycle(headers);
             None
         } else if large {
-            self.blocks += headers.memory();
+            self.opening.blocks += headers.memory();
             s.large_head = Some(headers);
             Some(Event::HeadersTooLarge {
                 stream,

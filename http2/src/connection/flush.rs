@@ -192,7 +192,7 @@ impl Connection {
         let Some(trailers) = self.streams.get_mut(at).and_then(|s| s.trailers.take()) else {
             return false;
         };
-        self.blocks -= trailers.memory();
+        self.opening.blocks -= trailers.memory();
         self.write_block(at.id, &trailers, true);
         stock::recycle(trailers);
         self.local_end(at);

@@ -121,8 +121,6 @@ pub struct Connection {
     sent: Vec<Sent>,
     /// Bytes in all queues.
     queued: usize,
-    /// Memory of the streams' blocks: trailers that wait behind a queue, and large heads until they are taken.
-    blocks: usize,
     cancels: Cancels,
     /// Streams whose reset waits.
     doomed: u32,
@@ -185,7 +183,6 @@ impl Connection {
             updates: Vec::new(),
             sent: Vec::new(),
             queued: 0,
-            blocks: 0,
             cancels: Cancels::default(),
             doomed: 0,
             answers: 0,
@@ -305,7 +302,7 @@ impl Connection {
     /// fields, and `:method` and `content-type` wherever they stood; not validated. Once.
     pub fn take_large_head(&mut self, stream: u32) -> Option<Headers> {
         let head = self.streams.by_id_mut(stream)?.large_head.take()?;
-        self.blocks -= head.memory();
+        self.opening.blocks -= head.memory();
         Some(head)
     }
 
@@ -318,7 +315,7 @@ impl Connection {
         self.updates.clear();
         self.backlog = false;
         self.queued = 0;
-        self.blocks = 0;
+        self.opening.blocks = 0;
         self.doomed = 0;
         self.cancels = Cancels::default();
         let untold = self.left_behind.take().into_iter().flat_map(|left| *left);
@@ -360,7 +357,7 @@ impl Connection {
         // What was delivered and not passed on won't be credited by anybody else.
         self.recv.give(s.uncredited as usize);
         self.queued -= s.queue.clear();
-        self.blocks -= s.blocks();
+        self.opening.blocks -= s.blocks();
         if doomed {
             self.doomed -= 1;
             self.cancels.gone(at.id);

@@ -9,8 +9,9 @@ use crate::{headers::Headers, stream::Handle};
 #[derive(Debug, Default)]
 pub(super) struct Opening {
     waiting: VecDeque<(Handle, Headers)>,
-    /// Of the heads.
-    memory: usize,
+    /// Memory of the heads and, since a quiet connection has no room for two sums, of the blocks that streams keep: trailers
+    /// that wait behind a queue, and large heads until they are taken.
+    pub(super) blocks: usize,
 }
 
 impl Opening {
@@ -24,19 +25,14 @@ impl Opening {
         self.waiting.is_empty()
     }
 
-    #[inline]
-    pub(super) fn memory(&self) -> usize {
-        self.memory
-    }
-
     pub(super) fn push(&mut self, at: Handle, head: Headers) {
-        self.memory += head.memory();
+        self.blocks += head.memory();
         self.waiting.push_back((at, head));
     }
 
     pub(super) fn pop(&mut self) -> Option<(Handle, Headers)> {
         let first = self.waiting.pop_front()?;
-        self.memory -= first.1.memory();
+        self.blocks -= first.1.memory();
         Some(first)
     }
 
@@ -44,13 +40,12 @@ impl Opening {
     pub(super) fn take(&mut self, at: Handle) -> Option<Headers> {
         let place = self.waiting.iter().position(|(o, _)| *o == at)?;
         let (_, head) = self.waiting.remove(place)?;
-        self.memory -= head.memory();
+        self.blocks -= head.memory();
         Some(head)
     }
 
     pub(super) fn clear(&mut self) {
-        self.waiting.clear();
-        self.memory = 0;
+        while self.pop().is_some() {}
     }
 
     pub(super) fn shrink_to_fit(&mut self) {

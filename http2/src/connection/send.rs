@@ -88,7 +88,7 @@ impl Connection {
         s.finished = true;
         if s.state == State::Opening || !s.queue.is_empty() {
             let waiting = stock::copy(headers);
-            self.blocks += waiting.memory();
+            self.opening.blocks += waiting.memory();
             s.trailers = Some(waiting);
             return;
         }
@@ -195,7 +195,7 @@ impl Connection {
             s.waits_since = None;
             let swallowed = std::mem::take(&mut s.uncredited);
             self.queued -= s.queue.clear();
-            self.blocks -= s.blocks();
+            self.opening.blocks -= s.blocks();
             s.trailers = None;
             s.large_head = None;
             self.recv.give(swallowed as usize);

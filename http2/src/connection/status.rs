@@ -110,7 +110,7 @@ impl Connection {
     /// turn, trailers for a window.
     pub fn buffered(&self) -> usize {
         let open = self.open_block.as_ref().map_or(0, |block| block.len());
-        self.out.memory() + self.partial.len() + open + self.opening.memory() + self.blocks
+        self.out.memory() + self.partial.len() + open + self.opening.blocks
     }
 
     /// Since when this stream's queued bytes wait for a window or the output.

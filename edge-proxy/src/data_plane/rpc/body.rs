@@ -43,6 +43,11 @@ impl Replay {
         if self.kept.capacity() == 0 && !bytes.is_empty() {
             self.kept = stock::chunk();
         }
+        if self.kept.capacity() - self.kept.len() < bytes.len() {
+            // All of it counts as held: no more is taken in advance than what a turn may bring.
+            let more = self.kept.len().min(GROWTH).max(bytes.len());
+            self.kept.reserve_exact(more);
+        }
         self.kept.extend_from_slice(bytes);
     }
 
@@ -101,6 +106,9 @@ impl Replay {
         &self.kept
     }
 }
+
+/// A copy doubles until it grows by this.
+const GROWTH: usize = 64 * 1024;
 
 /// As the configuration's default.
 const DEFAULT_LIMIT: usize = 64 * 1024;
