@@ -147,10 +147,11 @@ impl Connection {
             rest = later;
             s.send.take(n);
             self.send.take(n);
-            self.send_brought = self.send_brought.saturating_add(n);
+            // A frame is no longer than `SHARE`.
+            self.send_brought = self.send_brought.saturating_add(n as u32);
             // A byte of credit now and then would keep all that wait from ever having waited long.
             let waiting = self.queued - from_queue + rest.len();
-            if self.send.available() == 0 && self.send_brought >= waiting.min(WORTH) {
+            if self.send.available() == 0 && self.send_brought as usize >= waiting.min(WORTH) {
                 self.send_shut = self.now;
                 self.send_brought = 0;
             }

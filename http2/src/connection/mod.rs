@@ -96,7 +96,7 @@ pub struct Connection {
     /// When `send` was last used up, after it had brought what is worth having.
     send_shut: Instant,
     /// Bytes that it has brought since.
-    send_brought: usize,
+    send_brought: u32,
     peer: Peer,
     /// The peer's first SETTINGS have come.
     peer_ready: bool,
