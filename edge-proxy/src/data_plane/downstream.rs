@@ -222,7 +222,7 @@ impl ClientConnection {
     /// What it holds is needed elsewhere: it ends, with all of its streams.
     pub(crate) fn shed(&self, worker: &Rc<Worker>, now: Instant) {
         let connection = match self {
-            Self::Http1(connection) => return connection.shed(),
+            Self::Http1(connection) => return connection.shed(now),
             Self::Http2(connection) => connection,
         };
         worker.shard.limits(Limit::Memory).inc();

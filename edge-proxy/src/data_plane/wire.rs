@@ -36,7 +36,7 @@ use std::{
 use http2::{ConnectionError, Event, Sent};
 use tokio::time::Sleep;
 
-pub(crate) use self::link::{Link, Wakes};
+pub(crate) use self::link::{Link, WORTHWHILE, Wakes};
 use super::{tls::Transport, worker::Worker};
 
 /// What differs between a client's connection and a backend's.

@@ -51,7 +51,7 @@ use super::{
     downstream::{ClientConnection, Open},
     rpc,
     tls::Tls,
-    wire::FAR,
+    wire::{FAR, WORTHWHILE},
     worker::{Phase, Worker},
 };
 use crate::{error::Failure, snapshot::ListenerPolicy, telemetry::metrics::Limit};
@@ -137,6 +137,8 @@ enum End {
     Failed(hyper::Error),
     /// A deadline passed: drop the socket whatever is still to be written.
     TimedOut(&'static str),
+    /// What it holds is needed elsewhere: the same.
+    Shed,
     /// hyper or what stands between panicked.
     Panic,
 }
@@ -208,6 +210,7 @@ async fn run(
                 return;
             }
         }
+        End::Shed => return,
         End::TimedOut(limit) => {
             return tracing::debug!(peer = %connection.peer, limit, "client connection ended");
         }
@@ -265,7 +268,7 @@ impl Connection {
         self.waker.borrow_mut().replace(cx.waker().clone());
 
         if self.shed.get() {
-            return Poll::Ready(End::TimedOut("memory"));
+            return Poll::Ready(End::Shed);
         }
 
         // 1. Deadlines.
@@ -338,12 +341,19 @@ impl Connection {
 
     /// Since when it holds bytes that wait for the answer before them.
     pub(crate) fn stalled(&self) -> Option<Instant> {
-        self.holds_since.get()
+        let since = self.holds_since.get();
+        since.filter(|_| self.held.get() >= WORTHWHILE)
     }
 
-    /// It ends, for what it holds.
-    pub(crate) fn shed(&self) {
+    /// What it holds is needed elsewhere: it ends, with its RPC.
+    pub(crate) fn shed(&self, now: Instant) {
         self.worker.shard.limits(Limit::Memory).inc();
+        let exchanges = self.exchanges.borrow();
+        let keys: Vec<_> = exchanges.iter().filter_map(|e| e.key()).collect();
+        drop(exchanges);
+        for key in keys {
+            rpc::shed_one(&self.worker, key, Limit::Memory, now);
+        }
         // At once, or more would go than has to: its task's turn comes later.
         self.holds(0);
         self.shed.set(true);

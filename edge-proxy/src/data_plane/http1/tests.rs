@@ -8,8 +8,12 @@ use http2::{Connection, Event};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::{serve_on, *};
-use crate::data_plane::testing::{
-    self, Bench, at_once, backend, frozen, headers, pass, paused, running, settle, until,
+use crate::{
+    data_plane::testing::{
+        self, Bench, at_once, backend, frozen, headers, pass, paused, running, settle, until,
+    },
+    snapshot::pressure::{Level, Pressure},
+    telemetry::metrics::ResetCause,
 };
 
 /// A client's end of a connection to `bench`.
@@ -57,6 +61,28 @@ async fn read_all(client: &mut DuplexStream) -> String {
     let mut got = String::new();
     client.read_to_string(&mut got).await.unwrap();
     got
+}
+
+/// Over HTTP/1.1 an answer is one write: it waits for no window.
+#[test]
+fn short_of_memory_a_request_gets_its_answer() {
+    running(|| async {
+        let bench = Bench::new(&[]);
+        bench.worker.press(Pressure {
+            level: Level::Refusing,
+            used: 96,
+            limit: 100,
+        });
+        let mut client = connect(&bench);
+        let got = ask(
+            &mut client,
+            "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n",
+            "overloaded",
+        )
+        .await;
+        assert!(got.starts_with("HTTP/1.1 503 "), "{got}");
+        assert_eq!(bench.shard.resets(ResetCause::Overload).get(), 0);
+    });
 }
 
 async fn ask(client: &mut DuplexStream, request: &str, end: &str) -> String {

@@ -41,11 +41,12 @@ impl Replay {
     /// Nothing has gone anywhere: everything has to be kept.
     pub(super) fn hold(&mut self, bytes: &[u8]) {
         if self.kept.capacity() == 0 && !bytes.is_empty() {
-            self.kept = stock::chunk();
+            self.kept = stock::chunk_for(bytes.len());
         }
         if self.kept.capacity() - self.kept.len() < bytes.len() {
             // All of it counts as held: no more is taken in advance than what a turn may bring.
-            let more = self.kept.len().min(GROWTH).max(bytes.len());
+            let most = self.limit.saturating_sub(self.kept.len());
+            let more = self.kept.len().min(GROWTH).min(most).max(bytes.len());
             self.kept.reserve_exact(more);
         }
         self.kept.extend_from_slice(bytes);

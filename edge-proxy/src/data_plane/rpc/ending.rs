@@ -7,7 +7,7 @@ use std::{
 
 use http2::{Headers, Reason, stock};
 
-use super::{Key, Rpc, State, Step};
+use super::{Client, Key, Rpc, State, Step};
 use crate::{
     data_plane::{
         answer::{self, Answer, AnswerContext},
@@ -208,6 +208,7 @@ impl Rpc {
         let step = self.all_said();
         if step == Step::On
             && worker.pressure.get().level >= Level::Refusing
+            && matches!(self.client, Client::Http2 { .. })
             && self.client.window_shut().is_some()
         {
             // It costs a client next to nothing to have any number of answers wait for it.
@@ -315,12 +316,16 @@ impl Rpc {
     /// a connection, for the rest of a request or for a window, and nothing else bounds them.
     #[inline]
     pub(super) fn kept(&self) -> usize {
-        let waits = match self.state {
-            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => WAITS,
+        let head = match self.state {
+            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => {
+                WAITS + self.head.memory()
+            }
+            // Of one that runs only what `forget` gives back: what nothing can free would only have others pay for it.
+            State::Open(_) | State::Relaying(_) if self.head.is_large() => self.head.memory(),
             State::Open(_) | State::Relaying(_) => 0,
         };
         let trailers = self.trailers.as_ref().map_or(0, Headers::memory);
-        waits + self.head.memory() + trailers + self.replay.memory()
+        head + trailers + self.replay.memory()
     }
 
     /// Whether [`forget`](Self::forget) would give anything back.

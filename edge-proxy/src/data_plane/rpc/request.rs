@@ -276,7 +276,12 @@ impl Rpc {
         if let State::Open(attempt) | State::Relaying(attempt) = &self.state {
             attempt.link().send_trailers(attempt.stream, &headers);
         }
-        self.trailers = Some(headers);
+        if let State::Relaying(_) | State::Flushing(_) = self.state {
+            // No other attempt will want them.
+            stock::recycle(headers);
+        } else {
+            self.trailers = Some(headers);
+        }
         self.answer_if_ended(worker, now)
     }
 

@@ -419,7 +419,8 @@ impl EndpointPool {
             // Every connection that there may be is there, and full.
             worker.shard.limits(Limit::UpstreamConnections).inc();
         }
-        self.wake_by(worker, until);
+        let slow_from = self.slow_from().filter(|from| now < *from);
+        self.wake_by(worker, slow_from.map_or(until, |from| from.min(until)));
         Ok(Acquired::Place(place))
     }
 

@@ -18,8 +18,8 @@
 //!
 //! A backend decides how many insist on another connection than the one that has refused them: it may refuse all, and let
 //! the next connect hang. Nobody is to walk over them, so those that avoid the same connection stand in a line of their
-//! own, and only the first of each line is looked at. There is at most one line
-//! per connection, and one for those that take any.
+//! own, and only the first of each line is looked at. There is at most one line per connection, and one for those that
+//! take any.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},

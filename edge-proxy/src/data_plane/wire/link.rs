@@ -265,4 +265,4 @@ impl EngineGuard<'_> {
 }
 
 /// Of a connection that holds less it isn't worth having its peer come again.
-const WORTHWHILE: usize = 4 * 1024;
+pub(crate) const WORTHWHILE: usize = 4 * 1024;

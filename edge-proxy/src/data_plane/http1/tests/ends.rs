@@ -9,7 +9,6 @@ use std::{
 };
 
 use super::*;
-use crate::telemetry::metrics::ResetCause;
 
 /// Answers nothing and notes what happens to its streams.
 fn silent(
