@@ -1,0 +1,322 @@
+//! A connection's place in all the counts: connections in all, of one source, pending handshakes.
+//!
+//! Of pending handshakes the oldest goes that hasn't sent a whole ClientHello: whoever connects and says nothing can't keep
+//! others out. It is the worker that closes it: while a worker is behind, only a few may wait for that, and newcomers are
+//! refused instead; else a flood of connections would take as many files as it likes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    data_plane::worker::Load,
+    telemetry::metrics::{Limit, ListenerGauges},
+};
+
+/// A connection's place in all the counts; leaving them is dropping it.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    counts: Arc<Counts>,
+    load: Arc<Load>,
+    source: IpAddr,
+    /// Until it is through.
+    handshake: Option<Handshake>,
+}
+
+/// A pending handshake.
+#[derive(Debug)]
+struct Handshake {
+    /// Its place in the order of arrival.
+    number: u64,
+    /// Its ClientHello is here: it isn't given up any more.
+    heard: bool,
+    given_up: Arc<Notify>,
+}
+
+/// The pending handshakes.
+#[derive(Debug, Default)]
+struct Pending {
+    /// How many.
+    count: usize,
+    /// Those of them without a whole ClientHello, oldest first, and how to tell them that they are given up.
+    silent: BTreeMap<u64, Arc<Notify>>,
+    /// Those that were given up, and whose sockets aren't closed yet: not counted above.
+    given_up: usize,
+    /// The next one's number.
+    next: u64,
+    /// Where `count` is shown.
+    gauges: Arc<ListenerGauges>,
+}
+
+/// How many connections there are, by each limit.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    open: AtomicUsize,
+    pending: Mutex<Pending>,
+    by_source: Mutex<HashMap<IpAddr, usize>>,
+    /// Connections accepted since the start: the drain looks whether still some arrive.
+    arrived: AtomicUsize,
+}
+
+impl Ticket {
+    /// A place for one more connection; whether a pending handshake was given up for it.
+    pub(crate) fn take(
+        counts: &Arc<Counts>,
+        load: &Arc<Load>,
+        source: IpAddr,
+        limits: [usize; 3],
+    ) -> Result<(Self, bool), Limit> {
+        let [connections, per_source, handshakes] = limits;
+        if counts.open.load(Ordering::Relaxed) >= connections {
+            return Err(Limit::Connections);
+        }
+        let mut by_source = lock(&counts.by_source);
+        let from_there = by_source.get(&source).copied().unwrap_or(0);
+        if from_there >= per_source {
+            return Err(Limit::ConnectionsPerSource);
+        }
+        let (handshake, given_up) = lock(&counts.pending).enter(handshakes)?;
+        by_source.insert(source, from_there + 1);
+        drop(by_source);
+        counts.open.fetch_add(1, Ordering::Relaxed);
+        load.connections.fetch_add(1, Ordering::Relaxed);
+        let ticket = Self {
+            counts: counts.clone(),
+            load: load.clone(),
+            source,
+            handshake: Some(handshake),
+        };
+        Ok((ticket, given_up))
+    }
+
+    /// The ClientHello has come.
+    pub(crate) fn heard(&mut self) {
+        if let Some(handshake) = &mut self.handshake {
+            let mut pending = lock(&self.counts.pending);
+            handshake.heard |= pending.silent.remove(&handshake.number).is_some();
+        }
+    }
+
+    /// Wakes when the handshake is given up for a newer one.
+    pub(crate) fn given_up(&self) -> Arc<Notify> {
+        match &self.handshake {
+            Some(handshake) => handshake.given_up.clone(),
+            None => Arc::default(),
+        }
+    }
+
+    /// The handshake is through (or failed).
+    pub(crate) fn handshake_done(&mut self) {
+        if let Some(handshake) = self.handshake.take() {
+            let mut pending = lock(&self.counts.pending);
+            if handshake.heard || pending.silent.remove(&handshake.number).is_some() {
+                pending.count -= 1;
+                pending.show();
+            } else {
+                pending.given_up -= 1;
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.handshake_done();
+        self.load.connections.fetch_sub(1, Ordering::Relaxed);
+        self.counts.open.fetch_sub(1, Ordering::Relaxed);
+        let mut by_source = lock(&self.counts.by_source);
+        if let Some(from_there) = by_source.get_mut(&self.source) {
+            *from_there -= 1;
+            if *from_there == 0 {
+                by_source.remove(&self.source);
+            }
+        }
+    }
+}
+
+impl Pending {
+    /// One more; whether the oldest silent one had to go for it.
+    fn enter(&mut self, limit: usize) -> Result<(Handshake, bool), Limit> {
+        let full = self.count >= limit;
+        if full {
+            if self.given_up >= GIVEN_UP {
+                return Err(Limit::PendingHandshakes);
+            }
+            // Those that have said who they are are being answered.
+            let (_, oldest) = self.silent.pop_first().ok_or(Limit::PendingHandshakes)?;
+            oldest.notify_one();
+            self.given_up += 1;
+        } else {
+            self.count += 1;
+            self.show();
+        }
+        let handshake = Handshake {
+            number: self.next,
+            heard: false,
+            given_up: Arc::default(),
+        };
+        self.next += 1;
+        self.silent
+            .insert(handshake.number, handshake.given_up.clone());
+        Ok((handshake, full))
+    }
+
+    /// Within the lock, so that the last one to show is the last one to count.
+    fn show(&self) {
+        let gauge = &self.gauges.handshakes_pending;
+        gauge.store(self.count, Ordering::Relaxed);
+    }
+}
+
+impl Counts {
+    pub(super) fn shown_by(gauges: &Arc<ListenerGauges>) -> Self {
+        Self {
+            pending: Mutex::new(Pending {
+                gauges: gauges.clone(),
+                ..Pending::default()
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// Connections open now.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// One more is accepted.
+    pub(super) fn arrive(&self) {
+        self.arrived.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections accepted since the start.
+    pub(crate) fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::Relaxed)
+    }
+}
+
+/// Nothing is left half-done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Handshakes that were given up and wait for their worker to close them.
+const GIVEN_UP: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    use super::*;
+
+    const LIMITS: [usize; 3] = [4, 3, 2];
+
+    fn source(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn is_given_up(ticket: &Ticket) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        let given_up = ticket.given_up();
+        pin!(given_up.notified()).poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn the_oldest_without_a_client_hello_goes_when_pending_handshakes_are_full() {
+        let gauges = Arc::<ListenerGauges>::default();
+        let shown = || gauges.handshakes_pending.load(Ordering::Relaxed);
+        let counts = Arc::new(Counts::shown_by(&gauges));
+        let load = Arc::<Load>::default();
+        let take = || Ticket::take(&counts, &load, source(1), [100, 100, 2]);
+        let (mut heard, _) = take().unwrap();
+        assert_eq!(shown(), 1);
+        heard.heard();
+        let (silent, given_up) = take().unwrap();
+        assert!(!given_up);
+        let (mut newer, given_up) = take().unwrap();
+        assert!(given_up, "for the newer one");
+        assert_eq!(shown(), 2, "the other one's is over");
+        assert!(is_given_up(&silent) && !is_given_up(&heard) && !is_given_up(&newer));
+        newer.heard();
+        // All that are pending have said who they are.
+        assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
+        drop(silent);
+        assert_eq!(
+            take().unwrap_err(),
+            Limit::PendingHandshakes,
+            "it counted no more"
+        );
+        heard.handshake_done();
+        assert_eq!(shown(), 1);
+        take().unwrap();
+        drop((newer, heard));
+        assert_eq!((lock(&counts.pending).count, shown()), (0, 0));
+        assert!(lock(&counts.pending).silent.is_empty());
+        assert_eq!(counts.open(), 0);
+    }
+
+    #[test]
+    fn a_hello_that_comes_too_late_saves_nobody() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = || {
+            Ticket::take(&counts, &load, source(1), [100, 100, 1])
+                .unwrap()
+                .0
+        };
+        let mut late = take();
+        let newer = take();
+        late.heard();
+        assert!(is_given_up(&late));
+        drop(late);
+        assert_eq!(lock(&counts.pending).count, 1);
+        drop(newer);
+        assert_eq!(lock(&counts.pending).count, 0);
+    }
+
+    #[test]
+    fn a_worker_that_is_behind_is_given_no_more_to_close() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = || Ticket::take(&counts, &load, source(1), [1000, 1000, 2]);
+        let mut tickets: Vec<_> = (0..2 + GIVEN_UP).map(|_| take().unwrap().0).collect();
+        assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
+        assert_eq!(counts.open(), 2 + GIVEN_UP);
+        // The worker closes the oldest, which was given up first.
+        tickets.remove(0);
+        tickets.push(take().unwrap().0);
+        assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
+        tickets.clear();
+        assert_eq!(lock(&counts.pending).given_up, 0);
+        assert_eq!(lock(&counts.pending).count, 0);
+    }
+
+    #[test]
+    fn connections_in_all_and_of_one_source() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = |last| {
+            Ticket::take(&counts, &load, source(last), LIMITS).map(|(mut ticket, _)| {
+                ticket.handshake_done();
+                ticket
+            })
+        };
+        let mut tickets: Vec<_> = (0..3).map(|_| take(1).unwrap()).collect();
+        assert_eq!(take(1).unwrap_err(), Limit::ConnectionsPerSource);
+        tickets.push(take(2).unwrap());
+        assert_eq!(take(2).unwrap_err(), Limit::Connections);
+        assert_eq!(load.connections.load(Ordering::Relaxed), 4);
+        tickets.remove(0);
+        take(1).unwrap();
+        tickets.clear();
+        assert_eq!(load.connections.load(Ordering::Relaxed), 0);
+        assert!(lock(&counts.by_source).is_empty());
+    }
+}
