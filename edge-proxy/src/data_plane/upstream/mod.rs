@@ -135,7 +135,7 @@ impl Pool {
             .any(|(_, avoid)| avoid.is_none());
         if !others_wait
             && let Some(connection) =
-                pool.best_connection(caller.avoid.as_ref(), pool.bearable(now))
+                pool.best_connection(caller.avoid.as_ref(), || pool.bearable(now))
         {
             return Ok(Acquired::Connection(connection));
         }
@@ -294,14 +294,15 @@ impl EndpointPool {
         free.cloned()
     }
 
-    /// [`free_connection`](Self::free_connection), of which one that isn't congested is better.
+    /// [`free_connection`](Self::free_connection), of which one that isn't congested is better: `most` is asked only where
+    /// there is none, which is rare.
     fn best_connection(
         &self,
         avoid: Option<&Rc<Upstream>>,
-        most: Congestion,
+        most: impl FnOnce() -> Congestion,
     ) -> Option<Rc<Upstream>> {
         let free = |most| self.free_connection(avoid, most);
-        free(Congestion::None).or_else(|| free(most))
+        free(Congestion::None).or_else(|| free(most()))
     }
 
     /// How congested a connection may be that is to be used: as many uploads that nobody reads as there may be
@@ -365,7 +366,7 @@ impl EndpointPool {
     fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
         let mut queue = self.waiting.borrow_mut();
         let served = queue.next().filter_map(|(turn, avoid)| {
-            let connection = self.best_connection(avoid, most)?;
+            let connection = self.best_connection(avoid, || most)?;
             Some((turn, connection))
         });
         let (turn, connection) = served.min_by_key(|(turn, _)| *turn)?;
@@ -578,7 +579,7 @@ impl EndpointPool {
             return None;
         }
         // It has waited for one that is better.
-        let bearable = self.best_connection(waiting.first_avoids(), Congestion::Stream);
+        let bearable = self.best_connection(waiting.first_avoids(), || Congestion::Stream);
         let expired = waiting.take_first()?;
         if let Some(connection) = bearable {
             return Some((expired.rpc, Ok(connection)));
