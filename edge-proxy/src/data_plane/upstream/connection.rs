@@ -65,8 +65,6 @@ pub(crate) struct Upstream {
     complaints: Cell<u32>,
     /// A stream was opened since memory was last given back.
     used: Cell<bool>,
-    /// When it will be: it has had no stream since [`QUIET`] before.
-    shrink_at: Cell<Option<Instant>>,
     /// Since when it has had no stream.
     quiet_since: Cell<Option<Instant>>,
     /// No stream was ever opened, and it isn't our doing if it ends so: RPCs that wait then have met a backend that takes
@@ -167,7 +165,6 @@ impl Upstream {
             cancelling: RefCell::default(),
             complaints: Cell::new(0),
             used: Cell::new(false),
-            shrink_at: Cell::new(None),
             quiet_since: Cell::default(),
             untouched: Cell::new(true),
             permits: Cell::default(),
@@ -270,19 +267,21 @@ impl Upstream {
     /// Notes since when it has been quiet, and when that will have been so long that it gives memory back, or leaves.
     fn watch_quiet(&self, now: Instant) {
         if !self.is_quiet() {
-            self.shrink_at.set(None);
             self.quiet_since.set(None);
             return;
         }
         let since = self.quiet_since.get().unwrap_or(now);
         self.quiet_since.set(Some(since));
-        if now < since + SURPLUS {
-            self.link.check_by(since + SURPLUS);
+        let next = self.shrink_at().unwrap_or(since + SURPLUS);
+        if now < next {
+            self.link.check_by(next);
         }
-        if self.used.get() && self.shrink_at.get().is_none() {
-            self.shrink_at.set(Some(now + QUIET));
-            self.link.check_by(now + QUIET);
-        }
+    }
+
+    /// When it gives memory back, if it has taken some.
+    fn shrink_at(&self) -> Option<Instant> {
+        let since = self.quiet_since.get().filter(|_| self.used.get());
+        since.map(|since| since + QUIET)
     }
 
     /// A burst has opened it, and nothing has needed it for long: streams are opened on the first connection that has room.
@@ -296,7 +295,6 @@ impl Upstream {
         self.link.engine().shrink();
         self.cancelling.borrow_mut().shrink_to_fit();
         self.used.set(false);
-        self.shrink_at.set(None);
     }
 
     /// Every RPC that still had a stream here learns how it ended.
@@ -478,7 +476,7 @@ impl Side for Rc<Upstream> {
             }
             next = next.min(self.next_ping.get());
         }
-        if let Some(at) = self.shrink_at.get() {
+        if let Some(at) = self.shrink_at() {
             if now < at {
                 next = next.min(at);
             } else if self.is_quiet() {
