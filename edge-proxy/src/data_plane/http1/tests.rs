@@ -10,7 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use super::{serve_on, *};
 use crate::{
     data_plane::testing::{
-        self, Bench, at_once, backend, frozen, headers, pass, paused, running, settle, until,
+        self, Bench, at_once, backend, elapse, frozen, headers, pass, paused, running, settle,
+        until,
     },
     snapshot::pressure::{Level, Pressure},
     telemetry::metrics::ResetCause,
@@ -439,7 +440,7 @@ fn interim_answers_are_dropped_and_announced_trailers_kept() {
 
 #[test]
 fn a_slow_reader_holds_the_backend_back() {
-    running(|| async {
+    frozen(|| async {
         let blocked = Rc::new(Cell::new(0));
         let address = backend({
             let blocked = blocked.clone();
@@ -457,12 +458,12 @@ fn a_slow_reader_holds_the_backend_back() {
         let mut client = connect_with(&bench, testing::policy(), 4096);
         send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
         read_to(&mut client, "\r\n\r\n").await;
-        until(|| blocked.get() > 0).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        at_once(|| blocked.get() > 0).await;
+        settle().await;
         // A stream's window upstream, what hyper buffers, and what has passed already.
         assert!(blocked.get() > (4 << 20) - (512 << 10), "{}", blocked.get());
         let rest = read_to(&mut client, "\r\n0\r\n\r\n").await;
         assert!(rest.bytes().filter(|b| *b == b'x').count() == 4 << 20);
-        until(|| bench.worker.rpcs.borrow().len() == 0).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
     });
 }

@@ -28,6 +28,11 @@ pub(crate) fn paused<F: Future>(test: impl FnOnce() -> F) -> F::Output {
     )
 }
 
+/// Lets so much of a [`paused`] clock pass: what comes due meanwhile comes in its order, and nothing waits for it really.
+pub(crate) async fn elapse(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 /// Runs a test that has sockets.
 pub(crate) fn running<F: Future>(test: impl FnOnce() -> F) -> F::Output {
     let mut runtime = tokio::runtime::Builder::new_current_thread();

@@ -19,7 +19,7 @@ use http2::Headers;
 pub(crate) use self::{
     backend::{backend, backend_behind, is_barrier, serve, whole_frames},
     client::{Client, Got},
-    clock::{at_once, frozen, now, pass, paused, running, settle, stopped, until},
+    clock::{at_once, elapse, frozen, now, pass, paused, running, settle, stopped, until},
     raw::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw,
         SETTINGS, WINDOW_UPDATE, frame,

@@ -45,7 +45,7 @@ fn deadlines_of_a_connection() {
         // Half a second head: ten seconds from its first byte on.
         let mut client = connect(&bench);
         direct(&mut client).await;
-        tokio::time::sleep(Duration::from_secs(100)).await;
+        elapse(Duration::from_secs(100)).await;
         let start = tokio::time::Instant::now();
         send(&mut client, "GET").await;
         assert_eq!(read_all(&mut client).await, "");
@@ -69,9 +69,9 @@ fn deadlines_of_a_connection() {
         // An empty line isn't the beginning of one.
         let mut client = connect(&bench);
         ask(&mut client, &format!("{post}\r\n"), "direct").await;
-        tokio::time::sleep(Duration::from_secs(100)).await;
+        elapse(Duration::from_secs(100)).await;
         send(&mut client, "\r\n").await;
-        tokio::time::sleep(Duration::from_secs(100)).await;
+        elapse(Duration::from_secs(100)).await;
         direct(&mut client).await;
         // Idle for fifteen minutes.
         let mut client = connect(&bench);
@@ -135,10 +135,10 @@ fn the_deadline_of_a_head_begins_when_the_answer_before_it_has_left() {
             }
             let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
             send(&mut client, &format!("{get}GET /direct/ HTTP")).await;
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            elapse(Duration::from_secs(20)).await;
             read_to(&mut client, "direct").await;
             let start = tokio::time::Instant::now();
-            tokio::time::sleep(Duration::from_secs(9)).await;
+            elapse(Duration::from_secs(9)).await;
             // Nor is it forgotten when the connection is to end meanwhile.
             let now = bench.worker.tick();
             bench.worker.enter(Phase::Draining {
@@ -165,7 +165,7 @@ fn the_last_answer_comes_whole_to_a_slow_reader() {
         // A whole answer is several times as long.
         let mut client = connect_with(&bench, testing::policy(), 64);
         send(&mut client, "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        elapse(Duration::from_secs(1)).await;
         let answer = read_all(&mut client).await;
         assert!(answer.contains("connection: close\r\n"), "{answer}");
         assert!(answer.ends_with("direct"), "{answer}");
@@ -179,13 +179,13 @@ fn a_request_that_waits_behind_an_answer_is_served_by_a_connection_that_is_to_en
         let mut client = connect_with(&bench, testing::policy(), 100);
         let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
         send(&mut client, &format!("{get}{get}")).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        elapse(Duration::from_secs(1)).await;
         let now = bench.worker.tick();
         bench.worker.enter(Phase::Draining {
             since: now,
             until: now,
         });
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        elapse(Duration::from_secs(1)).await;
         let answers = read_all(&mut client).await;
         assert_eq!(
             answers.matches("HTTP/1.1 200 OK\r\n").count(),

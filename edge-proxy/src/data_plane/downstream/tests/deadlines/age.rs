@@ -31,13 +31,7 @@ fn a_connections_age_is_30_min_and_its_streams_may_finish() {
         at_once(|| open(&bench) == 0).await;
 
         let (mut raw, _) = Raw::open(&bench, policy).await;
-        let block = raw.block(&testing::grpc("/api.Echo/Echo"));
-        raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
-        // The connection to the backend is to be open before its deadline passes.
-        let endpoint = bench.worker.snapshot().clusters[0].endpoints[0]
-            .shared
-            .clone();
-        at_once(|| endpoint.active.load(Ordering::Relaxed) == 1).await;
+        begin(&bench, &mut raw).await;
         bench.pass_and_pong(seconds(1600)).await;
         assert!(matches!(only(&bench).leaving.get(), Leaving::At(_)));
         bench.pass_and_pong(seconds(400)).await;
@@ -71,7 +65,8 @@ async fn connected(policy: ListenerPolicy) -> (Bench, Raw) {
     (bench, raw)
 }
 
-/// Begins an RPC that goes on until its client ends it.
+/// Begins an RPC that goes on until its client ends it; its connection to the backend is open then, before the deadline of that
+/// passes.
 async fn begin(bench: &Bench, raw: &mut Raw) {
     let block = raw.block(&testing::grpc("/api.Echo/Echo"));
     raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
