@@ -22,9 +22,9 @@
 //!   others' large messages never refuse a small one: an eighth is left for these in any case.
 //!
 //! The rest is for the process, its connections, heads on their way to being refused, and the
-//! allocator's holes. Those of
-//! mimalloc are small only where `MIMALLOC_PURGE_DELAY` is 0, as the manifests have it: otherwise
-//! it keeps for a second what was freed, and buffers of many sizes take new memory meanwhile.
+//! allocator's holes. Those of mimalloc are small only where `MIMALLOC_PURGE_DELAY` is 0, as the
+//! manifests have it: otherwise it keeps for a second what was freed, and buffers of many sizes
+//! take new memory meanwhile.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
