@@ -4,7 +4,8 @@
 //! thread. An endpoint has one connection until that is full (`per_connection_streams`, or the peer's own limit) or
 //! congested (a stream of it has had no credit for a second: one handler that doesn't read must not freeze the uploads
 //! of others), then another, up to `max_connections`; where no other may or can be opened, or not soon, one that is congested
-//! will do, while only streams of it are and not all, and then RPCs wait, at most `connect_timeout`.
+//! will do, while only streams of it are and not all, or one that has refused the RPC, and then RPCs wait, at most
+//! `connect_timeout`.
 //!
 //! An RPC that has to wait has a place in the endpoint's queue, and clients take turns. Whoever makes room (a connection
 //! that became ready, a stream that ended) calls `Pool::offer` from its own turn; nobody polls.
@@ -83,7 +84,7 @@ pub(crate) struct Caller {
     pub(crate) rpc: Key,
     /// Its client's address.
     pub(crate) client: IpAddr,
-    /// The connection that has refused it: it gets another one as long as there may be one.
+    /// The connection that has refused it: it gets another one as long as there may soon be one.
     pub(crate) avoid: Option<Rc<Upstream>>,
 }
 
@@ -185,7 +186,11 @@ impl Pool {
 
     /// Gives what room there is to those whose turn it is. How many got it.
     pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) -> usize {
-        let served = pool.serve(worker, pool.bearable(worker.now()));
+        let now = worker.now();
+        if pool.opens_slowly(now) {
+            pool.accept_the_only_one();
+        }
+        let served = pool.serve(worker, pool.bearable(now));
         if pool.serves_on.get() || pool.waiting.borrow().is_empty() {
             return served;
         }
@@ -373,12 +378,11 @@ impl EndpointPool {
         Some((queue.serve(turn)?.rpc, connection))
     }
 
-    /// Whether there is, or may be, another connection than this one.
+    /// Whether there is another connection than this one, or may soon be.
     fn has_other(&self, connection: &Rc<Upstream>, now: Instant) -> bool {
         let other = |other: &Rc<Upstream>| other.is_ready() && !Rc::ptr_eq(other, connection);
-        self.may_open_another(now)
-            || self.opening.get() > 0
-            || self.connections.borrow().iter().any(other)
+        let may_come = self.opening.get() > 0 || self.may_open_another(now);
+        may_come && !self.opens_slowly(now) || self.connections.borrow().iter().any(other)
     }
 
     /// Puts it in the queue and opens a connection for it. Where none is on its way, one that is congested serves it
@@ -462,7 +466,7 @@ impl EndpointPool {
         Ok(())
     }
 
-    /// No other connection may be opened: where there is none to wait for, the one that refused is better than none.
+    /// No other connection may be opened, or none is soon: the one that refused is better than none.
     fn accept_the_only_one(&self) {
         let connections = self.connections.borrow();
         let is_only = |refused: &Rc<Upstream>| {
@@ -537,9 +541,9 @@ impl EndpointPool {
         self.turn_away(worker, worker.now());
     }
 
-    /// Tells those that wait in vain, or for too long, to try elsewhere, unless one that is congested will do: not too many
-    /// at a time, since clients decide how many they are, and others' RPCs are to run between. How many were told; the
-    /// timer is set for the others.
+    /// Tells those that wait in vain, or for too long, to try elsewhere, unless one that is congested or has refused them will
+    /// do: not too many at a time, since clients decide how many they are, and others' RPCs are to run between. How many
+    /// were told; the timer is set for the others.
     fn turn_away(&self, worker: &Rc<Worker>, now: Instant) -> usize {
         let mut told = 0;
         while told < AT_ONCE
@@ -578,8 +582,9 @@ impl EndpointPool {
         if waiting.first_until()? > now {
             return None;
         }
-        // It has waited for one that is better.
-        let bearable = self.best_connection(waiting.first_avoids(), || Congestion::Stream);
+        // It has waited for one that is better, and the one that refused it is better than none.
+        let free = |avoid| self.best_connection(avoid, || Congestion::Stream);
+        let bearable = free(waiting.first_avoids()).or_else(|| free(None));
         let expired = waiting.take_first()?;
         if let Some(connection) = bearable {
             return Some((expired.rpc, Ok(connection)));
@@ -631,8 +636,8 @@ impl EndpointPool {
 /// What an RPC gets that has waited for too long, or would in vain.
 type TurnedAway = Result<Rc<Upstream>, (Outcome, Failure)>;
 
-/// How long RPCs wait for a connection that is on its way when one that is congested would serve them: connects in one data
-/// centre take a few milliseconds, and one that hangs takes `connect_timeout`.
+/// How long RPCs wait for a connection that is on its way when one would serve them that is congested, or has refused them:
+/// connects in one data centre take a few milliseconds, and one that hangs takes `connect_timeout`.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// See [`Pool::has_enough`]: a third of a MiB with the largest heads and trailers. One run each of `attack siege`, of which

@@ -148,9 +148,8 @@ impl<C> Queue<C> {
 
     /// Those that avoid a connection for which `matches` holds take any from now on.
     pub(super) fn stop_avoiding(&mut self, matches: impl Fn(&Rc<C>) -> bool) {
-        let lines = mem::take(&mut self.lines).into_iter();
-        let (accepting, lines) = lines.partition(|line| line.avoid.as_ref().is_some_and(&matches));
-        self.lines = lines;
+        let avoids = |line: &mut Line<C>| line.avoid.as_ref().is_some_and(&matches);
+        let accepting: Vec<_> = self.lines.extract_if(.., avoids).collect();
         for line in accepting {
             self.line(None).join(line);
         }

@@ -135,6 +135,65 @@ fn a_refused_stream_goes_to_the_same_connection_when_there_can_be_no_other() {
 }
 
 #[test]
+fn a_refused_stream_goes_to_the_same_connection_when_another_one_hangs() {
+    frozen(|| async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let call = client.call("/api.Echo/Echo", b"one", true);
+        client.flush().await;
+        let seen = Rc::default();
+        let socket = listener.accept().await.unwrap().0;
+        tokio::task::spawn_local(testing::serve(socket, refusing(2, &seen)));
+        // The second connection is there, and never says anything.
+        let _silent = listener.accept().await.unwrap().0;
+        at_once(|| insisting(&bench) == [true]).await;
+        pass(Duration::from_millis(90)).await;
+        settle().await;
+        assert_eq!((seen.get(), insisting(&bench)), (1, vec![true]));
+        pass(Duration::from_millis(20)).await;
+        // Refused once more, it waits no more.
+        assert_eq!(client.status(call).await, "0");
+        assert_eq!((seen.get(), bench.worker.pool.counts()), (3, (1, 1, 0)));
+    });
+}
+
+#[test]
+fn who_has_waited_for_another_connection_goes_to_the_one_that_refused_it() {
+    frozen(|| async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let first = client.call("/api.Echo/Echo", b"one", true);
+        client.flush().await;
+        let seen = Rc::default();
+        let socket = listener.accept().await.unwrap().0;
+        tokio::task::spawn_local(testing::serve(socket, refusing(2, &seen)));
+        let _silent = listener.accept().await.unwrap().0;
+        at_once(|| insisting(&bench) == [true]).await;
+        client.engine.reset(first, Reason::CANCEL);
+        client.flush().await;
+        at_once(|| bench.worker.pool.counts() == (1, 1, 0)).await;
+        // The connect has 5 s, this RPC has less.
+        let mut rules = testing::cluster_policy();
+        rules.connect_timeout = Duration::from_millis(50);
+        bench.reload(|cluster| cluster.policy = Arc::new(rules));
+        let call = client.call("/api.Echo/Echo", b"two", true);
+        client.flush().await;
+        at_once(|| seen.get() == 2 && insisting(&bench) == [true]).await;
+        pass(Duration::from_millis(60)).await;
+        assert_eq!(client.status(call).await, "0");
+        assert_eq!((seen.get(), bench.worker.pool.counts()), (3, (1, 1, 0)));
+    });
+}
+
+#[test]
 fn a_refused_stream_goes_to_the_same_connection_when_the_cluster_may_have_no_other() {
     for calls in [1, 3] {
         frozen(|| async move {
