@@ -8,6 +8,12 @@
 //! Further resets wait, their streams stay and swallow what comes. A PING would do as well, but
 //! each is a strike for `grpc` servers that have sent nothing since the last one, and at the third
 //! they end the connection (`too_many_pings`); nobody counts SETTINGS that come one at a time.
+//!
+//! One SETTINGS frame of ours is unacknowledged at a time, the connection's first one included: an
+//! acknowledgement doesn't say what it is of, and Go's net/http2 has one for all that it has read
+//! while it was writing (`needToSendSettingsAck` in its `server.go`). That of the first one proves
+//! nothing by itself, since no stream was open before it. Who never acknowledges is the owner's to
+//! give up (`unacked_since`).
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -33,9 +39,11 @@ struct Pairs {
     /// Pairs ever sent.
     sent: u64,
     barrier: Option<Barrier>,
+    /// Since when one is wanted that can't be sent: our first SETTINGS aren't acknowledged.
+    wanted: Option<Instant>,
 }
 
-/// The SETTINGS under way, one at a time: acknowledgements don't say of what they are.
+/// The SETTINGS under way behind resets.
 #[derive(Debug)]
 struct Barrier {
     /// The pairs sent before it.
@@ -102,14 +110,21 @@ impl Cancels {
         }
     }
 
-    /// Whether a barrier is to be sent now: resets wait, and none is under way.
-    pub(crate) fn raise(&mut self, now: Instant) -> bool {
+    /// Whether a barrier is to be sent now: resets wait, and no SETTINGS are under way, no other
+    /// barrier and (`settled`) not our first ones.
+    pub(crate) fn raise(&mut self, settled: bool, now: Instant) -> bool {
         let Some(pairs) = &mut self.pairs else {
             return false;
         };
         if pairs.waiting.is_empty() || pairs.barrier.is_some() || pairs.may_send() {
+            pairs.wanted = None;
             return false;
         }
+        if !settled {
+            pairs.wanted.get_or_insert(now);
+            return false;
+        }
+        pairs.wanted = None;
         pairs.barrier = Some(Barrier {
             upto: pairs.sent,
             since: now,
@@ -117,10 +132,12 @@ impl Cancels {
         true
     }
 
-    /// Since when the acknowledgement of a barrier is awaited.
+    /// Since when the acknowledgement of a barrier is awaited, or one that allows it to be sent.
     #[inline]
     pub(crate) fn unacked_since(&self) -> Option<Instant> {
-        Some(self.pairs.as_ref()?.barrier.as_ref()?.since)
+        let pairs = self.pairs.as_ref()?;
+        let sent = pairs.barrier.as_ref().map(|barrier| barrier.since);
+        sent.or(pairs.wanted)
     }
 
     /// SETTINGS after our first were acknowledged: whether a barrier was under way.
@@ -167,13 +184,13 @@ mod tests {
     fn the_eleventh_waits_for_a_barrier_sent_after_the_tenth() {
         let now = Instant::now();
         let mut c = full();
-        assert!(!c.raise(now), "nothing waits");
+        assert!(!c.raise(true, now), "nothing waits");
         let at = Handle { slot: 0, id: 21 };
         c.wait(at);
         assert_eq!(c.next(), None);
         assert!(!c.acked(), "of none");
-        assert!(c.raise(now));
-        assert!(!c.raise(now), "one at a time");
+        assert!(c.raise(true, now));
+        assert!(!c.raise(true, now), "one at a time");
         assert_eq!(c.next(), None);
         assert_eq!(c.unacked_since(), Some(now));
         assert!(c.acked());
@@ -196,7 +213,7 @@ mod tests {
     fn a_barrier_confirms_only_what_went_before_it() {
         let mut c = full();
         c.wait(Handle { slot: 0, id: 21 });
-        assert!(c.raise(Instant::now()));
+        assert!(c.raise(true, Instant::now()));
         c.answered(3);
         c.sent(23);
         assert!(c.acked());

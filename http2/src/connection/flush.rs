@@ -28,7 +28,7 @@ impl Connection {
         self.flush_updates();
         self.flush_opens();
         self.flush_queues();
-        if self.cancels.raise(now) {
+        if self.cancels.raise(self.settings_since.is_none(), now) {
             frame::write_settings(self.out.frames(), &[]);
         }
     }

@@ -160,7 +160,7 @@ impl Connection {
                     "SETTINGS acknowledgement with a payload (RFC 9113 §6.5)",
                 );
             }
-            // They come in the order of what they are of: our first SETTINGS, then barriers.
+            // Of our first SETTINGS, then of one barrier at a time: never are two under way.
             if self.settings_since.take().is_some() {
                 return Ok(None);
             }

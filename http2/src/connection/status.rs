@@ -181,8 +181,9 @@ impl Connection {
         self.settings_since
     }
 
-    /// Client role: since when the acknowledgement of later SETTINGS is awaited, a barrier behind resets. Streams for which
-    /// [`cancel_waits`](Self::cancel_waits) is true may have to wait for it: an owner ends a connection whose peer is deaf.
+    /// Client role: since when streams for which [`cancel_waits`](Self::cancel_waits) is true wait for an acknowledgement:
+    /// that of later SETTINGS, a barrier behind resets, or that of our first ones, before which no barrier is sent. An owner
+    /// ends a connection whose peer is deaf.
     #[inline]
     pub fn barrier_unacked_since(&self) -> Option<Instant> {
         self.cancels.unacked_since()

@@ -578,7 +578,7 @@ const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
 /// stream they bear one in 2 h).
 const PING_INTERVAL: Duration = Duration::from_secs(5 * 60 + 10);
 
-/// How long the backend may say nothing after a PING, and leave a barrier of the engine's unacknowledged.
+/// How long the backend may say nothing after a PING, and leave SETTINGS unacknowledged for which cancels wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection on which nothing comes, with streams or without, is probed by the kernel.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use tokio::{net::TcpListener, sync::Notify};
+
 use super::*;
 use crate::data_plane::testing::is_barrier;
 
@@ -96,6 +98,118 @@ fn a_backend_that_leaves_cancels_unacknowledged_for_20_s_loses_its_connection() 
         open(&mut raw, 14).await;
         at_once(|| seen.borrow().len() == 15).await;
         assert_eq!(connections(&bench).len(), 1, "on another one");
+    });
+}
+
+/// A backend that acknowledges SETTINGS as Go's net/http2 does: while it writes, it reads on, and then all that have come
+/// have one acknowledgement (`needToSendSettingsAck` in its `server.go`).
+#[derive(Default)]
+struct Go {
+    /// What it writes takes long.
+    writes: Cell<bool>,
+    /// It is written.
+    written: Notify,
+    /// The kinds of all frames that have come.
+    kinds: RefCell<Vec<u8>>,
+}
+
+impl Go {
+    /// One that writes from the start, but for its SETTINGS.
+    async fn new() -> (SocketAddr, Rc<Self>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let go = Rc::<Self>::default();
+        go.writes.set(true);
+        let served = go.clone();
+        tokio::task::spawn_local(async move { served.serve(listener).await });
+        (address, go)
+    }
+
+    async fn serve(&self, listener: TcpListener) {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let settings = testing::frame(SETTINGS, 0, 0, &[]);
+        socket.write_all(&settings).await.unwrap();
+        let mut unread = vec![0; PREFACE];
+        socket.read_exact(&mut unread).await.unwrap();
+        unread.clear();
+        let mut owes = false;
+        loop {
+            tokio::select! {
+                read = socket.read_buf(&mut unread) => {
+                    if !matches!(read, Ok(1..)) {
+                        return;
+                    }
+                }
+                () = self.written.notified() => self.writes.set(false),
+            }
+            for frame in testing::whole_frames(&mut unread) {
+                owes |= frame[3] == SETTINGS && frame[4] & ACK == 0;
+                self.kinds.borrow_mut().push(frame[3]);
+            }
+            if owes && !self.writes.get() {
+                let acknowledgement = testing::frame(SETTINGS, ACK, 0, &[]);
+                socket.write_all(&acknowledgement).await.unwrap();
+                owes = false;
+            }
+        }
+    }
+
+    /// How many frames of this kind have come.
+    fn count(&self, kind: u8) -> usize {
+        let kinds = self.kinds.borrow();
+        kinds.iter().filter(|one| **one == kind).count()
+    }
+
+    /// RPCs of these numbers, one after the other, each cancelled when it is here.
+    async fn cancelled(&self, bench: &Bench, raw: &mut Raw, numbers: Range<usize>) {
+        for number in numbers {
+            let stream = open(raw, number).await;
+            at_once(|| self.count(HEADERS) == number + 1).await;
+            let reset = testing::frame(RST_STREAM, 0, stream, &Reason::CANCEL.0.to_be_bytes());
+            raw.send(&reset).await;
+            at_once(|| bench.worker.rpcs.borrow().len() == 0).await;
+        }
+    }
+}
+
+#[test]
+fn cancels_reach_a_backend_that_acknowledges_several_settings_at_once() {
+    frozen(|| async {
+        let (address, go) = Go::new().await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        go.cancelled(&bench, &mut raw, 0..25).await;
+        at_once(|| go.count(RST_STREAM) == 10).await;
+        settle().await;
+        go.written.notify_one();
+        at_once(|| go.count(RST_STREAM) == 25).await;
+        let only = connections(&bench).remove(0);
+        at_once(|| only.cancelling.borrow().is_empty()).await;
+        assert_eq!(only.link.engine().barrier_unacked_since(), None);
+        assert_eq!(go.count(PING), 0);
+    });
+}
+
+#[test]
+fn a_backend_that_acknowledges_nothing_loses_its_connection_when_cancels_have_waited_for_20_s() {
+    frozen(|| async {
+        let (address, go) = Go::new().await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        go.cancelled(&bench, &mut raw, 0..10).await;
+        pass(Duration::from_secs(60)).await;
+        settle().await;
+        let only = connections(&bench).remove(0);
+        assert!(!only.link.is_closed(), "nobody waits for it");
+        go.cancelled(&bench, &mut raw, 10..13).await;
+        at_once(|| only.link.engine().barrier_unacked_since().is_some()).await;
+        pass(Duration::from_secs(19)).await;
+        settle().await;
+        assert!(!only.link.is_closed(), "19 s are not 20");
+        assert_eq!(only.cancelling.borrow().len(), 3);
+        pass(Duration::from_secs(1)).await;
+        at_once(|| only.link.is_closed()).await;
+        assert!(only.cancelling.borrow().is_empty());
     });
 }
 
