@@ -7,7 +7,7 @@ use std::{
 
 use http2::{Headers, Reason, stock};
 
-use super::{Client, Key, Rpc, State, Step};
+use super::{Attempt, Client, Key, Rpc, State, Step};
 use crate::{
     data_plane::{
         answer::{self, Answer, AnswerContext},
@@ -105,7 +105,7 @@ impl Rpc {
         let mut refused_by = None;
         if let State::Open(attempt) = std::mem::replace(&mut self.state, State::Flushing(None)) {
             refused_by = Some(attempt.upstream.clone());
-            attempt.leave(false);
+            attempt.failed();
         }
         self.record.attempt_failed(worker, outcome, failure);
         // What the attempt held is given back first: an RPC never stands in its own way.
@@ -136,7 +136,9 @@ impl Rpc {
                 worker.shard.resets(cause).inc();
             }
         }
-        self.leave_upstream(worker, false);
+        if let Some(attempt) = self.leave_upstream(worker) {
+            attempt.failed();
+        }
         if !relayed {
             let form = self.form;
             return self.answer(worker, now, |context| {
@@ -229,20 +231,24 @@ impl Rpc {
     /// The client is gone: nothing is owed to it, and the backend learns at once.
     pub(super) fn client_left(&mut self, worker: &Rc<Worker>, flag: Flag) -> Step {
         self.record.client_left(flag);
-        self.leave_upstream(worker, true);
+        self.leave_upstream(worker);
         Step::Done
     }
 
-    pub(super) fn leave_upstream(&mut self, worker: &Worker, unjudged: bool) {
+    /// Nothing is wanted of a backend any more. The attempt that this ends, for who finds that it has failed.
+    fn leave_upstream(&mut self, worker: &Worker) -> Option<Attempt> {
         match std::mem::replace(&mut self.state, State::Flushing(None)) {
-            State::Waiting(endpoint, place) => worker.pool.forget(endpoint.id, place),
+            State::Waiting(endpoint, place) => {
+                worker.pool.forget(endpoint.id, place);
+                None
+            }
             State::Open(attempt) | State::Relaying(attempt) => {
                 attempt
                     .upstream
                     .cancel(attempt.stream, || self.client.busy());
-                attempt.leave(unjudged);
+                Some(attempt)
             }
-            State::Answering(..) | State::Flushing(_) => {}
+            State::Answering(..) | State::Flushing(_) => None,
         }
     }
 
@@ -283,7 +289,7 @@ impl Rpc {
             }
             self.record.unread();
             self.client.reset(Reason::CANCEL);
-            self.leave_upstream(worker, true);
+            self.leave_upstream(worker);
             return Step::Done;
         }
         if due(self.active + timeouts.stream_idle) {
@@ -364,7 +370,7 @@ impl Rpc {
             self.record.cut_off(Failure::Overloaded);
             // gRPC reads RESOURCE_EXHAUSTED from this code.
             self.client.reset(Reason::ENHANCE_YOUR_CALM);
-            self.leave_upstream(worker, true);
+            self.leave_upstream(worker);
             return Step::Done;
         }
         self.fail(worker, Failure::Overloaded, now)
@@ -379,7 +385,7 @@ impl Rpc {
             // RFC 9113 §8.1: the answer is complete, the rest of the request isn't wanted.
             self.client.reset(Reason::NO_ERROR);
         }
-        self.leave_upstream(worker, true);
+        self.leave_upstream(worker);
         let now = worker.now();
         self.client.ended(now);
         self.record

@@ -526,14 +526,10 @@ impl Attempt {
         self.upstream.link()
     }
 
-    /// It has come to its end.
-    fn leave(self, well: bool) {
-        if !well {
-            self.upstream
-                .endpoint()
-                .failures
-                .fetch_add(1, Ordering::Relaxed);
-        }
+    /// It has come to its end, and that is its endpoint's failure.
+    fn failed(self) {
+        let failures = &self.upstream.endpoint().failures;
+        failures.fetch_add(1, Ordering::Relaxed);
     }
 }
 

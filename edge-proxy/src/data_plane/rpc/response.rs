@@ -106,7 +106,9 @@ impl Rpc {
         {
             // An upload that is still under way is stopped; a stream that has ended on both sides ignores this.
             attempt.upstream.reset(attempt.stream, Reason::CANCEL);
-            attempt.leave(!self.record.failed(self.is_grpc()));
+            if self.record.failed(self.is_grpc()) {
+                attempt.failed();
+            }
             self.record.completed();
         }
         self.all_said()
