@@ -35,7 +35,8 @@ pub(crate) struct Account {
     memory: Arc<Memory>,
     worker: usize,
     held: Cell<usize>,
-    short: Notify,
+    /// Something was added above what may be held.
+    exceeded: Notify,
 }
 
 impl Memory {
@@ -91,7 +92,7 @@ impl Account {
             memory,
             worker,
             held: Cell::new(0),
-            short: Notify::new(),
+            exceeded: Notify::new(),
         }
     }
 
@@ -110,8 +111,8 @@ impl Account {
         if let Some(published) = self.memory.held.get(self.worker) {
             published.store(self.held.get(), Ordering::Relaxed);
         }
-        if after > before && self.is_short() {
-            self.short.notify_one();
+        if after > before && self.is_exceeded() {
+            self.exceeded.notify_one();
         }
     }
 
@@ -122,7 +123,7 @@ impl Account {
     }
 
     /// Whether more is held than may be.
-    pub(crate) fn is_short(&self) -> bool {
+    pub(crate) fn is_exceeded(&self) -> bool {
         self.memory.excess() > 0
     }
 
@@ -151,8 +152,8 @@ impl Account {
     }
 
     /// Waits until something was added above the limit.
-    pub(crate) async fn short(&self) {
-        self.short.notified().await;
+    pub(crate) async fn exceeded(&self) {
+        self.exceeded.notified().await;
     }
 }
 
@@ -178,18 +179,18 @@ mod tests {
         let accounts = [0, 1].map(|worker| Account::new(memory.clone(), worker));
         accounts[0].change(0, 600);
         accounts[1].change(0, 400);
-        assert!(!accounts[0].is_short());
+        assert!(!accounts[0].is_exceeded());
         accounts[1].change(100, 300);
-        assert!(accounts[0].is_short() && accounts[1].is_short());
+        assert!(accounts[0].is_exceeded() && accounts[1].is_exceeded());
         // 200 too much, and a sixteenth of 1200.
         assert_eq!((accounts[0].to_free(), accounts[1].to_free()), (138, 138));
         accounts[0].change(600, 0);
-        assert!(!accounts[1].is_short());
+        assert!(!accounts[1].is_exceeded());
         assert_eq!(accounts[0].to_free(), 0);
     }
 
     #[test]
-    fn what_is_held_does_not_grow_while_memory_is_short() {
+    fn what_is_held_does_not_grow_while_the_process_is_short_of_memory() {
         let account = Account::new(Memory::new(Some(6400), 1), 0);
         account.change(0, 1000);
         account.press(Some(300));
@@ -197,11 +198,11 @@ mod tests {
         account.press(Some(5000));
         assert_eq!(account.memory.excess(), 900, "a little is always allowed");
         account.press(Some(0));
-        assert!(!account.is_short());
+        assert!(!account.is_exceeded());
         account.change(1000, 1001);
-        assert!(account.is_short());
+        assert!(account.is_exceeded());
         account.press(None);
-        assert!(!account.is_short());
+        assert!(!account.is_exceeded());
     }
 
     #[test]
@@ -209,7 +210,7 @@ mod tests {
         let memory = Memory::new(None, 1);
         let account = Account::new(memory.clone(), 0);
         account.change(0, usize::MAX / 2);
-        assert!(!account.is_short());
+        assert!(!account.is_exceeded());
         assert_eq!(memory.connections(), usize::MAX);
         assert_eq!(Memory::new(Some(1 << 20), 1).connections(), 32);
     }

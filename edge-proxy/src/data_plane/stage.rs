@@ -80,7 +80,7 @@ impl Stage {
             let worker = worker.clone();
             async move {
                 loop {
-                    worker.short().await;
+                    worker.exceeded().await;
                     rpc::relieve(&worker);
                 }
             }

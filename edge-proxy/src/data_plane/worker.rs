@@ -220,7 +220,7 @@ async fn run(mut parts: Parts, mut accepted: mpsc::UnboundedReceiver<Accepted>) 
                 let snapshot = parts.reader.load();
                 worker.follow(snapshot);
             }
-            () = worker.short() => rpc::relieve(&worker),
+            () = worker.exceeded() => rpc::relieve(&worker),
             // Without a limit there is no sender, and this never happens.
             Ok(()) = parts.pressure.changed() => {
                 let pressure = *parts.pressure.borrow_and_update();
@@ -380,7 +380,7 @@ impl Worker {
         self.pressure.get().level.idle(timeouts.idle)
     }
 
-    /// Memory is short, still is, or isn't any more.
+    /// The process is short of memory, still is, or isn't any more.
     pub(crate) fn press(self: &Rc<Self>, pressure: Pressure) {
         let before = self.pressure.replace(pressure).level;
         if pressure.level != before {
@@ -402,17 +402,17 @@ impl Worker {
     /// Waits until more is held than may be, and it may be looked for again. While it is so, that is now and then: what
     /// can't be freed yet may have stood still for long enough then. Another worker's bytes wake nobody here: they are seen
     /// when this is called again, with each beat at the latest.
-    pub(crate) async fn short(&self) {
+    pub(crate) async fn exceeded(&self) {
         let next = self.next_search.get();
         if let Some(next) = next.filter(|next| *next > self.tick()) {
             tokio::time::sleep_until(next.into()).await;
         }
-        if self.memory.is_short() {
+        if self.memory.is_exceeded() {
             // Whichever comes first. At once, where there was no search yet.
             let again = next.map_or(self.now(), |last| last + SEARCH_AGAIN);
-            let _ = tokio::time::timeout_at(again.into(), self.memory.short()).await;
+            let _ = tokio::time::timeout_at(again.into(), self.memory.exceeded()).await;
         } else {
-            self.memory.short().await;
+            self.memory.exceeded().await;
         }
     }
 

@@ -577,7 +577,7 @@ fn above_a_quarter_of_the_memory_the_longest_stalled_stream_is_reset() {
         }
         client.flush().await;
         until(|| bench.shard.limits(Limit::Memory).get() == 1).await;
-        until(|| !bench.worker.memory.is_short()).await;
+        until(|| !bench.worker.memory.is_exceeded()).await;
         assert_eq!(bench.worker.rpcs.borrow().len(), 2);
         loop {
             if let Got::Reset(stream, reason) = client.next().await {

@@ -149,7 +149,7 @@ impl Rpc {
             Ok(Acquired::Place(place)) => {
                 self.state = State::Waiting(endpoint.clone(), place);
                 let client = self.client.peer();
-                if worker.memory.is_short() && worker.pool.has_enough(endpoint, client) {
+                if worker.memory.is_exceeded() && worker.pool.has_enough(endpoint, client) {
                     // Those that wait are looked at in a moment, in which thousands may come.
                     worker.shard.limits(Limit::Memory).inc();
                     return self.fail(worker, Failure::Overloaded, now);
@@ -213,7 +213,7 @@ impl Rpc {
                 .send_data(stream, self.replay.bytes(), ended, now);
             self.request_forwarded(framed, now);
             self.replay.bound();
-            if worker.memory.is_short() {
+            if worker.memory.is_exceeded() {
                 self.replay.release();
             }
         }
@@ -239,7 +239,7 @@ impl Rpc {
         match &self.state {
             State::Waiting(..) => self.replay.hold(bytes),
             State::Open(attempt) => {
-                if self.replay.is_whole() && worker.memory.is_short() {
+                if self.replay.is_whole() && worker.memory.is_exceeded() {
                     self.replay.release();
                 }
                 self.replay.keep(bytes);

@@ -86,7 +86,7 @@ impl Bench {
             let worker = worker.clone();
             async move {
                 loop {
-                    worker.short().await;
+                    worker.exceeded().await;
                     rpc::relieve(&worker);
                 }
             }

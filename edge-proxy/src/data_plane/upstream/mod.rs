@@ -97,8 +97,8 @@ pub(crate) enum Acquired {
 }
 
 impl Pool {
-    /// So many RPCs of this client wait for `endpoint` that no other is to, while memory is short. Some may, or a client that
-    /// holds nothing would be turned away for what others hold.
+    /// So many RPCs of this client wait for `endpoint` that no other is to, while too much is held back. Some may, or a client
+    /// that holds nothing would be turned away for what others hold.
     pub(crate) fn has_enough(&self, endpoint: &EndpointShared, client: IpAddr) -> bool {
         let endpoints = self.endpoints.borrow();
         let pool = endpoints.get(&endpoint.id);
@@ -345,7 +345,7 @@ impl EndpointPool {
     }
 
     /// Whether RPCs wait for what the connections that are there don't have, and no other is on its way.
-    fn is_short(&self) -> bool {
+    fn lacks_room(&self) -> bool {
         self.is_waited_for() && self.opening.get() == 0
     }
 

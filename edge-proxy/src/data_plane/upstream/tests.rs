@@ -141,7 +141,7 @@ fn those_that_wait_in_vain_are_told_in_parts_and_nobody_is_left() {
 }
 
 /// Of so many requests that wait and have sent so much some are given up, since a quarter of 256 KiB may be held.
-fn given_up_when_memory_is_short(calls: usize, bytes: usize) {
+fn given_up_when_too_much_is_held_back(calls: usize, bytes: usize) {
     running(|| async {
         let (_silent, address) = silent().await;
         let bench = Bench::within(Some(256 * 1024), &[address], policy(), cluster_policy());
@@ -151,7 +151,7 @@ fn given_up_when_memory_is_short(calls: usize, bytes: usize) {
             client.call("/api.Echo/Echo", &vec![0; bytes], false);
         }
         assert_eq!(client.status(first).await, "8");
-        until(|| !bench.worker.memory.is_short()).await;
+        until(|| !bench.worker.memory.is_exceeded()).await;
         assert!(waiting(&bench) > 0, "others wait on");
         drop(client);
         until(|| waiting(&bench) == 0 && bench.worker.memory.held() == 0).await;
@@ -159,13 +159,13 @@ fn given_up_when_memory_is_short(calls: usize, bytes: usize) {
 }
 
 #[test]
-fn what_requests_that_wait_have_sent_is_given_up_when_memory_is_short() {
-    given_up_when_memory_is_short(4, 30 * 1024);
+fn what_requests_that_wait_have_sent_is_given_up_when_too_much_is_held_back() {
+    given_up_when_too_much_is_held_back(4, 30 * 1024);
 }
 
 #[test]
 fn requests_that_wait_count_as_held_back_whatever_they_have_sent() {
-    given_up_when_memory_is_short(61, 0);
+    given_up_when_too_much_is_held_back(61, 0);
 }
 
 /// Requests whose heads and trailers are as long as they may be.
@@ -216,7 +216,7 @@ fn rpcs_that_keep_their_own_answer_waiting_count_as_held_back() {
         }
         // A quarter of it may be held.
         assert_eq!(client.status(streams[0]).await, "8");
-        until(|| !bench.worker.memory.is_short()).await;
+        until(|| !bench.worker.memory.is_exceeded()).await;
         assert!(held() > 0, "others wait on");
         drop(client);
         until(|| bench.worker.rpcs.borrow().len() == 0 && held() == 0).await;
@@ -224,7 +224,7 @@ fn rpcs_that_keep_their_own_answer_waiting_count_as_held_back() {
 }
 
 #[test]
-fn while_memory_is_short_few_rpcs_of_each_client_wait() {
+fn while_too_much_is_held_back_few_rpcs_of_each_client_wait() {
     stopped(|| async {
         let (_silent, address) = silent().await;
         let bench = Bench::within(Some(1 << 20), &[address], policy(), cluster_policy());

@@ -92,7 +92,7 @@ fn what_other_workers_hold_is_a_reason_to_search_too() {
         let search = || {
             let (worker, ended) = (worker.clone(), ended.clone());
             tokio::task::spawn_local(async move {
-                worker.short().await;
+                worker.exceeded().await;
                 ended.set(true);
             })
         };

@@ -66,7 +66,7 @@ fn above_a_quarter_of_the_memory_the_longest_stalled_are_reset() {
         ask(&mut client, &ASKED[0], 60).await;
         let memory = &bench.worker.memory;
         until(|| bench.shard.limits(Limit::Memory).get() > 0).await;
-        until(|| !memory.is_short()).await;
+        until(|| !memory.is_exceeded()).await;
         loop {
             if let Got::Reset(_, reason) = client.next().await {
                 assert_eq!(reason, Reason::ENHANCE_YOUR_CALM);

@@ -99,7 +99,7 @@ impl Upstream {
                 && b.stream != most.stream
                 && now >= b.since + CONGESTED_AFTER
         };
-        let wanted = blocked.any(is_other) || self.pool.is_short();
+        let wanted = blocked.any(is_other) || self.pool.lacks_room();
         drop(blocked);
         drop(engine);
         if wanted {

@@ -151,7 +151,7 @@ fn what_is_read_ahead_counts_as_held_back_and_its_connection_goes_when_memory_is
         assert_eq!(bench.shard.limits(Limit::Memory).get(), 2);
         assert_eq!(bench.shard.resets(ResetCause::Overload).get(), 1);
         assert_eq!(read_all(&mut clients.remove(0)).await, "");
-        assert!(!bench.worker.memory.is_short());
+        assert!(!bench.worker.memory.is_exceeded());
         drop(clients);
         at_once(|| resets.get() == 3 && held() == 0).await;
     });
