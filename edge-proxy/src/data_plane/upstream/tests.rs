@@ -7,11 +7,15 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener, time::advance};
 
 use super::*;
 use crate::{
-    data_plane::testing::{
-        self, Bench, Client, GOAWAY, Got, SETTINGS, at_once, backend, cluster_policy, echo, frame,
-        frozen, pass, policy, running, settle, stopped, until,
+    data_plane::{
+        testing::{
+            self, Bench, Client, GOAWAY, Got, SETTINGS, at_once, backend, cluster_policy, echo,
+            frame, frozen, pass, policy, running, settle, stopped, until,
+        },
+        worker::AT_ONCE,
     },
     snapshot::{Endpoint, Health, circuit::CircuitLimits, streak::Thresholds},
+    telemetry::metrics::Limit,
 };
 
 /// A backend that accepts and says nothing, as long as this value is kept.
