@@ -113,9 +113,27 @@ impl Encoder {
         self.prefix = Some(prefix);
     }
 
-    /// Gives memory back that only a busy connection needs.
+    /// Gives memory back that only a busy connection needs. What each message of a service repeats stays in the table; one
+    /// that many different messages have filled is emptied, and the peer's with it (RFC 7541 §4.2): it has grown to several
+    /// KiB, and what comes next is likely to be something else.
     pub fn shrink(&mut self) {
         self.prefix = None;
+        self.refused = None;
+        if self.table.size() > KEPT {
+            self.clear();
+        }
+        self.table.shrink();
+        self.fields.shrink();
+        self.names.shrink();
+    }
+
+    /// Empties the table; the next block tells the peer.
+    fn clear(&mut self) {
+        let size = self.table.max_size();
+        self.table.resize(0, |_, _| {});
+        self.table.resize(size, |_, _| {});
+        (self.fields, self.names) = (Index::default(), Index::default());
+        self.smallest = Some(0);
     }
 
     /// Appends one field; whether it would go out the same the next time, while the table stays as it is.
@@ -323,6 +341,8 @@ const LARGEST_PART: usize = 4;
 const LONGEST_PATH: usize = 256;
 /// Fields remembered that came when the table was full; a power of two. 256 bytes, and only then.
 const REFUSED: usize = 64;
+/// What a quiet connection's table may take, as RFC 7541 §4.1 counts it: some 20 fields.
+const KEPT: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -369,6 +389,38 @@ mod tests {
         ] {
             assert!(repeats_as_index(name, value), "{name}");
         }
+    }
+
+    #[test]
+    fn a_table_that_a_burst_has_filled_is_emptied_and_an_ordinary_one_is_kept() {
+        let (mut encoder, mut decoder) = (Encoder::new(4096), Decoder::new(4096));
+        let service = [
+            (":path", "/api.Echo/Echo"),
+            ("user-agent", "a test"),
+            ("x-tenant", "a"),
+        ];
+        let mut blocks = |encoder: &mut Encoder, fields: &[(&str, &str)]| {
+            let (block, sent) = (encode(encoder, fields), fields.iter().copied().collect());
+            let mut got = Headers::new();
+            let decoded = decoder.decode(&block, usize::MAX, &mut got);
+            assert!(decoded.is_ok());
+            assert_eq!(got, sent);
+            block
+        };
+        blocks(&mut encoder, &service);
+        encoder.shrink();
+        let indexes = blocks(&mut encoder, &service);
+        assert_eq!(indexes.len(), 3);
+        for number in 0..100 {
+            blocks(&mut encoder, &[("x-burst", &format!("number {number}"))]);
+        }
+        encoder.shrink();
+        assert_eq!(encoder.table.size(), 0);
+        assert!(encoder.refused.is_none());
+        // To 0 and to 4096 (RFC 7541 §4.2), once.
+        let all = blocks(&mut encoder, &service);
+        assert_eq!(all[..4], [0x20, 0x3f, 0xe1, 0x1f]);
+        assert_eq!(blocks(&mut encoder, &service), indexes);
     }
 
     #[test]

@@ -142,10 +142,18 @@ impl DynamicTable {
         self.evict_to(max_size, evicted);
     }
 
-    /// Gives back the room that the entries don't need.
+    /// What the entries take, as RFC 7541 §4.1 counts it.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Gives back the room that the entries don't need. They are copied for it: an allocator may leave where it is what
+    /// shrinks by less than half, and the table is most of what a quiet connection has.
     pub(super) fn shrink(&mut self) {
-        self.bytes.shrink_to_fit();
-        self.entries.shrink_to_fit();
+        let dead = self.dead();
+        self.bytes = self.bytes[dead..].to_vec();
+        self.base = self.base.wrapping_add(dead as u32);
+        self.entries = self.entries.iter().copied().collect();
     }
 
     fn evict_to(&mut self, size: usize, mut evicted: impl FnMut(u32, Line<'_>)) {
@@ -163,14 +171,19 @@ impl DynamicTable {
 
     /// Moves the living bytes to the front once a third of all is dead: on average two bytes move for each inserted.
     fn compact(&mut self) {
-        let dead = match self.entries.front() {
-            Some(oldest) => oldest.start.wrapping_sub(self.base) as usize,
-            None => self.bytes.len(),
-        };
+        let dead = self.dead();
         if dead > self.bytes.len() / 3 {
             self.bytes.copy_within(dead.., 0);
             self.bytes.truncate(self.bytes.len() - dead);
             self.base = self.base.wrapping_add(dead as u32);
+        }
+    }
+
+    /// Bytes of evicted entries in front of the living ones.
+    fn dead(&self) -> usize {
+        match self.entries.front() {
+            Some(oldest) => oldest.start.wrapping_sub(self.base) as usize,
+            None => self.bytes.len(),
         }
     }
 }
@@ -331,6 +344,25 @@ mod tests {
         assert_eq!(insert(&mut table, &[b'x'; 71]), [1, 2, 3]);
         assert!(table.get(0).is_none());
         assert_eq!((table.size, table.max_size()), (0, 102));
+    }
+
+    #[test]
+    fn nothing_of_evicted_entries_stays_when_memory_is_given_back() {
+        let mut table = DynamicTable::new(1000);
+        for i in 0..98u8 {
+            insert(&mut table, &[i; 60]);
+        }
+        let lines = |table: &DynamicTable| {
+            let line = |back| table.get(back).map(|line| line.bytes.to_vec());
+            (0..).map_while(line).collect::<Vec<_>>()
+        };
+        let before = lines(&table);
+        assert!(before.len() == 10 && table.bytes.len() > 600);
+        table.shrink();
+        assert_eq!((lines(&table), table.bytes.len()), (before, 600));
+        insert(&mut table, &[98; 60]);
+        assert_eq!(lines(&table)[0], [98; 60]);
+        assert_eq!(lines(&table)[1], [97; 60]);
     }
 
     #[test]
