@@ -1,7 +1,7 @@
 //! Memory that the connections of one thread take turns with.
 //!
 //! A connection needs an arena for each header block on its way, a buffer for what it is about to write, and chunks for
-//! what it holds back: mostly for the length of a turn. If each connection kept its own, thousands of them would hold
+//! what it holds back and for frames that come in parts: mostly for the length of a turn. If each connection kept its own, thousands of them would hold
 //! memory that they use one after the other, and each would find its own gone from the processor's caches. So a thread
 //! has one stock, last in, first out: what one connection has just given back is what the next one gets. What is kept
 //! is bounded, however many connections there are.

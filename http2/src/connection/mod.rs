@@ -337,9 +337,6 @@ impl Connection {
         self.out.shrink();
         self.decoder.shrink();
         self.encoder.shrink();
-        if self.partial.is_empty() {
-            self.partial = Vec::new();
-        }
         self.opening.shrink_to_fit();
         self.ready.shrink_to_fit();
         self.updates.shrink_to_fit();

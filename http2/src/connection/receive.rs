@@ -9,6 +9,7 @@ use super::{Connection, Event, Role, UNBOUNDED, data::DataFrame};
 use crate::{
     error::{ConnectionError, Reason},
     frame::{DEFAULT_MAX_FRAME, HEAD, Head, PREFACE, flag, kind},
+    stock,
 };
 
 /// Where in the input's structure the next byte stands.
@@ -179,7 +180,7 @@ impl Connection {
                     *input = rest;
                     return self.frame(head, payload);
                 }
-                self.partial.clear();
+                self.partial = stock::chunk_for(input.len());
                 self.partial.extend_from_slice(input);
                 *input = &[];
                 self.parse = Parse::Payload(head);
@@ -207,10 +208,9 @@ impl Connection {
             return Ok(None);
         }
         self.parse = Parse::Head;
-        let mut payload = std::mem::take(&mut self.partial);
+        let payload = std::mem::take(&mut self.partial);
         let event = self.frame(head, &payload);
-        payload.clear();
-        self.partial = payload;
+        stock::give_chunk(payload);
         event
     }
 
