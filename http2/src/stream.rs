@@ -253,11 +253,27 @@ impl Streams {
         std::mem::take(&mut self.slab)
     }
 
-    /// Gives memory back that only busy times need.
-    pub(crate) fn shrink(&mut self) {
-        self.slab.shrink_to_fit();
+    /// Gives memory back that only busy times need: streams move to the front of the slab, for one at its end would keep all
+    /// of it, and `handles`, all that there are of them, follow. Nothing is on its way any more for those that have ended.
+    pub(crate) fn shrink<'a>(&mut self, handles: impl Iterator<Item = &'a mut Handle>) {
+        let slots = &mut self.slots;
+        let mut moved = false;
+        self.slab.compact(|stream, from, to| {
+            slots.remove(stream.id, from as u32);
+            slots.insert(stream.id, to as u32);
+            moved = true;
+            true
+        });
+        if moved {
+            for at in handles {
+                // One whose stream is gone finds none, wherever it points to.
+                *at = self.find(at.id).unwrap_or(*at);
+            }
+        }
         self.slots.shrink();
-        self.ended.shrink_to_fit();
+        let last = self.ended.iter().map(|(id, _)| *id).max();
+        self.forgotten = self.forgotten.max(last.unwrap_or(0));
+        self.ended = VecDeque::new();
     }
 }
 
@@ -289,6 +305,30 @@ mod tests {
         assert_eq!(a.slot, b.slot);
         assert!(streams.get(a).is_none() && streams.get(b).is_some());
         assert!(streams.find(1).is_none() && streams.remove(a, None).is_none());
+    }
+
+    #[test]
+    fn the_last_streams_of_many_move_to_the_front_and_their_handles_with_them() {
+        let mut streams = Streams::default();
+        let mut handles: Vec<_> = (0..100)
+            .map(|i| streams.insert(stream(2 * i + 1)))
+            .collect();
+        for at in &handles[..97] {
+            streams.remove(*at, Some(Closed::Ended));
+        }
+        streams.shrink(handles.iter_mut());
+        assert!(streams.slab.capacity() < 10, "{}", streams.slab.capacity());
+        assert_eq!(streams.ended.capacity(), 0);
+        assert!(handles[..97].iter().all(|at| streams.get(*at).is_none()));
+        for at in &handles[97..] {
+            assert_eq!(streams.get(*at).map(|s| s.id), Some(at.id));
+            assert_eq!(streams.find(at.id), Some(*at));
+        }
+        let new = streams.insert(stream(201));
+        assert_eq!(streams.find(201), Some(new));
+        assert!(streams.remove(handles[98], None).is_some());
+        assert_eq!(streams.len(), 3);
+        assert_eq!(streams.cause(1), Closed::Forgotten);
     }
 
     #[test]

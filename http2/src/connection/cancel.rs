@@ -24,7 +24,7 @@ use crate::stream::Handle;
 pub(crate) struct Cancels {
     /// The highest stream that the peer has answered.
     answered: u32,
-    /// None before the first pair: a server's connections never have one.
+    /// None where there is no pair that matters: a server's connections never have one.
     pairs: Option<Box<Pairs>>,
 }
 
@@ -102,9 +102,16 @@ impl Cancels {
         }
     }
 
+    /// Streams whose reset waits.
+    pub(crate) fn handles(&mut self) -> impl Iterator<Item = &mut Handle> {
+        self.pairs.iter_mut().flat_map(|pairs| &mut pairs.waiting)
+    }
+
     /// Gives memory back that only busy times need.
     pub(crate) fn shrink(&mut self) {
+        self.pairs.take_if(|pairs| pairs.is_settled());
         if let Some(pairs) = &mut self.pairs {
+            pairs.unconfirmed.shrink_to_fit();
             pairs.waiting.shrink_to_fit();
             pairs.gone.shrink_to_fit();
         }
@@ -154,6 +161,12 @@ impl Cancels {
 }
 
 impl Pairs {
+    /// Nothing of it is awaited: it is as if there had never been a pair.
+    fn is_settled(&self) -> bool {
+        let nothing = self.unconfirmed.is_empty() && self.waiting.is_empty();
+        nothing && self.gone.is_empty() && self.barrier.is_none()
+    }
+
     fn may_send(&self) -> bool {
         self.unconfirmed.len() < UNCONFIRMED
     }

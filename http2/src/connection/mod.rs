@@ -342,7 +342,13 @@ impl Connection {
         self.updates.shrink_to_fit();
         self.sent.shrink_to_fit();
         self.cancels.shrink();
-        self.streams.shrink();
+        let begun = match &mut self.parse {
+            Parse::Data(frame) => Some(&mut frame.at),
+            _ => None,
+        };
+        let lists = self.ready.iter_mut().chain(&mut self.updates);
+        let waiting = self.opening.handles().chain(self.cancels.handles());
+        self.streams.shrink(lists.chain(waiting).chain(begun));
     }
 
     /// The one way out of the slab: windows, queues and counters are put right. `cause` is

@@ -48,6 +48,10 @@ impl Opening {
         while self.pop().is_some() {}
     }
 
+    pub(super) fn handles(&mut self) -> impl Iterator<Item = &mut Handle> {
+        self.waiting.iter_mut().map(|(at, _)| at)
+    }
+
     pub(super) fn shrink_to_fit(&mut self) {
         self.waiting.shrink_to_fit();
     }
