@@ -63,9 +63,11 @@ pub(crate) struct Upstream {
     cancelling: RefCell<HashMap<u32, Busy, foldhash::fast::FixedState>>,
     /// Streams that the peer has called malformed.
     complaints: Cell<u32>,
-    /// A stream was opened since memory was last given back.
+    /// A stream was opened, or one has ended, since memory was last given back.
     used: Cell<bool>,
-    /// Since when it has had no stream.
+    /// Its last turn before that.
+    moved: Cell<Instant>,
+    /// Since when it has had no stream, as long as there is no memory to give back.
     quiet_since: Cell<Option<Instant>>,
     /// No stream was ever opened, and it isn't our doing if it ends so: RPCs that wait then have met a backend that takes
     /// none, as if they had been refused a connection.
@@ -165,6 +167,7 @@ impl Upstream {
             cancelling: RefCell::default(),
             complaints: Cell::new(0),
             used: Cell::new(false),
+            moved: Cell::new(now),
             quiet_since: Cell::default(),
             untouched: Cell::new(true),
             permits: Cell::default(),
@@ -264,24 +267,24 @@ impl Upstream {
         engine.is_empty() && engine.cancels_waiting() == 0
     }
 
-    /// Notes since when it has been quiet, and when that will have been so long that it gives memory back, or leaves.
+    /// Notes when something has moved, as long as it has memory to give back, and since when it has had no stream after that;
+    /// and has itself looked at when either will have been for long.
     fn watch_quiet(&self, now: Instant) {
+        if self.used.get() || self.made_room.get() {
+            self.used.set(true);
+            self.moved.set(now);
+            self.quiet_since.set(None);
+            return self.link.check_by(now + QUIET);
+        }
         if !self.is_quiet() {
             self.quiet_since.set(None);
             return;
         }
         let since = self.quiet_since.get().unwrap_or(now);
         self.quiet_since.set(Some(since));
-        let next = self.shrink_at().unwrap_or(since + SURPLUS);
-        if now < next {
-            self.link.check_by(next);
+        if now < since + SURPLUS {
+            self.link.check_by(since + SURPLUS);
         }
-    }
-
-    /// When it gives memory back, if it has taken some.
-    fn shrink_at(&self) -> Option<Instant> {
-        let since = self.quiet_since.get().filter(|_| self.used.get());
-        since.map(|since| since + QUIET)
     }
 
     /// A burst has opened it, and nothing has needed it for long: streams are opened on the first connection that has room.
@@ -290,11 +293,13 @@ impl Upstream {
         since.is_some_and(|since| now >= since + SURPLUS) && self.pool.can_spare(self)
     }
 
-    /// Gives back what only busy times need.
+    /// Gives back what only busy times need. Streams may be open for days, and say something now and then.
     fn shrink(&self) {
         self.link.engine().shrink();
         self.cancelling.borrow_mut().shrink_to_fit();
         self.used.set(false);
+        let since = self.is_quiet().then(|| self.moved.get());
+        self.quiet_since.set(since);
     }
 
     /// Every RPC that still had a stream here learns how it ended.
@@ -476,10 +481,11 @@ impl Side for Rc<Upstream> {
             }
             next = next.min(self.next_ping.get());
         }
-        if let Some(at) = self.shrink_at() {
+        if self.used.get() {
+            let at = self.moved.get() + QUIET;
             if now < at {
                 next = next.min(at);
-            } else if self.is_quiet() {
+            } else {
                 self.shrink();
             }
         }
