@@ -68,7 +68,7 @@ pub(crate) struct Downstream {
     cancelling: Cell<u32>,
     /// Since when there has been no RPC, or at least one: `rpcs` tells which.
     since: Cell<Instant>,
-    /// What only busy times need was given back since a request came or an RPC ended.
+    /// What only busy times need was given back since a request came, taken or refused, or an RPC ended.
     shrunk: Cell<bool>,
     /// Its last turn before that, in tenths of a second since it was accepted: an `Instant` takes four times as much.
     moved: Cell<u32>,
@@ -376,6 +376,7 @@ impl Downstream {
         why: Refusal,
         now: Instant,
     ) {
+        self.shrunk.set(false);
         let client = rpc::Client::Http2 {
             connection: self.clone(),
             stream,

@@ -204,6 +204,25 @@ fn a_connection_whose_only_stream_is_quiet_holds_little_too() {
 }
 
 #[test]
+fn what_a_refused_request_has_taken_is_given_back_too() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let shrunk = || only(&bench).shrunk.get();
+        for _ in 0..2 {
+            pass(Duration::from_millis(1100)).await;
+            at_once(shrunk).await;
+            let stream = client.request(&[(":method", "GET"), (":scheme", "https")], b"", true);
+            match client.next().await {
+                Got::Reset(at, Reason::PROTOCOL_ERROR) => assert_eq!(at, stream),
+                got => panic!("{got:?}"),
+            }
+            assert!(!shrunk());
+        }
+    });
+}
+
+#[test]
 fn a_tls_handshake_has_5_s() {
     frozen(|| async {
         let bench = Bench::new(&[]);
