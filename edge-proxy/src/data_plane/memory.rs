@@ -166,6 +166,15 @@ const LEAST_SHARE: usize = 64;
 /// A sixteenth of what is held goes with what is too much.
 const MORE: usize = 16;
 
+/// How much room something keeps that a worker has one of, once a burst has left far more than what is used now; `None`: what
+/// it has is in proportion, or isn't worth giving back. Half of what is kept is free, so that it isn't taken again at once.
+pub(crate) fn room_to_keep(room: usize, used: usize) -> Option<usize> {
+    (room > MANY && room / 4 > used).then_some(2 * used)
+}
+
+/// Room for so many of what takes a few bytes isn't worth giving back: some 16 KiB.
+const MANY: usize = 1024;
+
 /// What there is room for a connection of a client: a quiet one takes a quarter of it, a busy one what it holds back too.
 pub(crate) const PER_CONNECTION: usize = 32 * 1024;
 
@@ -203,6 +212,15 @@ mod tests {
         assert!(account.is_exceeded());
         account.press(None);
         assert!(!account.is_exceeded());
+    }
+
+    #[test]
+    fn what_a_burst_has_left_is_kept_as_far_as_it_is_used() {
+        assert_eq!(room_to_keep(1024, 0), None, "it isn't much");
+        assert_eq!(room_to_keep(4000, 1000), None, "a quarter is used");
+        assert_eq!(room_to_keep(4004, 1000), Some(2000));
+        assert_eq!(room_to_keep(2000, 1000), None, "and that is what is kept");
+        assert_eq!(room_to_keep(100_000, 0), Some(0));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use super::{
     filters::Filters,
     listener::Accepted,
     local::Local,
-    memory::{Account, Memory},
+    memory::{Account, Memory, room_to_keep},
     rpc::{self, Table},
     tls::Gate,
     upstream::{Pool, retry::Budget},
@@ -436,6 +436,12 @@ impl Worker {
     pub(crate) fn give_memory_back(&self) {
         stock::halve();
         self.rpcs.borrow_mut().shrink();
+        self.timers.shrink();
+        let mut clients = self.clients.borrow_mut();
+        if let Some(room) = room_to_keep(clients.capacity(), clients.len()) {
+            clients.shrink_to(room);
+        }
+        drop(clients);
         // mimalloc returns what has been free for a second to the system, but looks whether there is any only when it
         // gives out or takes back a block of pages of its own: a worker without a burst needs none for hours.
         drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));

@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    data_plane::worker::Load,
+    data_plane::{memory::room_to_keep, worker::Load},
     telemetry::metrics::{Limit, ListenerGauges},
 };
 
@@ -136,6 +136,10 @@ impl Drop for Ticket {
             *from_there -= 1;
             if *from_there == 0 {
                 by_source.remove(&self.source);
+                // No beat comes by here; each that goes pays for a part of the next time.
+                if let Some(room) = room_to_keep(by_source.capacity(), by_source.len()) {
+                    by_source.shrink_to(room);
+                }
             }
         }
     }
@@ -297,6 +301,22 @@ mod tests {
         tickets.clear();
         assert_eq!(lock(&counts.pending).given_up, 0);
         assert_eq!(lock(&counts.pending).count, 0);
+    }
+
+    #[test]
+    fn what_many_sources_have_taken_is_given_back_when_they_are_gone() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = |number: u32| {
+            let source = IpAddr::V4(number.into());
+            let taken = Ticket::take(&counts, &load, source, [usize::MAX; 3]);
+            taken.unwrap().0
+        };
+        let mut tickets: Vec<_> = (0..10_000).map(take).collect();
+        let room = || lock(&counts.by_source).capacity();
+        assert!(room() >= 10_000);
+        tickets.truncate(3);
+        assert!(room() < 2000, "{}", room());
+        assert_eq!(lock(&counts.by_source).len(), 3);
     }
 
     #[test]

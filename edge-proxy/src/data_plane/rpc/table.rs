@@ -6,6 +6,7 @@
 use slab::Slab;
 
 use super::Rpc;
+use crate::data_plane::memory::room_to_keep;
 
 /// Names an RPC of this worker: its place in the table, and a generation, so that what is still said of an RPC that
 /// has ended never reaches the next one in its place.
@@ -94,8 +95,7 @@ impl Table {
     /// Gives back what a burst has left: the places behind the last RPC, which keeps its own. Of the others those in front
     /// are the next to be taken. Generations go on, so that a key from before finds nothing in a place that is there again.
     pub(crate) fn shrink(&mut self) {
-        let room = self.rpcs.capacity();
-        if room > MANY && room / 4 > self.rpcs.len() {
+        if room_to_keep(self.rpcs.capacity(), self.rpcs.len()).is_some() {
             self.rpcs.shrink_to_fit();
         }
     }
@@ -112,9 +112,6 @@ impl Table {
 /// compared with the RPC's own). The last place isn't given: `u32::MAX` stays free, which is the engine's "no key yet".
 const PLACE_BITS: u32 = 20;
 const PLACES: u32 = (1 << PLACE_BITS) - 1;
-
-/// Room for so many isn't worth giving back: 16 KiB.
-const MANY: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -138,6 +138,35 @@ fn the_wall_clock_is_looked_at_again_and_again() {
 }
 
 #[test]
+fn what_many_clients_have_taken_is_given_back_when_they_are_gone() {
+    stopped(|| async {
+        let bench = Bench::new(&[]);
+        let worker = &bench.worker;
+        let (peer, policy) = (([192, 0, 2, 1], 1).into(), Arc::new(policy()));
+        let connection = downstream::Downstream::new(worker, peer, policy, worker.now());
+        let connection = ClientConnection::Http2(Rc::new(connection));
+        let add = |_| {
+            let id = worker.next_client();
+            worker.clients.borrow_mut().insert(id, connection.clone());
+            id
+        };
+        let ids: Vec<u64> = (0..10_000).map(add).collect();
+        for id in &ids[3..] {
+            worker.clients.borrow_mut().remove(id);
+        }
+        let room = || worker.clients.borrow().capacity();
+        assert!(room() > 2000, "{}", room());
+        worker.give_memory_back();
+        assert!(room() < 100, "{}", room());
+        assert!(
+            ids[..3]
+                .iter()
+                .all(|id| worker.clients.borrow().contains_key(id))
+        );
+    });
+}
+
+#[test]
 fn what_still_runs_when_the_process_ends_leaves_its_line() {
     // A second signal, and `drain.deadline`.
     for orders in [&[Phase::Stopped][..], &[Phase::Cutting, Phase::Stopped]] {

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::Worker;
 use crate::data_plane::{
+    memory::room_to_keep,
     rpc::{self, Key},
     upstream::Pool,
 };
@@ -125,6 +126,14 @@ impl Timers {
         self.left_behind.set(0);
     }
 
+    /// Gives back what a burst has left.
+    pub(super) fn shrink(&self) {
+        let mut entries = self.entries.borrow_mut();
+        if let Some(room) = room_to_keep(entries.capacity(), entries.len()) {
+            entries.shrink_to(room);
+        }
+    }
+
     /// How many there are, those left behind among them.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -149,3 +158,28 @@ pub(crate) const AT_ONCE: usize = 100;
 
 /// Fewer entries of RPCs that have ended are no trouble.
 const MANY_LEFT_BEHIND: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_many_deadlines_have_taken_is_given_back_when_they_have_come() {
+        let timers = Timers::default();
+        let (now, soon) = (Instant::now(), Duration::from_secs(1));
+        for number in 0..10_000 {
+            let at = if number < 3 { now + 2 * soon } else { now };
+            timers.add(at, Timer::Waiting(number));
+        }
+        while timers.take_due(now).is_some() {}
+        let room = || timers.entries.borrow().capacity();
+        assert!(room() >= 10_000);
+        timers.shrink();
+        assert!(room() < 100, "{}", room());
+        assert_eq!(timers.take_due(now + soon), None);
+        assert_eq!(timers.take_due(now + 2 * soon), Some(Timer::Waiting(0)));
+        assert_eq!(timers.len(), 2);
+    }
+}
