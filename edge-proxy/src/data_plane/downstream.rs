@@ -60,8 +60,8 @@ pub(crate) struct Downstream {
     accepted: Instant,
     /// When it will be old, in tenths of a second as `moved`; a drain or idleness may have it leave before.
     age: u32,
-    /// When the client's SETTINGS came.
-    ready: Cell<Option<Instant>>,
+    /// When the client's SETTINGS came, in tenths of a second as `moved`.
+    ready: Cell<Option<u32>>,
     /// Streams whose RPC hasn't ended.
     rpcs: Cell<u32>,
     /// Ended RPCs that a backend doesn't know to be cancelled yet.
@@ -500,7 +500,8 @@ impl Side for Rc<Downstream> {
             }
             Event::Settings { first } => {
                 if first {
-                    self.ready.set(Some(now));
+                    let age = now.saturating_duration_since(self.accepted);
+                    self.ready.set(Some(tenths(age)));
                 }
             }
             Event::GoAway { .. } => {

@@ -120,7 +120,7 @@ impl Downstream {
             // As long again for the last part of the greeting.
             Some(since)
                 if self.link.engine().settings_unacked_since().is_some()
-                    && due(since + timeouts.preface) =>
+                    && due(self.accepted + TENTH * since + timeouts.preface) =>
             {
                 worker.shard.limits(Limit::SettingsTimeout).inc();
                 self.link.engine().close(Reason::SETTINGS_TIMEOUT);
