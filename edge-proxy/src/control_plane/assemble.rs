@@ -127,8 +127,8 @@ pub(super) fn report(state: &ClusterState, published: &Cluster) -> ClusterReport
     }
 }
 
-/// Of each whether it is one of `some`, which are in the same order. Each is looked at once: the report is made at each step
-/// of the loop, and there may be thousands.
+/// Of each whether it is one of `some`, which are in the same order. Each is looked at once: the report is made many
+/// times a second, and there may be thousands.
 fn chosen<T: PartialEq>(
     all: impl Iterator<Item = T>,
     some: impl Iterator<Item = T>,

@@ -1,9 +1,11 @@
 //! One cluster's state: its addresses, their health, who is ejected, and when each is looked at next. Pure: told what happened and
 //! what time it is, it says what is due and what changed.
 //!
-//! What workers' hints do to it is in [`ejection`], what a reload does in [`reload`].
+//! What workers' hints do to it is in [`ejection`], what a reload does in [`reload`]. A check that changes nothing costs the
+//! same however many endpoints there are ([`endpoints`]).
 
 mod ejection;
+mod endpoints;
 mod reload;
 
 use std::{
@@ -18,8 +20,9 @@ use std::{
 
 use tokio::time::Instant;
 
+use self::endpoints::{Endpoints, Entry};
 use super::{
-    config::{ClusterSpec, Discovery},
+    config::{ClusterSpec, Discovery, HealthCheckSpec},
     discovery::{Answer, Lookup, Membership},
     health::{Machine, Outcome, Passive},
     pace::{HURRIED, Pace, jittered},
@@ -39,7 +42,7 @@ pub(super) struct ClusterState {
     pub(super) targets: Vec<TargetState>,
     pub(super) members: Membership,
     /// Exactly the members.
-    pub(super) endpoints: BTreeMap<SocketAddr, EndpointState>,
+    pub(super) endpoints: Endpoints,
     /// Of the cluster that this one follows after a reload: an address that stays keeps its identity, and with it
     /// the workers' connections and its counters.
     inherited: BTreeMap<SocketAddr, Arc<EndpointShared>>,
@@ -49,6 +52,8 @@ pub(super) struct ClusterState {
     pub(super) detections: BTreeMap<(Detector, Detected), u64>,
     /// The snapshot of it is out of date.
     pub(super) changed: bool,
+    /// A reload waits for it to be healthy.
+    awaited: bool,
 }
 
 /// One `host:port`.
@@ -78,6 +83,19 @@ pub(super) struct EndpointState {
     pub(super) passive: Passive,
     /// When its last ejection began, and when that ends by itself.
     pub(super) ejected_ms: (u64, u64),
+    /// As [`Endpoints`] knows it.
+    entry: Entry,
+}
+
+/// What a check has changed of its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    /// Nothing that others see.
+    Nothing,
+    /// Something that workers are to know.
+    Published,
+    /// That, and it is healthy now, or no longer.
+    Turned,
 }
 
 /// Something to do now.
@@ -103,12 +121,13 @@ impl ClusterState {
             circuits: previous.map_or_else(Arc::default, |previous| previous.circuits.clone()),
             targets: spec.targets.iter().map(|_| TargetState::new(now)).collect(),
             members: Membership::new(spec.targets.len(), spec.health_check.is_some()),
-            endpoints: BTreeMap::new(),
+            endpoints: Endpoints::new(spec.health_check.is_some()),
             inherited: previous.map(Self::identities).unwrap_or_default(),
             lookups: BTreeMap::new(),
             checks: BTreeMap::new(),
             detections: BTreeMap::new(),
             changed: true,
+            awaited: false,
             spec,
         };
         if let Some(previous) = previous {
@@ -132,7 +151,8 @@ impl ClusterState {
     }
 
     /// Has the workers count by this cluster's thresholds and limits: it comes into force.
-    pub(super) fn enforce(&self) {
+    pub(super) fn enforce(&mut self) {
+        self.awaited = false;
         self.circuits.limit(&self.spec.circuit_breakers);
         for endpoint in self.endpoints.values() {
             let thresholds = &self.spec.outlier_detection.thresholds;
@@ -142,44 +162,31 @@ impl ClusterState {
 
     /// What is to be done now; counts as started.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Due> {
-        self.bring_back(|endpoint| endpoint.passive.advance(now));
+        while let Some(address) = self.endpoints.take_returning(now) {
+            self.bring_back(address, |endpoint| endpoint.passive.advance(now));
+        }
         let mut due = Vec::new();
         if self.spec.discovery == Discovery::StrictDns {
             let targets = self.targets.iter_mut().enumerate();
             due.extend(targets.filter_map(|(i, t)| t.pace.start(now).then_some(Due::LookUp(i))));
         }
-        self.hasten_checks();
-        if self.spec.health_check.is_some() {
-            let endpoints = self.endpoints.values_mut();
-            due.extend(endpoints.filter_map(|endpoint| {
-                endpoint
-                    .pace
-                    .start(now)
-                    .then(|| Due::Check(endpoint.shared.clone()))
-            }));
+        while let Some(endpoint) = self.endpoints.start_check(now) {
+            due.push(Due::Check(endpoint));
         }
         due
     }
 
     /// When something is due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let dns = self.spec.discovery == Discovery::StrictDns;
-        let checks = self.spec.health_check.is_some();
-        let look_ups = self
-            .targets
-            .iter()
-            .filter(|_| dns)
-            .filter_map(|t| t.pace.due());
-        let checks = self
-            .endpoints
-            .values()
-            .filter(|_| checks)
-            .filter_map(|e| e.pace.due());
-        let ejections = self
-            .endpoints
-            .values()
-            .filter_map(|endpoint| Some(endpoint.passive.ejection()?.until));
-        look_ups.chain(checks).chain(ejections).min()
+        let look_up = match self.spec.discovery {
+            Discovery::StrictDns => self.targets.iter().filter_map(|t| t.pace.due()).min(),
+            Discovery::Static => None,
+        };
+        let endpoints = [self.endpoints.next_check(), self.endpoints.next_return()];
+        look_up
+            .into_iter()
+            .chain(endpoints.into_iter().flatten())
+            .min()
     }
 
     /// Whether the addresses that were found for `target` are IPv6.
@@ -231,66 +238,31 @@ impl ClusterState {
         now: Instant,
         chance: f64,
     ) {
-        let Some(spec) = &self.spec.health_check else {
-            return;
-        };
-        let Some(endpoint) = self
-            .endpoints
-            .get_mut(&address)
-            .filter(|e| e.shared.id == id)
+        let (Some(spec), Some(endpoint)) = (&self.spec.health_check, self.endpoints.get(&address))
         else {
             return;
         };
+        if endpoint.shared.id != id {
+            return;
+        }
         *self.checks.entry(outcome.result()).or_default() += 1;
         let started = endpoint.pace.started().unwrap_or(now);
-        let before = (
-            endpoint.machine.health().clone(),
-            endpoint.machine.close_connections(),
-        );
-        let wait = endpoint.machine.record(outcome, spec);
-        endpoint
-            .pace
-            .end((started + jittered(wait, chance)).max(now));
-        let (result, detail) = (outcome.result(), outcome.to_string());
-        let previous = endpoint.last_check.replace(CheckReport {
-            at_ms: now_ms(),
-            latency_us: now.duration_since(started).as_micros() as u64,
-            result,
-            detail: detail.clone(),
+        let was_healthy = endpoint.machine.is_healthy();
+        let threshold = spec.healthy_threshold;
+        let cluster = &self.spec.name;
+        let change = self.endpoints.change(address, |endpoint| {
+            endpoint.checked(cluster, spec, outcome, now, chance)
         });
-        let after = (
-            endpoint.machine.health(),
-            endpoint.machine.close_connections(),
-        );
-        if (&before.0, before.1) != after {
-            self.changed = true;
-        }
-        let turned = std::mem::discriminant(&before.0) != std::mem::discriminant(after.0);
-        // What keeps it out may be something else than what it was first out for: a pod that refused connections while
-        // it started has no health service. Of what isn't an answer two in a row, since such failures may alternate.
-        let again = previous.is_some_and(|previous| previous.result == result);
-        let is_why = matches!(after.0, Health::Unhealthy(reason) if **reason == *detail);
-        let stands = is_why && (again || result.is_failing_answer());
-        if turned || stands && endpoint.told != Some(result) {
-            endpoint.told = Some(result);
-            tell_health(&self.spec.name, &endpoint.shared, after.0);
-        }
-        if turned {
-            endpoint.since_ms = now_ms();
+        self.changed |= change >= Some(Change::Published);
+        if change >= Some(Change::Turned) {
             self.settle(now);
         }
         let passed = *outcome == Outcome::Serving;
-        let threshold = self
-            .spec
-            .health_check
-            .as_ref()
-            .map_or(1, |spec| spec.healthy_threshold);
-        self.bring_back(|endpoint| {
-            if endpoint.shared.id != id {
-                return None;
-            }
+        self.bring_back(address, |endpoint| {
             endpoint.passive.checked(passed, started, threshold, now)
         });
+        let was_last = was_healthy && self.endpoints.healthy() == 0;
+        self.hasten_checks((!was_last).then_some(address));
     }
 
     /// Every name has been answered, and not all with nothing.
@@ -304,16 +276,12 @@ impl ClusterState {
 
     /// That, and every endpoint's first check has ended.
     pub(super) fn warmed_up(&self) -> bool {
-        self.answered()
-            && self
-                .endpoints
-                .values()
-                .all(|endpoint| endpoint.machine.decided())
+        self.answered() && self.endpoints.all_decided()
     }
 
     /// Some endpoint is healthy.
     pub(super) fn has_healthy(&self) -> bool {
-        self.endpoints.values().any(|e| e.machine.is_healthy())
+        self.endpoints.healthy() > 0
     }
 
     /// Why none is, by endpoint, or by name where there is no endpoint.
@@ -337,27 +305,37 @@ impl ClusterState {
         reasons.join("; ")
     }
 
-    /// Has endpoints that aren't healthy checked again a second after the last time, whatever the intervals: somebody waits
-    /// for a healthy one.
-    pub(super) fn hurry_checks(&mut self, now: Instant) {
-        for endpoint in self.endpoints.values_mut() {
-            // One that runs is new enough.
-            if !endpoint.machine.is_healthy() && endpoint.pace.due().is_some() {
-                endpoint.pace.hurry(now);
-            }
-        }
+    /// Has endpoints that aren't healthy checked again a second after the last time, whatever the intervals, until it comes
+    /// into force: somebody waits for a healthy one.
+    pub(super) fn hurry_checks(&mut self) {
+        self.awaited = true;
     }
 
     /// While no endpoint is healthy every RPC fails, so that the checks decide how long the cluster stays down after what
     /// ejected them all: they come as after a first failure, once a second at most.
-    fn hasten_checks(&mut self) {
+    ///
+    /// Looks at the endpoint at `address`, whose check has ended, or at all: the last healthy one no longer is.
+    fn hasten_checks(&mut self, address: Option<SocketAddr>) {
         let Some(spec) = &self.spec.health_check else {
             return;
         };
-        let period = spec.unhealthy_edge_interval.max(HURRIED);
-        if !self.has_healthy() {
-            let endpoints = self.endpoints.values_mut();
-            endpoints.for_each(|endpoint| endpoint.pace.at_least_every(period));
+        let period = if self.awaited {
+            HURRIED
+        } else if self.endpoints.healthy() == 0 {
+            spec.unhealthy_edge_interval.max(HURRIED)
+        } else {
+            return;
+        };
+        let hasten = |endpoint: &mut EndpointState| {
+            if !endpoint.machine.is_healthy() {
+                endpoint.pace.at_least_every(period);
+            }
+        };
+        match address {
+            Some(address) => {
+                self.endpoints.change(address, hasten);
+            }
+            None => self.endpoints.change_all(hasten),
         }
     }
 
@@ -375,7 +353,7 @@ impl ClusterState {
         }
         self.changed = true;
         for address in &change.removed {
-            self.endpoints.remove(address);
+            self.endpoints.remove(*address);
         }
         for address in &change.added {
             // What is inherited counts by the thresholds of the cluster in force, until this one is.
@@ -400,6 +378,7 @@ impl ClusterState {
                     told: None,
                     passive: Passive::default(),
                     ejected_ms: (0, 0),
+                    entry: Entry::default(),
                 },
             );
         }
@@ -445,6 +424,52 @@ impl ClusterState {
                 tracing::info!(cluster, name, "DNS answers again");
             }
             None => {}
+        }
+    }
+}
+
+impl EndpointState {
+    /// A check of it ended.
+    fn checked(
+        &mut self,
+        cluster: &str,
+        spec: &HealthCheckSpec,
+        outcome: &Outcome,
+        now: Instant,
+        chance: f64,
+    ) -> Change {
+        let started = self.pace.started().unwrap_or(now);
+        let before = (
+            self.machine.health().clone(),
+            self.machine.close_connections(),
+        );
+        let wait = self.machine.record(outcome, spec);
+        self.pace.end((started + jittered(wait, chance)).max(now));
+        let (result, detail) = (outcome.result(), outcome.to_string());
+        let previous = self.last_check.replace(CheckReport {
+            at_ms: now_ms(),
+            latency_us: now.duration_since(started).as_micros() as u64,
+            result,
+            detail: detail.clone(),
+        });
+        let after = (self.machine.health(), self.machine.close_connections());
+        let turned = std::mem::discriminant(&before.0) != std::mem::discriminant(after.0);
+        // What keeps it out may be something else than what it was first out for: a pod that refused connections while
+        // it started has no health service. Of what isn't an answer two in a row, since such failures may alternate.
+        let again = previous.is_some_and(|previous| previous.result == result);
+        let is_why = matches!(after.0, Health::Unhealthy(reason) if **reason == *detail);
+        let stands = is_why && (again || result.is_failing_answer());
+        if turned || stands && self.told != Some(result) {
+            self.told = Some(result);
+            tell_health(cluster, &self.shared, after.0);
+        }
+        if turned {
+            self.since_ms = now_ms();
+            Change::Turned
+        } else if (&before.0, before.1) != after {
+            Change::Published
+        } else {
+            Change::Nothing
         }
     }
 }

@@ -3,7 +3,7 @@
 //! One thread, `control`, with one current-thread runtime, so that a busy data path can't starve health checks, probes
 //! and metrics, and the other way round. On it runs one loop (`core.rs`) that owns all state: it starts look-ups and
 //! checks when they are due, applies what they report to pure machines (`discovery`, `health`), and after each
-//! event publishes a whole new [`Snapshot`](crate::snapshot::Snapshot) downwards and a whole new
+//! change publishes a whole new [`Snapshot`](crate::snapshot::Snapshot) downwards, and soon a whole new
 //! [`Report`](status::Report) for operators (`assemble.rs`). `certs` and `config/reload.rs` watch files. The admin
 //! pages and probes are served on the same runtime ([`ControlPlane::runtime`]), where `app.rs` spawns them.
 

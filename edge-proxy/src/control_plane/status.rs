@@ -1,6 +1,6 @@
 //! What the control plane knows, as plain data for the admin pages, the probes and the metrics.
 //!
-//! The control plane builds a whole new [`Report`] after every event and swaps it in; a reader takes an `Arc` and
+//! The control plane builds a whole new [`Report`] within 50 ms of an event and swaps it in; a reader takes an `Arc` and
 //! never waits, and never makes the control plane wait. What changes with every RPC (an endpoint's counters) isn't
 //! copied: each endpoint's report carries the [`EndpointShared`] that the workers count in.
 //!

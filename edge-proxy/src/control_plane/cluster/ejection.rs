@@ -17,17 +17,20 @@ impl ClusterState {
     /// Takes up the workers' hints: endpoints that refused or said GOAWAY are checked and their names looked up, those
     /// that failed too often in a row are ejected.
     pub(in crate::control_plane) fn take_hints(&mut self, now: Instant) {
-        let mut suspected = false;
+        let mut suspects = Vec::new();
         let mut outliers = Vec::new();
-        for (address, endpoint) in &mut self.endpoints {
+        for (address, endpoint) in self.endpoints.iter() {
             let reached = endpoint.shared.streaks.take();
             outliers.extend(reached.map(|detector| (*address, detector)));
             if endpoint.shared.suspect.swap(false, Ordering::Relaxed) {
-                suspected = true;
-                endpoint.pace.hurry(now);
+                suspects.push(*address);
             }
         }
-        if suspected {
+        for address in &suspects {
+            let hurry = |endpoint: &mut EndpointState| endpoint.pace.hurry(now);
+            self.endpoints.change(*address, hurry);
+        }
+        if !suspects.is_empty() {
             for target in &mut self.targets {
                 target.pace.hurry(now);
             }
@@ -48,7 +51,7 @@ impl ClusterState {
         let others = self.endpoints.values().filter(|e| in_use(e)).count();
         let total = self.endpoints.len();
         // One that is out of use already has nothing to lose: these are its last RPCs.
-        let Some(endpoint) = self.endpoints.get_mut(&address).filter(|e| in_use(e)) else {
+        let Some(endpoint) = self.endpoints.get(&address).filter(|e| in_use(e)) else {
             return;
         };
         let detected = if !spec.enforcing[detector as usize] {
@@ -59,42 +62,49 @@ impl ClusterState {
             Detected::Ejected
         };
         *self.detections.entry((detector, detected)).or_default() += 1;
-        let (cluster, address) = (&*self.spec.name, &*endpoint.shared.label);
+        let (cluster, label) = (&*self.spec.name, endpoint.shared.label.clone());
         let (streak, detected_as) = (detector.key(), detected.as_str());
         if detected != Detected::Ejected {
             // Not above: an endpoint that is kept goes on failing, and so would the lines.
             tracing::debug!(
                 cluster,
-                endpoint = address,
+                endpoint = &*label,
                 streak,
                 detected_as,
                 "fails in a row; not ejected"
             );
             return;
         }
-        let length = endpoint.passive.eject(detector, spec, now);
-        let at_ms = now_ms();
-        endpoint.ejected_ms = (at_ms, at_ms + length.as_millis() as u64);
+        let length = self.endpoints.change(address, |endpoint| {
+            let length = endpoint.passive.eject(detector, spec, now);
+            let at_ms = now_ms();
+            endpoint.ejected_ms = (at_ms, at_ms + length.as_millis() as u64);
+            length
+        });
         self.changed = true;
         tracing::warn!(
             cluster,
-            endpoint = address,
+            endpoint = &*label,
             streak,
-            for_seconds = length.as_secs_f64(),
+            for_seconds = length.map(|length| length.as_secs_f64()),
             "ejected: its RPCs fail in a row"
         );
     }
 
-    /// Ends the ejections for which `ended` gives a reason.
+    /// Ends the ejection of the endpoint at `address`, if `ended` gives a reason.
     pub(super) fn bring_back(
         &mut self,
-        mut ended: impl FnMut(&mut EndpointState) -> Option<Return>,
+        address: SocketAddr,
+        ended: impl FnOnce(&mut EndpointState) -> Option<Return>,
     ) {
-        for endpoint in self.endpoints.values_mut() {
-            let Some(why) = ended(endpoint) else { continue };
+        let returned = self.endpoints.change(address, |endpoint| {
+            let why = ended(endpoint)?;
             endpoint.shared.streaks.clear();
+            Some((endpoint.shared.label.clone(), why))
+        });
+        if let Some(Some((endpoint, why))) = returned {
             self.changed = true;
-            let (cluster, endpoint) = (&*self.spec.name, &*endpoint.shared.label);
+            let (cluster, endpoint) = (&*self.spec.name, &*endpoint);
             tracing::info!(cluster, endpoint, ?why, "no longer ejected");
         }
     }

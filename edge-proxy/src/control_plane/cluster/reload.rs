@@ -42,10 +42,13 @@ impl ClusterState {
             self.targets.iter_mut().for_each(|t| t.pace.hurry(now));
         }
         if checked_anew {
-            self.endpoints.values_mut().for_each(|e| e.pace.hurry(now));
+            self.endpoints.change_all(|e| e.pace.hurry(now));
         }
         if judged_anew {
-            self.bring_back(|endpoint| endpoint.passive.forgive(now));
+            let addresses: Vec<_> = self.endpoints.keys().copied().collect();
+            for address in addresses {
+                self.bring_back(address, |endpoint| endpoint.passive.forgive(now));
+            }
         }
     }
 

@@ -139,7 +139,11 @@ impl Plan {
                 let old = in_force.clone().find(|old| old.spec.name == spec.name);
                 match old {
                     Some(old) if old.continues_as(spec) => Planned::Kept,
-                    old => Planned::New(Box::new(ClusterState::new(spec.clone(), old, now))),
+                    old => {
+                        let mut new = ClusterState::new(spec.clone(), old, now);
+                        new.hurry_checks();
+                        Planned::New(Box::new(new))
+                    }
                 }
             })
             .collect();

@@ -142,25 +142,23 @@ impl Core {
         let elsewhere = matches!(outcome, Err(Refusal::Certificate(_)));
         self.reloads.last_text = text.filter(|_| !elsewhere);
         match outcome {
-            Err(refusal) => self.refuse(&refusal, readers),
+            Err(refusal) => self.refuse(&refusal, readers, now),
             Ok(candidate) if self.reloads.plan.is_none() && candidate.config == *self.config => {
                 // Whoever asked, or was told that the file is wrong, is to hear how that ended.
                 let was_wrong = self.reloads.last_error.take().is_some();
                 if was_wrong || !readers.is_empty() {
                     tracing::info!("configuration unchanged: the file says what is in force");
                 }
-                self.report();
+                self.report(now);
                 answer(readers, Ok(()));
             }
             Ok(candidate) => self.plan(*candidate, readers, now),
         }
     }
 
-    /// Puts the plan into force if its time has come, else has what it waits for looked at soon.
+    /// Puts the plan into force if its time has come.
     pub(super) fn advance_reload(&mut self, now: Instant) {
         let Some(plan) = self.reloads.plan.take_if(|plan| plan.is_ripe(now)) else {
-            let fresh = self.reloads.plan.iter_mut().flat_map(Plan::fresh_mut);
-            fresh.for_each(|cluster| cluster.hurry_checks(now));
             return;
         };
         plan.fresh()
@@ -211,7 +209,7 @@ impl Core {
             "configuration reloaded"
         );
         let planners = std::mem::take(&mut reloads.planners);
-        self.report();
+        self.report(now);
         answer(planners, Ok(()));
     }
 
@@ -227,7 +225,7 @@ impl Core {
         self.reloads.last_error = None;
     }
 
-    fn refuse(&mut self, refusal: &Refusal, readers: Vec<Waiter>) {
+    fn refuse(&mut self, refusal: &Refusal, readers: Vec<Waiter>, now: Instant) {
         let message = refusal.to_string();
         let last = self.reloads.last_error.as_ref();
         if readers.is_empty() && last.is_some_and(|last| last.message == message) {
@@ -237,7 +235,7 @@ impl Core {
         tracing::error!("configuration not reloaded, the old one stays: {message}");
         self.reloads.rejected += 1;
         self.reloads.last_error = Some(Problem::now(message.clone()));
-        self.report();
+        self.report(now);
         answer(readers, Err(ReloadError(message)));
     }
 }

@@ -19,6 +19,7 @@ async fn what_an_endpoint_fails_in_a_row_ejects_it_for_a_while() {
     hints.attempted(&second.shared, Ending::LocalOrigin, 5);
     running.until_eligible(&[1, 3]).await;
     let begin = Instant::now();
+    pass(2 * REPORT_PACE).await;
     let report = &running.report().clusters[0];
     let ejection = report.endpoints[1].ejection.unwrap();
     assert_eq!(ejection.ejected_for, "consecutive_local_origin_failure");
@@ -115,7 +116,7 @@ async fn what_a_reload_plans_is_not_counted_by_before_it_comes_into_force() {
     let in_force = &core.clusters[0].state;
     let mut spec = in_force.spec.clone();
     spec.outlier_detection.thresholds.local_origin = 1;
-    let planned = ClusterState::new(spec, Some(in_force), Instant::now());
+    let mut planned = ClusterState::new(spec, Some(in_force), Instant::now());
     let address = in_force.endpoints.keys().next().unwrap();
     let shared = &in_force.endpoints[address].shared;
     assert!(Arc::ptr_eq(shared, &planned.endpoints[address].shared));
