@@ -24,7 +24,7 @@ use self::endpoints::{Endpoints, Entry};
 use super::{
     config::{ClusterSpec, Discovery, HealthCheckSpec},
     discovery::{Answer, Lookup, Membership},
-    health::{Machine, Outcome, Passive},
+    health::{AT_A_TIME, Machine, Outcome, Passive},
     pace::{HURRIED, Pace, jittered},
     status::{CheckReport, CheckResult, Detected, LookupResult, Problem, Standing, now_ms},
 };
@@ -83,6 +83,8 @@ pub(super) struct EndpointState {
     pub(super) passive: Passive,
     /// When its last ejection began, and when that ends by itself.
     pub(super) ejected_ms: (u64, u64),
+    /// Its checks no longer come in step with those of the endpoints that came with it.
+    spread: bool,
     /// As [`Endpoints`] knows it.
     entry: Entry,
 }
@@ -160,7 +162,7 @@ impl ClusterState {
         }
     }
 
-    /// What is to be done now; counts as started.
+    /// What is to be done now, but for checks; counts as started.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Due> {
         while let Some(address) = self.endpoints.take_returning(now) {
             self.bring_back(address, |endpoint| endpoint.passive.advance(now));
@@ -170,22 +172,28 @@ impl ClusterState {
             let targets = self.targets.iter_mut().enumerate();
             due.extend(targets.filter_map(|(i, t)| t.pace.start(now).then_some(Due::LookUp(i))));
         }
-        while let Some(endpoint) = self.endpoints.start_check(now) {
-            due.push(Due::Check(endpoint));
-        }
         due
     }
 
-    /// When something is due next.
+    /// The check that has been due for longest; counts as started.
+    pub(super) fn due_check(&mut self, now: Instant) -> Option<Due> {
+        self.endpoints.start_check(now).map(Due::Check)
+    }
+
+    /// When the next check is due; the past, if it waits for room.
+    pub(super) fn next_check(&self) -> Option<Instant> {
+        self.endpoints.next_check()
+    }
+
+    /// When something else is due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
         let look_up = match self.spec.discovery {
             Discovery::StrictDns => self.targets.iter().filter_map(|t| t.pace.due()).min(),
             Discovery::Static => None,
         };
-        let endpoints = [self.endpoints.next_check(), self.endpoints.next_return()];
         look_up
             .into_iter()
-            .chain(endpoints.into_iter().flatten())
+            .chain(self.endpoints.next_return())
             .min()
     }
 
@@ -250,7 +258,9 @@ impl ClusterState {
         let was_healthy = endpoint.machine.is_healthy();
         let threshold = spec.healthy_threshold;
         let cluster = &self.spec.name;
+        let is_one_of_many = self.endpoints.len() > AT_A_TIME;
         let change = self.endpoints.change(address, |endpoint| {
+            endpoint.spread |= !is_one_of_many;
             endpoint.checked(cluster, spec, outcome, now, chance)
         });
         self.changed |= change >= Some(Change::Published);
@@ -378,6 +388,7 @@ impl ClusterState {
                     told: None,
                     passive: Passive::default(),
                     ejected_ms: (0, 0),
+                    spread: false,
                     entry: Entry::default(),
                 },
             );
@@ -444,7 +455,13 @@ impl EndpointState {
             self.machine.close_connections(),
         );
         let wait = self.machine.record(outcome, spec);
-        self.pace.end((started + jittered(wait, chance)).max(now));
+        // Those that came together would go on in one row: an interval's checks in a second or two, then none.
+        let wait = if wait == spec.interval && !std::mem::replace(&mut self.spread, true) {
+            wait.mul_f64(chance)
+        } else {
+            jittered(wait, chance)
+        };
+        self.pace.end((started + wait).max(now));
         let (result, detail) = (outcome.result(), outcome.to_string());
         let previous = self.last_check.replace(CheckReport {
             at_ms: now_ms(),

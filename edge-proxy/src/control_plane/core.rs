@@ -50,6 +50,8 @@ pub(super) struct Core {
     certificate: certs::Served,
     reloads: Reloads,
     jobs: Jobs,
+    /// Which cluster's check was started last.
+    turn: usize,
     serving: bool,
     /// Latched: see [`Readiness::warmed_up`].
     warmed_up: bool,
@@ -124,6 +126,7 @@ impl Core {
         let mut core = Self {
             reloads: Reloads::new(source),
             jobs: Jobs::new(wires.network, wires.panics.clone()),
+            turn: 0,
             serving: true,
             warmed_up: false,
             started: now,
@@ -265,9 +268,24 @@ impl Core {
             .plan
             .iter_mut()
             .flat_map(|plan| plan.fresh_mut());
-        for cluster in self.clusters.iter_mut().map(|c| &mut c.state).chain(fresh) {
+        let in_force = self.clusters.iter_mut().map(|cluster| &mut cluster.state);
+        let mut clusters: Vec<_> = in_force.chain(fresh).collect();
+        for cluster in &mut clusters {
             for due in cluster.due(now) {
-                self.jobs.start(cluster, due);
+                self.jobs.start(cluster, due, now);
+            }
+        }
+        // One check of each cluster in turn, for as long as there is room.
+        let (count, mut idle) = (clusters.len(), 0);
+        while idle < count && self.jobs.has_room(now) {
+            self.turn = (self.turn + 1) % count;
+            let cluster = &mut clusters[self.turn];
+            match cluster.due_check(now) {
+                Some(due) => {
+                    self.jobs.start(cluster, due, now);
+                    idle = 0;
+                }
+                None => idle += 1,
             }
         }
     }
@@ -355,15 +373,15 @@ impl Core {
     fn next_wake(&self, now: Instant) -> Instant {
         let patience = (!self.warmed_up).then_some(self.started + PATIENCE);
         let plan = self.reloads.plan.as_ref();
-        let in_force = self.clusters.iter().filter_map(|c| c.state.next_due());
-        let fresh = plan
-            .into_iter()
-            .flat_map(|p| p.fresh())
-            .filter_map(ClusterState::next_due);
+        let fresh = plan.into_iter().flat_map(|plan| plan.fresh());
+        let clusters = self.clusters.iter().map(|c| &c.state).chain(fresh);
+        let dues = clusters.clone().filter_map(ClusterState::next_due);
+        let check = clusters.filter_map(ClusterState::next_check).min();
+        // One that is due waits for room.
+        let check = check.map(|due| self.jobs.room_from().map_or(due, |from| due.max(from)));
         let report = self.unreported.then_some(self.report_from);
         let deadlines = patience.into_iter().chain(plan.map(|plan| plan.deadline()));
-        in_force
-            .chain(fresh)
+        dues.chain(check)
             .chain(deadlines)
             .chain(report)
             .min()

@@ -222,6 +222,7 @@ mod tests {
             told: None,
             passive: Passive::default(),
             ejected_ms: (0, 0),
+            spread: false,
             entry: Entry::default(),
         }
     }

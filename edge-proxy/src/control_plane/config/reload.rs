@@ -156,7 +156,7 @@ impl Plan {
     }
 
     /// Its new clusters.
-    pub(in crate::control_plane) fn fresh(&self) -> impl Iterator<Item = &ClusterState> {
+    pub(in crate::control_plane) fn fresh(&self) -> impl Iterator<Item = &ClusterState> + Clone {
         self.clusters.iter().filter_map(|planned| match planned {
             Planned::New(cluster) => Some(&**cluster),
             Planned::Kept => None,

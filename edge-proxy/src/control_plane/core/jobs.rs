@@ -10,14 +10,17 @@ use std::{
     sync::Arc,
 };
 
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::{
+    task::{Id, JoinError, JoinSet},
+    time::Instant,
+};
 
 use crate::{
     control_plane::{
         cluster::{ClusterState, Due},
         config::reload::Read,
         discovery::Lookup,
-        health::Outcome,
+        health::{Outcome, Place, Room},
         network::{self, Network},
         supervise::Panics,
     },
@@ -30,6 +33,8 @@ pub(super) struct Jobs {
     network: Box<dyn Network>,
     tasks: JoinSet<Finished>,
     running: HashMap<Id, Job>,
+    /// For checks.
+    room: Room,
     panics: Panics,
 }
 
@@ -54,7 +59,12 @@ pub(super) enum Ended {
 
 #[derive(Debug)]
 enum Job {
-    Cluster { cluster: u64, due: Due },
+    Cluster {
+        cluster: u64,
+        due: Due,
+        /// Of a check.
+        place: Option<Place>,
+    },
     Read,
 }
 
@@ -71,18 +81,30 @@ impl Jobs {
             network,
             tasks: JoinSet::new(),
             running: HashMap::new(),
+            room: Room::default(),
             panics,
         }
     }
 
+    /// Whether a check may begin.
+    pub(super) fn has_room(&mut self, now: Instant) -> bool {
+        self.room.is_free(now)
+    }
+
+    /// When a check may begin at the latest; `None`: now.
+    pub(super) fn room_from(&self) -> Option<Instant> {
+        self.room.free_from()
+    }
+
     /// Starts what `cluster` said is due.
-    pub(super) fn start(&mut self, cluster: &ClusterState, due: Due) {
-        let task = match &due {
+    pub(super) fn start(&mut self, cluster: &ClusterState, due: Due, now: Instant) {
+        let (task, place) = match &due {
             Due::LookUp(target) => {
                 let at_six = cluster.is_at_six(*target);
                 let target = &cluster.spec.targets[*target];
                 let job = made(|| self.network.look_up(target, cluster.spec.family, at_six));
-                self.tasks.spawn(async { Finished::LookUp(job.await) })
+                let task = self.tasks.spawn(async { Finished::LookUp(job.await) });
+                (task, None)
             }
             Due::Check(endpoint) => {
                 // Only a cluster with checks has any due.
@@ -90,12 +112,14 @@ impl Jobs {
                     return;
                 };
                 let job = made(|| self.network.check(endpoint, spec));
-                self.tasks.spawn(async { Finished::Check(job.await) })
+                let task = self.tasks.spawn(async { Finished::Check(job.await) });
+                (task, Some(self.room.take(spec.timeout, now)))
             }
         };
         let job = Job::Cluster {
             cluster: cluster.id(),
             due,
+            place,
         };
         self.running.insert(task.id(), job);
     }
@@ -143,6 +167,12 @@ impl Jobs {
             Err(error) => (error.id(), None),
         };
         let job = self.running.remove(&id)?;
+        if let Job::Cluster {
+            place: Some(place), ..
+        } = job
+        {
+            self.room.leave(place);
+        }
         if finished.is_none() {
             self.panics.count(match &job {
                 Job::Cluster {
@@ -159,6 +189,7 @@ impl Jobs {
             Job::Cluster {
                 cluster,
                 due: Due::LookUp(target),
+                ..
             } => {
                 let lookup = match finished {
                     Some(Finished::LookUp(lookup)) => Some(lookup),
@@ -173,6 +204,7 @@ impl Jobs {
             Job::Cluster {
                 cluster,
                 due: Due::Check(endpoint),
+                ..
             } => {
                 let outcome = match finished {
                     Some(Finished::Check(outcome)) => outcome,

@@ -1,5 +1,6 @@
 //! The loop under paused time, over a scripted network: what is looked at when, and what is published of it.
 
+mod many;
 mod names;
 mod passive;
 mod reload;

@@ -58,6 +58,8 @@ pub(super) enum Answered {
 #[derive(Clone, Debug)]
 pub(super) enum Checked {
     Outcome(Outcome),
+    /// After so long.
+    Later(Duration, Outcome),
     Never,
     Panic,
     /// Before there is a job.
@@ -102,6 +104,10 @@ impl Network for Scripted {
             match said {
                 None => Outcome::Serving,
                 Some(Checked::Outcome(outcome)) => outcome,
+                Some(Checked::Later(after, outcome)) => {
+                    sleep(after).await;
+                    outcome
+                }
                 Some(Checked::Panic | Checked::PanicAtOnce) => panic!("on purpose"),
                 Some(Checked::Never) => std::future::pending().await,
             }
