@@ -10,7 +10,7 @@ mod timers;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hint::black_box,
     ops::Deref,
     rc::Rc,
@@ -371,7 +371,15 @@ impl Worker {
     pub(crate) fn follow(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         // It may have been quiet for long.
         self.tick();
-        *self.served.borrow_mut() = Rc::new(snapshot.clone().into());
+        let before = self.served.replace(Rc::new(snapshot.clone().into()));
+        if !names(&before).eq(names(&snapshot)) {
+            // Who has been removed is kept by its RPCs, and forgotten with the last one.
+            let known: HashSet<_> = names(&snapshot).collect();
+            self.clusters
+                .borrow_mut()
+                .retain(|name, _| known.contains(name));
+            self.last_counted.take();
+        }
         Pool::apply(self, &snapshot);
     }
 
@@ -472,6 +480,10 @@ impl Served {
         let mut clusters = self.counted.iter();
         clusters.find(|cluster| *cluster.name == *name).cloned()
     }
+}
+
+fn names(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<str>> {
+    snapshot.clusters.iter().map(|cluster| &cluster.name)
 }
 
 impl From<Arc<Snapshot>> for Served {

@@ -46,6 +46,15 @@ impl Methods {
             next
         });
     }
+
+    /// Knows nothing of these clusters any more.
+    pub(super) fn forget(&self, clusters: &HashSet<Arc<str>>) {
+        self.0.rcu(|known| {
+            let mut next = HashMap::clone(known);
+            next.retain(|cluster, _| !clusters.contains(cluster));
+            next
+        });
+    }
 }
 
 /// `/package.Service/Method` without its slash, if it has the form and the characters of gRPC names.

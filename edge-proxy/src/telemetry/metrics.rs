@@ -6,19 +6,22 @@
 //! ([`totals`](super::totals)) and joins what the control plane reports of itself.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, BuildHasherDefault, Hasher},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
-use super::methods::{Methods, UNKNOWN};
 pub use super::{
     counter::{Counter, Gauge, SharedCounter},
     histogram::Histogram,
     labels::{
         AttemptResult, Flag, Flags, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side,
     },
+};
+use super::{
+    methods::{Methods, UNKNOWN},
+    totals::Forgotten,
 };
 
 /// Everything that the process counts. One per process, shared by all threads.
@@ -30,6 +33,8 @@ pub struct Metrics {
     access_log_dropped: OnceLock<Arc<SharedCounter>>,
     methods: Arc<Methods>,
     shards: Mutex<Vec<Arc<Shard>>>,
+    /// What clusters had counted that are forgotten.
+    forgotten: Mutex<Forgotten>,
     listener: Arc<ListenerGauges>,
 }
 
@@ -115,6 +120,7 @@ impl Metrics {
             access_log_dropped: OnceLock::new(),
             methods: Arc::default(),
             shards: Mutex::default(),
+            forgotten: Mutex::default(),
             listener: Arc::default(),
         })
     }
@@ -159,6 +165,35 @@ impl Metrics {
     /// Since [`new`](Self::new).
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Forgets the clusters that `is_kept` doesn't know, each once nobody counts in it any more: a stream of a cluster that a
+    /// reload has removed may run for days. That is of all threads at once, or a scrape would see a counter fall and
+    /// take it for one that began anew.
+    pub fn forget_clusters(&self, is_kept: impl Fn(&str) -> bool) {
+        let shards = self.shards();
+        let (mut gone, mut used) = (HashSet::new(), HashSet::new());
+        for shard in &shards {
+            shard.look_at_clusters(|name, is_used| {
+                if **name != *NONE && !is_kept(name) {
+                    if is_used { &mut used } else { &mut gone }.insert(name.clone());
+                }
+            });
+        }
+        gone.retain(|name| !used.contains(name));
+        if gone.is_empty() {
+            return;
+        }
+        let mut forgotten = lock(&self.forgotten);
+        for shard in &shards {
+            shard.forget(&gone, &mut forgotten);
+        }
+        self.methods.forget(&gone);
+    }
+
+    /// What [`forget_clusters`](Self::forget_clusters) has taken away.
+    pub(super) fn forgotten(&self) -> Forgotten {
+        lock(&self.forgotten).clone()
     }
 
     /// All shards made so far.
@@ -249,6 +284,36 @@ impl Shard {
             .iter()
             .map(|(name, cluster)| (Arc::clone(name), Arc::clone(cluster)))
             .collect()
+    }
+
+    /// Calls `look` with the cluster of each series, and whether somebody counts in that.
+    fn look_at_clusters(&self, mut look: impl FnMut(&Arc<str>, bool)) {
+        for series in lock(&self.series).values() {
+            look(&series.cluster, Arc::strong_count(series) > 1);
+        }
+        for (name, cluster) in lock(&self.clusters).iter() {
+            look(name, Arc::strong_count(cluster) > 1);
+        }
+    }
+
+    /// Forgets these clusters, but what somebody has begun to count in.
+    fn forget(&self, gone: &HashSet<Arc<str>>, forgotten: &mut Forgotten) {
+        // A series that moved on from a place that is free now isn't found any more, and is made anew: of the same
+        // labels, and so told as one.
+        lock(&self.series).retain(|_, series| {
+            let stays = !gone.contains(&series.cluster) || Arc::strong_count(series) > 1;
+            if !stays {
+                forgotten.rpcs.count(series);
+            }
+            stays
+        });
+        lock(&self.clusters).retain(|name, cluster| {
+            let stays = !gone.contains(name) || Arc::strong_count(cluster) > 1;
+            if !stays {
+                forgotten.duration.add(&cluster.duration);
+            }
+            stays
+        });
     }
 
     /// The series of exactly these (an empty path: of the unknown methods), or its place if there is
@@ -513,5 +578,53 @@ mod tests {
             1
         );
         assert_eq!(shard.all_clusters().len(), 1);
+    }
+
+    #[test]
+    fn a_removed_cluster_is_forgotten_once_nobody_counts_in_it() {
+        let (metrics, (route, cluster)) = (Metrics::new(), names());
+        let shards = [metrics.shard(), metrics.shard()];
+        let other: Arc<str> = "other".into();
+        let held = shards.each_ref().map(|shard| {
+            shard.series(&route, &other, b"/x").started.inc();
+            shard.series(&route, &NONE.into(), b"/x").started.inc();
+            let series = shard.series(&route, &cluster, b"/api.Echo/Echo");
+            series.started.inc();
+            series.learn(b"/api.Echo/Echo", 0);
+            series.ended(End::Grpc(0)).inc();
+            let of_cluster = shard.cluster(&cluster);
+            of_cluster.duration.record(Duration::from_secs(1));
+            (series, of_cluster)
+        });
+        let known = || {
+            let totals = metrics.totals();
+            let series = totals.series.keys().map(|(_, cluster, _)| cluster.clone());
+            let names: std::collections::BTreeSet<_> =
+                series.chain(totals.clusters.keys().cloned()).collect();
+            names
+                .iter()
+                .map(|name| name.to_string())
+                .collect::<Vec<_>>()
+        };
+        metrics.forget_clusters(|_| true);
+        assert_eq!(known(), ["echo-grpc", NONE, "other"]);
+        let is_kept = |name: &str| name == "other";
+        let [(series, of_cluster), (series_too, of_cluster_too)] = held;
+        drop((series, of_cluster, series_too));
+        metrics.forget_clusters(is_kept);
+        let series = metrics.totals().series;
+        let of_it = series.iter().filter(|((_, name, _), _)| *name == cluster);
+        let started = of_it.map(|(_, series)| series.started).sum::<u64>();
+        assert_eq!(started, 2, "of both threads, or of none");
+        drop(of_cluster_too);
+        metrics.forget_clusters(is_kept);
+        assert_eq!(known(), [NONE, "other"]);
+        let forgotten = metrics.totals().forgotten;
+        assert_eq!((forgotten.rpcs.started, forgotten.rpcs.in_flight()), (2, 0));
+        assert_eq!(forgotten.duration.count(), 2);
+
+        // Should it come back, it begins anew.
+        let again = shards[0].series(&route, &cluster, b"/api.Echo/Echo");
+        assert_eq!((&*again.method, again.started.get()), (UNKNOWN, 0));
     }
 }

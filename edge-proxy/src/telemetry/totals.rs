@@ -25,6 +25,8 @@ pub struct Totals {
     pub limits: [u64; Limit::COUNT],
     /// By flag.
     pub flags: [u64; Flag::COUNT],
+    /// Of clusters that are in none of the others any more.
+    pub forgotten: Forgotten,
 }
 
 /// Route, cluster, method.
@@ -54,10 +56,22 @@ pub struct ClusterTotals {
     pub retries_refused: [u64; RetryRefusal::COUNT],
 }
 
+/// All RPCs of clusters that a reload has removed.
+#[derive(Clone, Debug, Default)]
+pub struct Forgotten {
+    /// Begun and ended.
+    pub rpcs: SeriesTotals,
+    /// How long they took.
+    pub duration: Distribution,
+}
+
 impl Metrics {
     /// Adds all shards up. Takes no lock for longer than a copy of some pointers.
     pub fn totals(&self) -> Totals {
-        let mut totals = Totals::default();
+        let mut totals = Totals {
+            forgotten: self.forgotten(),
+            ..Totals::default()
+        };
         for shard in self.shards() {
             for side in Side::ALL {
                 let counters = shard.connections(*side);
@@ -76,11 +90,7 @@ impl Metrics {
                     Arc::clone(&series.cluster),
                     Arc::clone(&series.method),
                 );
-                let total = totals.series.entry(key).or_default();
-                for (sum, ended) in total.ended.iter_mut().zip(series.all_ended()) {
-                    *sum += ended.get();
-                }
-                total.started += series.started.get();
+                totals.series.entry(key).or_default().count(&series);
             }
             for (name, cluster) in shard.all_clusters() {
                 let total = totals.clusters.entry(name).or_default();
@@ -96,6 +106,15 @@ impl Metrics {
 }
 
 impl SeriesTotals {
+    /// Adds what one thread counted.
+    pub(super) fn count(&mut self, series: &Series) {
+        // `ended` first: what ends in between is then counted as running, not as less than none.
+        for (sum, ended) in self.ended.iter_mut().zip(series.all_ended()) {
+            *sum += ended.get();
+        }
+        self.started += series.started.get();
+    }
+
     /// RPCs that ended, whatever their status.
     pub fn all_ended(&self) -> u64 {
         self.ended.iter().sum()

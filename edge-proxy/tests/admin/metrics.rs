@@ -112,6 +112,38 @@ async fn what_is_configured_is_there_before_its_first_rpc() {
 }
 
 #[tokio::test]
+async fn a_removed_cluster_is_told_once_more_when_nothing_of_it_runs() {
+    let (state, asked) = support::state(support::report(2));
+    let shard = state.metrics.shard();
+    let (route, removed): (Arc<str>, Arc<str>) = ("/removed/".into(), "removed".into());
+    let running = shard.series(&route, &removed, b"/removed/x");
+    running.started.inc();
+    shard.cluster(&removed).attempts(AttemptResult::Ok).inc();
+    let server = Server::start(state, asked, false).await;
+    let mut scrapes = Vec::new();
+    for _ in 0..2 {
+        scrapes.push(server.get("/metrics").await.body);
+    }
+    running.ended(End::Grpc(0)).inc();
+    drop(running);
+    for _ in 0..2 {
+        scrapes.push(server.get("/metrics").await.body);
+    }
+    let ended = r#"edge_rpcs_ended_total{route="/removed/",cluster="removed",method="unknown",grpc_status="0"}"#;
+    let told = scrapes.iter().map(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix(ended));
+        (line, text.contains(r#"cluster="removed""#))
+    });
+    let expected = [
+        (Some(" 0"), true),
+        (Some(" 0"), true),
+        (Some(" 1"), true),
+        (None, false),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
 async fn a_name_that_was_never_answered_has_waited_longest() {
     let mut report = support::report(2);
     let targets = &mut report.clusters[0].targets;

@@ -69,6 +69,8 @@ impl History {
             part.duration = cluster.duration.clone();
             sample.all.duration.merge(&cluster.duration);
         }
+        sample.all.rpcs += &totals.forgotten.rpcs;
+        sample.all.duration.merge(&totals.forgotten.duration);
         self.0.push_back(sample);
         while self.0.len() > SAMPLES {
             self.0.pop_front();
@@ -180,6 +182,22 @@ mod tests {
         assert_eq!(history.all(), traffic);
         assert_eq!(history.rates(), [10.0; 31]);
         assert_eq!(history.cluster("other").rate, Some(0.0));
+    }
+
+    #[test]
+    fn what_a_removed_cluster_has_counted_is_in_all_for_ever() {
+        let (metrics, mut history) = (Metrics::new(), History::default());
+        let (route, cluster): (Arc<str>, Arc<str>) = ("/".into(), "echo".into());
+        let shard = metrics.shard();
+        let start = Instant::now();
+        shard.series(&route, &cluster, b"/s/m").started.add(3);
+        history.push(start, &metrics.totals());
+        shard.series(&route, &cluster, b"/s/m").started.add(2);
+        metrics.forget_clusters(|_| false);
+        history.push(start + INTERVAL, &metrics.totals());
+        assert_eq!(history.all().started, 5);
+        assert_eq!(history.all().rate, Some(1.0));
+        assert_eq!(history.cluster("echo").started, 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! The page's links are relative, as it is often behind a port-forward or a preview with a path.
 
 use std::{
+    collections::HashSet,
     fmt::Debug,
     future::Future,
     net::SocketAddr,
@@ -135,10 +136,10 @@ impl State {
         report.readiness.ready() && self.process().is_listening()
     }
 
-    /// `/metrics`.
+    /// `/metrics`. What a removed cluster has counted is told once more when nothing of it runs, and then no more.
     fn exposition(&self) -> String {
         let report = self.status.report();
-        exposition::render(&Scrape {
+        let text = exposition::render(&Scrape {
             metrics: &self.metrics,
             report: &report,
             ready: self.is_ready(&report),
@@ -146,7 +147,11 @@ impl State {
             heartbeats: &self.heartbeats,
             memory_limit: self.memory_limit,
             pressure: *self.pressure.borrow(),
-        })
+        });
+        let clusters = report.configuration.config.clusters.iter();
+        let names: HashSet<&str> = clusters.map(|cluster| &*cluster.name).collect();
+        self.metrics.forget_clusters(|name| names.contains(name));
+        text
     }
 }
 

@@ -74,7 +74,7 @@ impl Rpc {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return self.fail(worker, Failure::DeadlineExceeded, now);
         }
-        let Some(cluster) = self.cluster.take() else {
+        let (Some(cluster), Some(state)) = (self.cluster.take(), self.record.cluster()) else {
             return self.fail(worker, failure, now);
         };
         // Discovery and health may have learnt something since the first attempt.
@@ -85,7 +85,6 @@ impl Rpc {
         let retry = if waits_again || worker.phase.get() == Phase::Cutting {
             Retry::No
         } else {
-            let state = worker.cluster(&cluster.name);
             let retry = retry::decide(
                 outcome,
                 self.tried.len() as u32,

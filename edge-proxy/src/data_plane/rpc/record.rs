@@ -99,6 +99,11 @@ impl Record {
         self.cluster = counted.cluster;
     }
 
+    /// The cluster that it is counted in.
+    pub(super) fn cluster(&self) -> Option<&Rc<ClusterState>> {
+        self.cluster.as_ref()
+    }
+
     /// An attempt on `endpoint` begins, whether or not it can be connected to.
     pub(super) fn attempted(&mut self, endpoint: &Arc<EndpointShared>, now: Instant) {
         if let Some(state) = &self.cluster

@@ -45,6 +45,7 @@ use crate::{
 /// A worker whose tasks run on the test's [`LocalSet`](tokio::task::LocalSet), and what it writes.
 pub(crate) struct Bench {
     pub(crate) worker: Rc<Worker>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) shard: Arc<Shard>,
     pub(crate) log: RefCell<AccessLog>,
     directory: tempfile::TempDir,
@@ -77,7 +78,8 @@ impl Bench {
             path: Some(directory.path().join("log")),
         })
         .unwrap();
-        let shard = Metrics::new().shard();
+        let metrics = Metrics::new();
+        let shard = metrics.shard();
         let snapshot = Arc::new(snapshot(backends, listener, cluster));
         let memory = Account::new(Memory::new(granted, 1), 0);
         let hints = Arc::<Hints>::default();
@@ -94,6 +96,7 @@ impl Bench {
         tokio::task::spawn_local(worker::fire_timers(worker.clone()));
         Self {
             worker,
+            metrics,
             shard,
             log: RefCell::new(log),
             directory,

@@ -1,12 +1,13 @@
 use std::io::{Read as _, Write as _};
 
-use http2::{Event, hpack::Encoder};
+use http2::{Event, Reason, hpack::Encoder};
 use tokio::time::advance;
 
 use super::*;
 use crate::{
     data_plane::{
         listener::{Counts, Ticket},
+        route::RouteTable,
         testing::{
             self, Bench, Client, END_HEADERS, HEADERS, SETTINGS, at_once, backend, cluster_policy,
             frame, policy, running, settle, stopped, until,
@@ -116,6 +117,51 @@ fn a_new_snapshot_is_followed_at_the_moment_it_comes() {
         worker.follow(worker.snapshot().snapshot.clone());
         assert_eq!(worker.now(), testing::now());
     });
+}
+
+#[test]
+fn a_removed_cluster_is_counted_for_as_long_as_an_rpc_of_it_runs() {
+    for refuses in [false, true] {
+        running(|| async {
+            let mut echo = testing::echo();
+            let address = backend(move |engine, event| match event {
+                Event::Data {
+                    stream,
+                    end_stream: true,
+                    ..
+                } if refuses => {
+                    engine.reset(stream, Reason::REFUSED_STREAM);
+                }
+                event => echo(engine, event),
+            })
+            .await;
+            let bench = Bench::new(&[address]);
+            let mut client = Client::connect(&bench).await;
+            let stream = client.call("/api.Echo/Echo", b"body", false);
+            client.flush().await;
+            let series = || bench.shard.cluster(&"backends".into());
+            until(|| series().active.get() == 1).await;
+            let mut removed = Snapshot::clone(&bench.worker.snapshot());
+            removed.clusters.clear();
+            removed.routes = Arc::new(RouteTable::new(Vec::new()));
+            bench.worker.follow(Arc::new(removed));
+            let counted = || {
+                bench.metrics.forget_clusters(|_| false);
+                let totals = bench.metrics.totals();
+                let mut started = totals.series.iter();
+                let started = started.find(|((_, name, _), _)| **name == *"backends");
+                let attempts = totals.clusters.get("backends");
+                (started.map(|(_, of)| of.started), attempts.is_some())
+            };
+            assert_eq!(counted(), (Some(1), true));
+            client.engine.send_data(stream, b"", true, testing::now());
+            let status = client.status(stream).await;
+            assert_eq!(status, if refuses { "14" } else { "0" });
+            until(|| counted() == (None, false)).await;
+            let forgotten = bench.metrics.totals().forgotten;
+            assert_eq!((forgotten.rpcs.started, forgotten.rpcs.in_flight()), (1, 0));
+        });
+    }
 }
 
 #[test]
