@@ -3,7 +3,7 @@
 //! A message has up to [`MAX_MESSAGE`] bytes and a connection a hundred streams, so without this
 //! one connection could ask for more memory than a container has. A message counts from the
 //! arrival of its bytes until the last byte of its answer has been written ([`crate::messages`]
-//! counts); what doesn't fit is refused with RESOURCE_EXHAUSTED.
+//! counts, and sees to it that they move); what doesn't fit is refused with RESOURCE_EXHAUSTED.
 //!
 //! It refuses and never waits: messages that have arrived by halves would wait for each other.
 //! An RPC that is the only one left always fits, so of any crowd somebody gets through.
@@ -164,9 +164,15 @@ impl Charge {
 
     /// What it stands for; this one stands for nothing then.
     pub(crate) fn take(&mut self) -> Self {
-        let mut taken = self.budget.charge(self.kind);
-        std::mem::swap(&mut taken.counted, &mut self.counted);
-        taken
+        self.split(usize::MAX)
+    }
+
+    /// `bytes` of what it stands for, or all of it; this one stands for the rest then.
+    pub(crate) fn split(&mut self, bytes: usize) -> Self {
+        let mut part = self.budget.charge(self.kind);
+        part.counted = bytes.min(self.counted);
+        self.counted -= part.counted;
+        part
     }
 }
 
@@ -281,6 +287,8 @@ mod tests {
         let mut taken = left.take();
         drop(left);
         assert_eq!(budget.used(), 70);
+        drop(taken.split(10));
+        assert_eq!(budget.used(), 60);
         assert_eq!(
             taken.set(FREE + 100),
             Ok(()),

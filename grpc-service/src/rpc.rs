@@ -10,8 +10,8 @@
 //! 3. a panic of it becomes INTERNAL, and the connection's other RPCs don't notice;
 //! 4. whatever the answer is, it carries the header `hostname`;
 //! 5. the response stream goes on under the same deadline and the same cut;
-//! 6. the messages of both directions count, and RESOURCE_EXHAUSTED ends what is too much
-//!    (`messages`);
+//! 6. the messages of both directions count, and RESOURCE_EXHAUSTED ends what is too much,
+//!    DEADLINE_EXCEEDED what moves too slowly (`messages`);
 //! 7. when it has ended, one line of the log tells method, status, duration and peer.
 //!
 //! tonic's own server would do 2 only up to the response's headers, and make answers of its own
@@ -138,6 +138,7 @@ impl Rpcs {
             .headers_mut()
             .insert(HOSTNAME, self.hostname.clone());
         record.answered(&response);
+        download.answered();
         response.map(|body| RpcBody {
             body: Some(body),
             download,

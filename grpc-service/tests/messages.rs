@@ -9,6 +9,8 @@
 #[expect(dead_code, reason = "the other program of tests needs the rest")]
 mod support;
 
+use std::time::Duration;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use grpc_service::{Budget, MAX_MESSAGE};
 use tonic::client::Grpc;
@@ -111,7 +113,7 @@ async fn who_reads_no_answers_holds_the_budget_and_not_the_server() {
         unread.push((within(response).await.unwrap(), client));
     }
     // A client's window is 64 KiB: nearly all of both answers is still here.
-    assert!(budget.used() > 7_900_000, "{}", budget.used());
+    assert!(budget.used() > 7_800_000, "{}", budget.used());
 
     let other = server.channel().await;
     let status = within(echo(Grpc::new(other.clone()), LARGE))
@@ -129,6 +131,54 @@ async fn who_reads_no_answers_holds_the_budget_and_not_the_server() {
     let call = echo(Grpc::new(server.channel().await), LARGE);
     assert_eq!(within(call).await.unwrap(), LARGE);
     drop(unread);
+    nothing_in_work(&budget).await;
+}
+
+/// With a byte now and then it would hold the budget for ever.
+#[tokio::test]
+async fn who_sends_too_slowly_is_told_so() {
+    let budget = Budget::new(LARGE);
+    let server = with(&budget).await;
+    let mut client = server.client().await;
+    let (response, mut upload) = client.start("/test.Probe/Echo", None).await;
+    let mut message = message(LARGE);
+    upload.send_data(message.split_to(400_000), false).unwrap();
+    until(|| budget.used() > 390_000).await;
+    pass(Duration::from_secs(29)).await;
+    upload.send_data(message.split_to(1), false).unwrap();
+    assert_eq!(
+        client.call("/test.Probe/Read", None).await.status(),
+        Code::Ok
+    );
+    assert!(budget.used() > 390_000);
+    pass(Duration::from_secs(26)).await;
+    let answer = Answer::read(within(response).await.unwrap()).await;
+    assert_eq!(answer.status(), Code::DeadlineExceeded);
+    assert_eq!(answer.hostname(), "replica-1");
+    let reason = within(std::future::poll_fn(|cx| upload.poll_reset(cx))).await;
+    assert_eq!(reason.unwrap(), h2::Reason::NO_ERROR);
+    nothing_in_work(&budget).await;
+}
+
+#[tokio::test]
+async fn who_reads_too_slowly_holds_the_budget_no_longer() {
+    let budget = Budget::new(LARGE);
+    let server = with(&budget).await;
+    let mut client = server.client().await;
+    let (response, mut upload) = client.start("/test.Probe/Echo", None).await;
+    upload.send_data(message(LARGE), true).unwrap();
+    let unread = within(response).await.unwrap();
+    // Its window is used up: five pieces of the answer have been taken.
+    let kept = LARGE - 5 * 16 * 1024;
+    until(|| budget.used() < kept + 2 * 16 * 1024).await;
+    pass(Duration::from_secs(15)).await;
+    assert!(budget.used() > kept);
+    pass(Duration::from_secs(25)).await;
+    // What h2 has got is a piece, and one that hyper holds.
+    until(|| budget.used() <= 2 * 16 * 1024).await;
+    let call = echo(Grpc::new(server.channel().await), LARGE - 100_000);
+    assert_eq!(within(call).await.unwrap(), LARGE - 100_000);
+    assert_eq!(Answer::read(unread).await.status(), Code::DeadlineExceeded);
     nothing_in_work(&budget).await;
 }
 
@@ -236,6 +286,13 @@ fn message(length: usize) -> Bytes {
     message.put_u32(text.len().try_into().unwrap());
     message.put(text);
     message.freeze()
+}
+
+/// So much time passes at once; what waits for the kernel meanwhile goes by the machine's clock.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 async fn nothing_in_work(budget: &Budget) {
