@@ -154,6 +154,12 @@ impl Tls {
         }
     }
 
+    /// What it keeps beside the session's keys: records without an end, plaintext that nobody has taken yet, and what waits
+    /// for the socket.
+    pub(crate) fn memory(&self) -> usize {
+        self.unread.capacity() + self.plain.capacity() + self.sealed.capacity()
+    }
+
     /// Reads once and computes.
     fn read_handshake(&mut self) -> io::Result<()> {
         let from = self.make_room();

@@ -5,6 +5,9 @@
 //! moves the request's body on. hyper's bodies meet [`rpc`] in an [`Exchange`], one bounded buffer each way: the
 //! request is read only as far as the RPC's credit goes, and what hyper hasn't taken of the response counts as queued.
 //!
+//! hyper is there from a request's first byte until its answer has left. What it buffers, with room for the largest head and
+//! answer that came, would be most of what a quiet connection takes, and clients may have as many of these as they like.
+//!
 //! hyper has no clock here. The limits of a connection (first head, later heads, idleness, age, a socket that takes
 //! nothing) are the listener's, kept in `deadlines.rs`. Requests that hyper refuses itself are answered, counted and logged
 //! as ours, in `refused.rs`.
@@ -46,7 +49,12 @@ use tokio::{
 };
 
 pub(crate) use self::exchange::Exchange;
-use self::{convert::Refusal, exchange::Responding, framing::Framing, io::Io};
+use self::{
+    convert::Refusal,
+    exchange::Responding,
+    framing::Framing,
+    io::{Buffers, Io},
+};
 use super::{
     downstream::{ClientConnection, Open},
     rpc,
@@ -83,9 +91,11 @@ pub(crate) struct Connection {
     /// hyper waits for bytes that came before the answer to the request before them had left: whether a head is among
     /// them.
     put_off: Cell<Option<bool>>,
-    /// The memory of bytes that hyper doesn't get yet, as the worker's account has it.
+    /// Bytes of the head under way that hyper has got.
+    head: Cell<usize>,
+    /// What waits for the client, as the worker's account has it.
     held: Cell<usize>,
-    /// Since when it holds such bytes.
+    /// Since when there is any.
     holds_since: Cell<Option<Instant>>,
     /// What it holds is needed elsewhere.
     shed: Cell<bool>,
@@ -160,14 +170,16 @@ pub(crate) async fn serve(
     accepted: Instant,
     open: Open,
 ) {
-    serve_on(&worker, tls, early, peer, policy, accepted).await;
+    let kept = |tls: &Box<Tls>| tls.memory();
+    serve_on(&worker, tls, kept, early, peer, policy, accepted).await;
     drop(open);
 }
 
-/// [`serve`], on any transport.
-async fn serve_on(
+/// [`serve`], on any transport; `kept`: the memory that it keeps.
+async fn serve_on<T: AsyncRead + AsyncWrite + Unpin>(
     worker: &Rc<Worker>,
-    transport: impl AsyncRead + AsyncWrite + Unpin,
+    transport: T,
+    kept: fn(&T) -> usize,
     early: Vec<u8>,
     peer: SocketAddr,
     policy: Arc<ListenerPolicy>,
@@ -178,23 +190,18 @@ async fn serve_on(
     let client = ClientConnection::Http1(connection.clone());
     worker.clients.borrow_mut().insert(id, client);
     connection.follow(worker.phase.get(), worker.now());
-    run(&connection, transport, early).await;
+    let io = Io::new(transport, kept, early, connection.clone());
+    run(&connection, io).await;
     worker.clients.borrow_mut().remove(&id);
 }
 
-async fn run(
-    connection: &Rc<Connection>,
-    transport: impl AsyncRead + AsyncWrite + Unpin,
-    early: Vec<u8>,
-) {
-    let io = TokioIo::new(Io::new(transport, early, connection.clone()));
-    let service = Service(connection.clone());
-    let mut hyper = builder(&connection.policy).serve_connection(io, service);
+async fn run(connection: &Rc<Connection>, io: Io<impl AsyncRead + AsyncWrite + Unpin>) {
+    let mut hyper = None;
     let gone = Gone(connection);
     let sleep = tokio::time::sleep_until(connection.check_at.get().into());
     tokio::pin!(sleep);
     let end = poll_fn(|cx| {
-        let turn = AssertUnwindSafe(|| connection.turn(&mut hyper, sleep.as_mut(), cx));
+        let turn = AssertUnwindSafe(|| connection.turn(&io, &mut hyper, sleep.as_mut(), cx));
         catch_unwind(turn).unwrap_or(Poll::Ready(End::Panic))
     })
     .await;
@@ -218,8 +225,10 @@ async fn run(
             return tracing::error!(peer = %connection.peer, "a panic ended a client's connection");
         }
     }
-    let io = hyper.into_parts().io.into_inner();
-    close(io.into_transport(), &answer).await;
+    drop(hyper);
+    if let Some(transport) = io.into_transport() {
+        close(transport, &answer).await;
+    }
 }
 
 impl Connection {
@@ -248,6 +257,7 @@ impl Connection {
             given_up: RefCell::default(),
             framing: Cell::new(Framing::new()),
             put_off: Cell::new(None),
+            head: Cell::new(0),
             held: Cell::new(0),
             holds_since: Cell::new(None),
             shed: Cell::new(false),
@@ -258,9 +268,10 @@ impl Connection {
     }
 
     /// The order of work in one turn.
-    fn turn(
-        &self,
-        hyper: &mut Hyper<TokioIo<Io<impl AsyncRead + AsyncWrite + Unpin>>, Service>,
+    fn turn<T: AsyncRead + AsyncWrite + Unpin>(
+        self: &Rc<Self>,
+        io: &Io<T>,
+        hyper: &mut Option<Box<Hyper<TokioIo<Io<T>>, Service>>>,
         mut sleep: Pin<&mut Sleep>,
         cx: &mut Context<'_>,
     ) -> Poll<End> {
@@ -280,14 +291,37 @@ impl Connection {
             }
         }
         if self.leaving.get().is_some() && self.may_leave() {
-            Pin::new(&mut *hyper).graceful_shutdown();
+            match hyper {
+                Some(hyper) => Pin::new(&mut **hyper).graceful_shutdown(),
+                None => return Poll::Ready(End::Finished),
+            }
         }
 
-        // 2. hyper reads, calls the service, and writes.
-        match hyper.poll_without_shutdown(cx) {
-            Poll::Ready(Ok(())) => return Poll::Ready(End::Finished),
-            Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
-            Poll::Pending => {}
+        // 2. hyper reads, calls the service, and writes, if there is anything for it.
+        if hyper.is_none()
+            && let Poll::Ready(some) = io.poll_some(cx)
+        {
+            if !some {
+                return Poll::Ready(End::Finished);
+            }
+            let service = Service(self.clone());
+            let new = builder(&self.policy).serve_connection(TokioIo::new(io.clone()), service);
+            *hyper = Some(Box::new(new));
+        }
+        if let Some(running) = hyper {
+            let was_quiet = self.is_quiet();
+            match running.poll_without_shutdown(cx) {
+                Poll::Ready(Ok(())) => return Poll::Ready(End::Finished),
+                Poll::Ready(Err(error)) => return Poll::Ready(End::Failed(error)),
+                Poll::Pending => {}
+            }
+            // It has settled what was, and has asked the transport for the next head: that wakes this task. What it may have
+            // of it are empty lines.
+            if was_quiet && self.is_quiet() && io.is_empty() {
+                *hyper = None;
+                io.hyper_gone();
+                self.head.set(0);
+            }
         }
 
         // 3. What it read of bodies goes on. hyper wakes this task when it has more.
@@ -295,6 +329,7 @@ impl Connection {
         for exchange in exchanges {
             exchange.pump(cx, now);
         }
+        self.account(io.buffers());
 
         // 4. Sleep until the socket, an RPC or a deadline has something for us.
         if sleep.deadline() != self.check_at.get().into() {
@@ -326,7 +361,31 @@ impl Connection {
         self.put_off.set(Some(begins));
     }
 
-    /// The memory of what hyper doesn't get yet.
+    /// Whether hyper has nothing to do but to wait for a next request.
+    fn is_quiet(&self) -> bool {
+        matches!(
+            self.stage.get(),
+            Stage::First { begun: false } | Stage::Idle(_)
+        ) && self.output.get() == Output::Quiet
+            && !self.framing.get().in_body()
+            && self.exchanges.borrow().is_empty()
+            && self.given_up.borrow().is_none()
+    }
+
+    /// Tells the worker's account what waits for the client: to take it, or to send the rest of what it began. Not what a
+    /// request takes while it is answered: nothing could free that, and others would pay for it.
+    fn account(&self, buffers: Buffers) {
+        let blocked = self.write_blocked.get().is_some();
+        let (hyper, transport) = match self.stage.get() {
+            Stage::First { begun: true } | Stage::Head(_) => (true, true),
+            Stage::First { begun: false } | Stage::Idle(_) => (blocked, true),
+            Stage::Busy => (blocked, blocked),
+        };
+        let counted = |counts, memory| if counts { memory } else { 0 };
+        let held = counted(hyper, buffers.hyper) + counted(transport, buffers.transport);
+        self.holds(buffers.ahead + held);
+    }
+
     fn holds(&self, memory: usize) {
         if self.shed.get() {
             return;
@@ -339,7 +398,7 @@ impl Connection {
         }
     }
 
-    /// Since when it holds bytes that wait for the answer before them.
+    /// Since when it holds something that waits for the client.
     pub(crate) fn stalled(&self) -> Option<Instant> {
         let since = self.holds_since.get();
         since.filter(|_| self.held.get() >= WORTHWHILE)
@@ -374,6 +433,9 @@ impl Connection {
         let of_body = framing.in_body();
         let n = framing.take(bytes);
         self.framing.set(framing);
+        if !of_body {
+            self.head.set(self.head.get() + n);
+        }
         let begins = !of_body && begins_a_head(&bytes[..n]);
         match self.stage.get() {
             Stage::First { .. } if begins => self.stage.set(Stage::First { begun: true }),
@@ -407,10 +469,9 @@ impl Connection {
     fn on_flush(&self) {
         if self.output.get() == Output::Answering && self.stage.get() != Stage::Busy {
             self.output.set(Output::Quiet);
-            let given_up = self.given_up.take().is_some();
-            if given_up || self.put_off.get().is_some() || self.leaving.get().is_some() {
-                self.wake();
-            }
+            self.given_up.take();
+            // What was put off, the end of a connection that is leaving, or hyper's.
+            self.wake();
         }
     }
 
@@ -437,6 +498,7 @@ impl Connection {
     fn request(self: &Rc<Self>, request: http::Request<Incoming>) -> Responding {
         let now = self.worker.now();
         self.stage.set(Stage::Busy);
+        self.head.set(0);
         self.output.set(Output::Answering);
         if self.worker.phase.get() != Phase::Running {
             let since = match self.worker.phase.get() {
@@ -495,6 +557,7 @@ impl hyper::service::Service<http::Request<Incoming>> for Service {
 
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
+        self.0.holds(0);
         let exchanges = std::mem::take(&mut *self.0.exchanges.borrow_mut());
         // What hyper has and the socket didn't take, the client hasn't.
         let written = self.0.output.get() != Output::Answering;

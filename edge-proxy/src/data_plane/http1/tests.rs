@@ -34,11 +34,22 @@ fn accept(
     policy: ListenerPolicy,
     transport: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) {
+    accept_keeping(bench, policy, transport, |_| 0);
+}
+
+/// [`accept`], on a transport that keeps so much memory.
+fn accept_keeping<T: AsyncRead + AsyncWrite + Unpin + 'static>(
+    bench: &Bench,
+    policy: ListenerPolicy,
+    transport: T,
+    kept: fn(&T) -> usize,
+) {
     let worker = bench.worker.clone();
+    let policy = Arc::new(policy);
     tokio::task::spawn_local(async move {
         let peer = "192.0.2.7:4711".parse().unwrap();
         let now = worker.tick();
-        serve_on(&worker, transport, Vec::new(), peer, Arc::new(policy), now).await;
+        serve_on(&worker, transport, kept, Vec::new(), peer, policy, now).await;
     });
 }
 
@@ -155,6 +166,46 @@ fn a_request_is_answered_with_server_and_date_once_and_the_connection_stays() {
         let lines = bench.logged();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].contains("HTTP/1.1"), "{}", lines[0]);
+    });
+}
+
+/// Its buffers are most of what a quiet connection would take.
+#[test]
+fn hyper_is_there_while_a_request_is() {
+    paused(|| async {
+        let bench = Bench::new(&[]);
+        let mut client = connect(&bench);
+        let is_there = || {
+            let clients = bench.worker.clients.borrow();
+            let Some(ClientConnection::Http1(connection)) = clients.values().next() else {
+                unreachable!()
+            };
+            // By hyper's service; without it there are the worker's, the task's and the transport's.
+            Rc::strong_count(connection) > 3
+        };
+        settle().await;
+        assert!(!is_there());
+        for lines in ["", "\r\n"] {
+            send(&mut client, lines).await;
+            settle().await;
+            assert!(!is_there(), "an empty line is no request");
+            send(&mut client, "GET /direct/ HT").await;
+            settle().await;
+            assert!(is_there());
+            ask(&mut client, "TP/1.1\r\nhost: a\r\n\r\n", "direct").await;
+            settle().await;
+            assert!(!is_there());
+        }
+        // Nor is it any more when several came at once.
+        let get = "GET /direct/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        let post = "POST /direct/ HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc";
+        send(&mut client, &[get, post, get].concat()).await;
+        for _ in 0..3 {
+            read_to(&mut client, "direct").await;
+        }
+        settle().await;
+        assert!(!is_there());
+        direct(&mut client).await;
     });
 }
 

@@ -157,6 +157,91 @@ fn what_is_read_ahead_counts_as_held_back_and_its_connection_goes_when_memory_is
     });
 }
 
+/// Of hyper's buffers nobody else knows.
+#[test]
+fn a_head_that_is_not_whole_counts_as_held_back_and_its_connection_goes_when_memory_is_short() {
+    frozen(|| async {
+        // A quarter of it may be held: two of these and not three.
+        let (policy, cluster) = (testing::policy(), testing::cluster_policy());
+        let bench = Bench::within(Some(240 * 1024), &[], policy, cluster);
+        let held = || bench.worker.memory.held();
+        let begin = format!("GET /direct/ HTTP/1.1\r\nx: {}", "x".repeat(6000));
+        let end = "\r\nhost: a\r\n\r\n";
+        let mut clients = Vec::new();
+        for number in 1..=3 {
+            let mut client = connect(&bench);
+            // Not of a first request only.
+            if number == 2 {
+                direct(&mut client).await;
+                settle().await;
+            }
+            let before = held();
+            send(&mut client, &begin).await;
+            if number < 3 {
+                at_once(|| held() >= before + 20_000).await;
+            }
+            clients.push(client);
+            pass(Duration::from_millis(300)).await;
+        }
+        at_once(|| bench.shard.limits(Limit::Memory).get() == 1).await;
+        assert_eq!(read_all(&mut clients.remove(0)).await, "");
+        assert!(!bench.worker.memory.is_short());
+        for client in &mut clients {
+            ask(client, end, "direct").await;
+        }
+        at_once(|| held() == 0).await;
+    });
+}
+
+#[test]
+fn what_hyper_has_of_an_answer_counts_while_its_client_takes_nothing() {
+    frozen(|| async {
+        let address = backend(|engine, event| {
+            if let Event::Headers { stream, .. } = event {
+                engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+                engine.send_data(stream, &[b'x'; 30_000], true, Instant::now());
+            }
+        })
+        .await;
+        // One may be held, and not two.
+        let (policy, cluster) = (testing::policy(), testing::cluster_policy());
+        let bench = Bench::within(Some(240 * 1024), &[address], policy, cluster);
+        let held = || bench.worker.memory.held();
+        let get = "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n";
+        let (mut first, mut second) = {
+            let client = || connect_with(&bench, testing::policy(), 4096);
+            (client(), client())
+        };
+        send(&mut first, get).await;
+        at_once(|| bench.worker.rpcs.borrow().len() == 0 && held() > 30_000).await;
+        pass(Duration::from_millis(300)).await;
+        send(&mut second, get).await;
+        at_once(|| bench.shard.limits(Limit::Memory).get() == 1).await;
+        let cut = read_all(&mut first).await;
+        assert!(cut.len() < 30_000, "{}", cut.len());
+        let whole = read_to(&mut second, "\r\n0\r\n\r\n").await;
+        assert!(whole.len() > 30_000, "{}", whole.len());
+        at_once(|| held() == 0).await;
+    });
+}
+
+/// A record without an end, say, of which no head has begun.
+#[test]
+fn what_the_transport_keeps_counts_while_no_request_is_answered() {
+    frozen(|| async {
+        let (bench, _, requests) = unanswered().await;
+        let held = || bench.worker.memory.held();
+        let (mut client, server) = tokio::io::duplex(4096);
+        accept_keeping(&bench, testing::policy(), server, |_| 5000);
+        at_once(|| held() == 5000).await;
+        let now = bench.worker.tick();
+        let clients = bench.worker.clients.borrow().clone();
+        assert!(clients.values().all(|one| one.stalled() == Some(now)));
+        send(&mut client, "GET /plain/ HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        at_once(|| requests.get() == 1 && held() == 0).await;
+    });
+}
+
 #[test]
 fn a_client_that_goes_away_while_its_request_waits_for_a_connection() {
     running(|| async {
