@@ -93,13 +93,14 @@ pub(super) fn fields(headers: &Headers) -> HeaderMap {
     map
 }
 
-/// Trailers of a request.
-pub(super) fn trailers(map: &HeaderMap) -> Headers {
+/// Trailers of a request, or the rule of RFC 9113 that they break.
+pub(super) fn trailers(map: &HeaderMap) -> Result<Headers, &'static str> {
     let mut headers = Headers::with_capacity(map.len(), 256);
     for (name, value) in map {
         headers.push(name.as_str().as_bytes(), value.as_bytes());
     }
-    headers
+    headers.validate(Kind::Trailers)?;
+    Ok(headers)
 }
 
 /// RFC 9112 §3.2: exactly one `host`, but for HTTP/1.0; and one that can stand in `:authority`, where the filters put

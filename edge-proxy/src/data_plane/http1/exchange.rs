@@ -23,7 +23,8 @@ use hyper::body::{Frame, Incoming};
 use super::{Connection, convert};
 use crate::{
     data_plane::rpc::{self, Key},
-    telemetry::metrics::ResetCause,
+    error::Failure,
+    telemetry::metrics::{Limit, ResetCause},
 };
 
 /// See the module's head.
@@ -256,7 +257,10 @@ impl Exchange {
                 }
                 Some(Ok(Err(frame))) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
-                    rpc::request_trailers(worker, key, convert::trailers(&trailers), now);
+                    match self.judge(&trailers) {
+                        Ok(trailers) => rpc::request_trailers(worker, key, trailers, now),
+                        Err(failure) => rpc::refuse_trailers(worker, key, failure, now),
+                    }
                 }
                 Some(Err(error)) => {
                     tracing::debug!(peer = %self.connection.peer, %error, "a request's body broke off");
@@ -270,6 +274,21 @@ impl Exchange {
                 None => rpc::request_data(worker, key, &[], true, now),
             }
         }
+    }
+
+    /// The request's trailers, if they keep to what HTTP/2's engine asks of its clients: a backend may end the connection that
+    /// all clients share for what is above its own limit, which is 16 KiB in hyper.
+    fn judge(&self, trailers: &HeaderMap) -> Result<Headers, Failure> {
+        let headers = convert::trailers(trailers).map_err(|rule| {
+            tracing::debug!(peer = %self.connection.peer, rule, "malformed trailers");
+            Failure::MalformedRequest
+        })?;
+        if headers.list_size() > self.connection.policy.http2.max_header_bytes as usize {
+            let shard = &self.connection.worker.shard;
+            shard.limits(Limit::HeaderBytes).inc();
+            return Err(Failure::HeadersTooLarge);
+        }
+        Ok(headers)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
         wire::Side as _,
         worker::{Phase, Worker},
     },
-    error::{Failure, Flag, ResetCause},
+    error::{Failure, Fault, Flag, ResetCause},
     snapshot::{
         Timeouts,
         circuit::{Circuit, Permits},
@@ -129,13 +129,18 @@ impl Rpc {
                 Failure::Overloaded => Some(labels::ResetCause::Overload),
                 Failure::Draining => Some(labels::ResetCause::Drain),
                 Failure::Internal => Some(labels::ResetCause::Internal),
+                Failure::MalformedRequest | Failure::HeadersTooLarge => {
+                    Some(labels::ResetCause::Malformed)
+                }
                 _ => None,
             };
             if let Some(cause) = cause {
                 worker.shard.resets(cause).inc();
             }
         }
-        if let Some(attempt) = self.leave_upstream(worker) {
+        if let Some(attempt) = self.leave_upstream(worker)
+            && failure.fault() != Fault::Client
+        {
             attempt.failed();
         }
         if !relayed {

@@ -223,6 +223,11 @@ pub(crate) fn request_trailers(worker: &Rc<Worker>, key: Key, headers: Headers, 
     });
 }
 
+/// The request has ended in trailers that no backend is to see.
+pub(crate) fn refuse_trailers(worker: &Rc<Worker>, key: Key, failure: Failure, now: Instant) {
+    step(worker, key, |rpc| rpc.refuse_trailers(worker, failure, now));
+}
+
 /// Queued DATA of the request was framed.
 pub(crate) fn request_sent(worker: &Rc<Worker>, key: Key, bytes: usize) {
     let now = worker.now();

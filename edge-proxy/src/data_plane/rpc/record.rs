@@ -385,13 +385,15 @@ fn failed_attempt(failure: Failure) -> Option<AttemptResult> {
             ResetCause::ProtocolError => AttemptResult::ProtocolError,
         },
         Failure::DeadlineExceeded | Failure::StreamIdle => AttemptResult::TimedOut,
-        Failure::Draining | Failure::Internal | Failure::Overloaded => AttemptResult::Cancelled,
+        Failure::Draining
+        | Failure::Internal
+        | Failure::Overloaded
+        | Failure::MalformedRequest
+        | Failure::HeadersTooLarge => AttemptResult::Cancelled,
         Failure::NoRoute
         | Failure::NoEndpoint
         | Failure::NoHealthyUpstream
         | Failure::InvalidAuthority
-        | Failure::MalformedRequest
-        | Failure::HeadersTooLarge
         | Failure::CircuitLimit(_)
         | Failure::GrpcOverHttp1
         | Failure::ConnectMethod => return None,

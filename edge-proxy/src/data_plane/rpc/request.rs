@@ -285,6 +285,21 @@ impl Rpc {
         self.answer_if_ended(worker, now)
     }
 
+    /// The request's end can't go on, so neither can the request.
+    pub(super) fn refuse_trailers(
+        &mut self,
+        worker: &Rc<Worker>,
+        failure: Failure,
+        now: Instant,
+    ) -> Step {
+        self.request_ended = Some(now);
+        match self.state {
+            // The response is there, and nobody wants the rest of the request.
+            State::Flushing(_) => Step::On,
+            _ => self.fail(worker, failure, now),
+        }
+    }
+
     /// `bytes` more of the request were framed in this attempt: the client gets credit, once.
     pub(super) fn request_forwarded(&mut self, bytes: usize, now: Instant) {
         if bytes > 0 {

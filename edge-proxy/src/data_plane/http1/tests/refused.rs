@@ -1,5 +1,7 @@
 //! Requests that end at the proxy: its own answers, and those that hyper gives by itself.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::error::Flag;
 
@@ -215,5 +217,127 @@ fn of_two_lengths_only_the_chunks_reach_the_backend() {
             assert_eq!(head.get(b"connection"), None);
         }
         assert_eq!(heads.borrow().len(), 2);
+    });
+}
+
+/// A request that ends in these trailers.
+fn with_trailers(path: &str, trailers: &str) -> String {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked");
+    format!("{head}\r\n\r\n1\r\na\r\n0\r\n{trailers}\r\n")
+}
+
+/// Trailers that servers on hyper don't take, and the answers to requests that end in them.
+fn refused_trailers() -> [(String, &'static str, &'static str); 4] {
+    let large = "request header fields too large";
+    [
+        (
+            format!("x-large: {}\r\n", "x".repeat(20 << 10)),
+            "431",
+            large,
+        ),
+        ("aab: c\r\n".repeat(460), "431", large),
+        ("te: gzip\r\n".into(), "400", "malformed request"),
+        ("upgrade: h2c\r\n".into(), "400", "malformed request"),
+    ]
+}
+
+/// Sends the rest of a request, and has its answer.
+async fn is_refused(client: &mut DuplexStream, rest: &str, status: &str, text: &str) {
+    let answer = ask(client, rest, text).await;
+    assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+}
+
+#[test]
+fn trailers_that_backends_do_not_forgive_are_refused() {
+    running(|| async {
+        let begun = Rc::new(Cell::new(0));
+        let ends = Rc::new(RefCell::new(Vec::new()));
+        let mut echo = echo();
+        let address = backend({
+            let (begun, ends) = (begun.clone(), ends.clone());
+            move |engine, event| {
+                match &event {
+                    Event::Headers { .. } => begun.set(begun.get() + 1),
+                    Event::Trailers { headers, .. } => ends.borrow_mut().push(headers.len()),
+                    Event::Reset { .. } => ends.borrow_mut().push(0),
+                    _ => {}
+                }
+                echo(engine, event);
+            }
+        })
+        .await;
+        let bench = Bench::new(&[address]);
+        let mut client = connect(&bench);
+        for (number, (trailers, status, text)) in (1..).zip(refused_trailers()) {
+            let request = with_trailers("/plain/", &trailers);
+            let (begin, end) = request.split_at(request.find("0\r\n").unwrap());
+            send(&mut client, begin).await;
+            until(|| begun.get() == number).await;
+            is_refused(&mut client, end, status, text).await;
+            until(|| ends.borrow().len() == number).await;
+            is_refused(
+                &mut client,
+                &with_trailers("/direct/", &trailers),
+                status,
+                text,
+            )
+            .await;
+        }
+        // The connection stays, and so does the one to the backend; whatever else trailers hold passes.
+        let fields = "x-sum: 1\r\n".repeat(200);
+        let answer = ask(&mut client, &with_trailers("/plain/", &fields), "0\r\n\r\n").await;
+        assert!(answer.contains("/plain/ 1\r\n"), "{answer}");
+        assert_eq!(*ends.borrow(), [0, 0, 0, 0, 200]);
+        let endpoint = &bench.worker.snapshot().clusters[0].endpoints[0].shared;
+        assert_eq!(endpoint.connections.load(Ordering::Relaxed), 1);
+        assert_eq!(endpoint.failures.load(Ordering::Relaxed), 0);
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 4);
+        assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 4);
+        let refused = |line: &&String| line.contains(" flags=DPE ");
+        assert_eq!(bench.logged().iter().filter(refused).count(), 8);
+    });
+}
+
+#[test]
+fn such_trailers_behind_the_answers_head_end_the_connection() {
+    for (trailers, ..) in refused_trailers() {
+        running(|| async {
+            let address = backend(|engine, event| {
+                if let Event::Headers { stream, .. } = event {
+                    engine.send_headers(stream, &headers(&[(":status", "200")]), false);
+                }
+            })
+            .await;
+            let bench = Bench::new(&[address]);
+            let mut client = connect(&bench);
+            let request = with_trailers("/plain/", &trailers);
+            let (begin, end) = request.split_at(request.find("0\r\n").unwrap());
+            ask(&mut client, begin, "\r\n\r\n").await;
+            send(&mut client, end).await;
+            assert_eq!(read_all(&mut client).await, "", "it isn't whole");
+            assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 1);
+        });
+    }
+}
+
+#[test]
+fn such_trailers_are_refused_while_the_request_waits_for_a_connection() {
+    running(|| async {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let bench = Bench::new(&[listener.local_addr().unwrap()]);
+        let mut client = connect(&bench);
+        for (trailers, status, text) in refused_trailers() {
+            is_refused(
+                &mut client,
+                &with_trailers("/plain/", &trailers),
+                status,
+                text,
+            )
+            .await;
+        }
+        assert_eq!(bench.worker.rpcs.borrow().len(), 0);
+        assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 0);
     });
 }
