@@ -5,6 +5,8 @@
 //! before a connection costs more than its socket: connections in all, per source address, and handshakes that aren't
 //! through. What is above a limit is closed at once, counted by limit.
 
+// The pending handshakes, and who goes when there are too many.
+mod pending;
 // A connection's place in all the counts.
 mod ticket;
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use http2::Known;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::{
@@ -512,35 +512,40 @@ fn a_request_that_never_left_is_attempted_again_for_nothing() {
     }
 }
 
+/// A client of `source`, on its way through a handshake of which so many may be pending.
+async fn handed_over(
+    bench: &Bench,
+    counts: &Arc<listener::Counts>,
+    source: [u8; 4],
+    handshakes: usize,
+) -> TcpStream {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (socket, peer) = listener.accept().await.unwrap();
+    let load = Arc::<crate::data_plane::worker::Load>::default();
+    let ticket = Ticket::take(counts, &load, source.into(), [9, 9, handshakes])
+        .unwrap()
+        .0;
+    let accepted = Accepted {
+        socket: socket.into_std().unwrap(),
+        peer,
+        ticket,
+    };
+    tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
+    client
+}
+
 #[test]
 fn a_handshake_without_a_hello_is_given_up_for_a_newer_connection() {
     running(|| async {
         let bench = Bench::new(&[]);
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-            .await
-            .unwrap();
         let counts = Arc::<listener::Counts>::default();
-        let load = Arc::<crate::data_plane::worker::Load>::default();
-        let mut clients = Vec::new();
-        for _ in 0..2 {
-            clients.push(
-                TcpStream::connect(listener.local_addr().unwrap())
-                    .await
-                    .unwrap(),
-            );
-            let (socket, peer) = listener.accept().await.unwrap();
-            let ticket = Ticket::take(&counts, &load, peer.ip(), [9, 9, 1])
-                .unwrap()
-                .0;
-            let accepted = Accepted {
-                socket: socket.into_std().unwrap(),
-                peer,
-                ticket,
-            };
-            tokio::task::spawn_local(serve(bench.worker.clone(), accepted));
-        }
-        let mut newer = clients.pop().unwrap();
-        let mut silent = clients.pop().unwrap();
+        let mut silent = handed_over(&bench, &counts, [192, 0, 2, 1], 1).await;
+        let mut newer = handed_over(&bench, &counts, [192, 0, 2, 1], 1).await;
         let mut byte = [0];
         assert_eq!(silent.read(&mut byte).await.unwrap(), 0);
         assert_eq!(bench.shard.handshakes(HandshakeResult::Refused).get(), 1);
@@ -550,6 +555,28 @@ fn a_handshake_without_a_hello_is_given_up_for_a_newer_connection() {
                 .is_err()
         );
         until(|| counts.open() == 1).await;
+    });
+}
+
+#[test]
+fn a_handshake_that_stops_after_its_hello_is_given_up_for_a_client_that_has_fewer() {
+    running(|| async {
+        let bench = Bench::new(&[]);
+        let counts = Arc::<listener::Counts>::default();
+        let name = "localhost".try_into().unwrap();
+        let mut session = rustls::ClientConnection::new(testing::tls().1, name).unwrap();
+        let mut hello = Vec::new();
+        session.write_tls(&mut hello).unwrap();
+        let mut heard = Vec::new();
+        for source in [1, 1, 2] {
+            let mut client = handed_over(&bench, &counts, [192, 0, 2, source], 2).await;
+            client.write_all(&hello).await.unwrap();
+            assert_ne!(client.read(&mut [0; 16 << 10]).await.unwrap(), 0);
+            heard.push(client);
+        }
+        heard[0].read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(bench.shard.handshakes(HandshakeResult::Refused).get(), 1);
+        until(|| counts.open() == 2).await;
     });
 }
 

@@ -1,11 +1,7 @@
 //! A connection's place in all the counts: connections in all, of one source, pending handshakes.
-//!
-//! Of pending handshakes the oldest goes that hasn't sent a whole ClientHello: whoever connects and says nothing can't keep
-//! others out. It is the worker that closes it: while a worker is behind, only a few may wait for that, and newcomers are
-//! refused instead; else a flood of connections would take as many files as it likes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,6 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::pending::{Handshake, Pending};
 use crate::{
     data_plane::{memory::room_to_keep, worker::Load},
     telemetry::metrics::{Limit, ListenerGauges},
@@ -28,31 +25,6 @@ pub(crate) struct Ticket {
     source: IpAddr,
     /// Until it is through.
     handshake: Option<Handshake>,
-}
-
-/// A pending handshake.
-#[derive(Debug)]
-struct Handshake {
-    /// Its place in the order of arrival.
-    number: u64,
-    /// Its ClientHello is here: it isn't given up any more.
-    heard: bool,
-    given_up: Arc<Notify>,
-}
-
-/// The pending handshakes.
-#[derive(Debug, Default)]
-struct Pending {
-    /// How many.
-    count: usize,
-    /// Those of them without a whole ClientHello, oldest first, and how to tell them that they are given up.
-    silent: BTreeMap<u64, Arc<Notify>>,
-    /// Those that were given up, and whose sockets aren't closed yet: not counted above.
-    given_up: usize,
-    /// The next one's number.
-    next: u64,
-    /// Where `count` is shown.
-    gauges: Arc<ListenerGauges>,
 }
 
 /// How many connections there are, by each limit.
@@ -82,7 +54,7 @@ impl Ticket {
         if from_there >= per_source {
             return Err(Limit::ConnectionsPerSource);
         }
-        let (handshake, given_up) = lock(&counts.pending).enter(handshakes)?;
+        let (handshake, given_up) = lock(&counts.pending).enter(source, handshakes)?;
         by_source.insert(source, from_there + 1);
         drop(by_source);
         counts.open.fetch_add(1, Ordering::Relaxed);
@@ -97,10 +69,9 @@ impl Ticket {
     }
 
     /// The ClientHello has come.
-    pub(crate) fn heard(&mut self) {
-        if let Some(handshake) = &mut self.handshake {
-            let mut pending = lock(&self.counts.pending);
-            handshake.heard |= pending.silent.remove(&handshake.number).is_some();
+    pub(crate) fn heard(&self) {
+        if let Some(handshake) = &self.handshake {
+            lock(&self.counts.pending).heard(handshake);
         }
     }
 
@@ -115,13 +86,7 @@ impl Ticket {
     /// The handshake is through (or failed).
     pub(crate) fn handshake_done(&mut self) {
         if let Some(handshake) = self.handshake.take() {
-            let mut pending = lock(&self.counts.pending);
-            if handshake.heard || pending.silent.remove(&handshake.number).is_some() {
-                pending.count -= 1;
-                pending.show();
-            } else {
-                pending.given_up -= 1;
-            }
+            lock(&self.counts.pending).leave(&handshake);
         }
     }
 }
@@ -145,47 +110,10 @@ impl Drop for Ticket {
     }
 }
 
-impl Pending {
-    /// One more; whether the oldest silent one had to go for it.
-    fn enter(&mut self, limit: usize) -> Result<(Handshake, bool), Limit> {
-        let full = self.count >= limit;
-        if full {
-            if self.given_up >= GIVEN_UP {
-                return Err(Limit::PendingHandshakes);
-            }
-            // Those that have said who they are are being answered.
-            let (_, oldest) = self.silent.pop_first().ok_or(Limit::PendingHandshakes)?;
-            oldest.notify_one();
-            self.given_up += 1;
-        } else {
-            self.count += 1;
-            self.show();
-        }
-        let handshake = Handshake {
-            number: self.next,
-            heard: false,
-            given_up: Arc::default(),
-        };
-        self.next += 1;
-        self.silent
-            .insert(handshake.number, handshake.given_up.clone());
-        Ok((handshake, full))
-    }
-
-    /// Within the lock, so that the last one to show is the last one to count.
-    fn show(&self) {
-        let gauge = &self.gauges.handshakes_pending;
-        gauge.store(self.count, Ordering::Relaxed);
-    }
-}
-
 impl Counts {
     pub(super) fn shown_by(gauges: &Arc<ListenerGauges>) -> Self {
         Self {
-            pending: Mutex::new(Pending {
-                gauges: gauges.clone(),
-                ..Pending::default()
-            }),
+            pending: Mutex::new(Pending::shown_by(gauges)),
             ..Self::default()
         }
     }
@@ -211,9 +139,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Handshakes that were given up and wait for their worker to close them.
-const GIVEN_UP: usize = 64;
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -221,7 +146,7 @@ mod tests {
         task::{Context, Waker},
     };
 
-    use super::*;
+    use super::{super::pending::GIVEN_UP, *};
 
     const LIMITS: [usize; 3] = [4, 3, 2];
 
@@ -247,7 +172,7 @@ mod tests {
         heard.heard();
         let (silent, given_up) = take().unwrap();
         assert!(!given_up);
-        let (mut newer, given_up) = take().unwrap();
+        let (newer, given_up) = take().unwrap();
         assert!(given_up, "for the newer one");
         assert_eq!(shown(), 2, "the other one's is over");
         assert!(is_given_up(&silent) && !is_given_up(&heard) && !is_given_up(&newer));
@@ -264,8 +189,7 @@ mod tests {
         assert_eq!(shown(), 1);
         take().unwrap();
         drop((newer, heard));
-        assert_eq!((lock(&counts.pending).count, shown()), (0, 0));
-        assert!(lock(&counts.pending).silent.is_empty());
+        assert_eq!((lock(&counts.pending).count(), shown()), (0, 0));
         assert_eq!(counts.open(), 0);
     }
 
@@ -277,14 +201,14 @@ mod tests {
                 .unwrap()
                 .0
         };
-        let mut late = take();
+        let late = take();
         let newer = take();
         late.heard();
         assert!(is_given_up(&late));
         drop(late);
-        assert_eq!(lock(&counts.pending).count, 1);
+        assert_eq!(lock(&counts.pending).count(), 1);
         drop(newer);
-        assert_eq!(lock(&counts.pending).count, 0);
+        assert_eq!(lock(&counts.pending).count(), 0);
     }
 
     #[test]
@@ -299,8 +223,7 @@ mod tests {
         tickets.push(take().unwrap().0);
         assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
         tickets.clear();
-        assert_eq!(lock(&counts.pending).given_up, 0);
-        assert_eq!(lock(&counts.pending).count, 0);
+        assert_eq!(lock(&counts.pending).count(), 0);
     }
 
     #[test]
