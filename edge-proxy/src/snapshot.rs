@@ -60,7 +60,7 @@ pub struct ListenerPolicy {
     pub health_check: Option<EdgeHealthCheck>,
     /// Connections open at once.
     pub max_connections: usize,
-    /// Connections open at once from one source address.
+    /// Connections open at once from one source: an IPv4 address, or the /64 of an IPv6 address.
     pub max_connections_per_source: usize,
     /// Connections between accept and the end of their TLS handshake.
     pub max_pending_handshakes: usize,

@@ -2,7 +2,7 @@
 //!
 //! One acceptor on a thread of its own gives each connection to the worker with the fewest: gRPC clients open few,
 //! long-lived connections, and hashing (SO_REUSEPORT) can put all of them on one core. The limits are enforced here,
-//! before a connection costs more than its socket: connections in all, per source address, and handshakes that aren't
+//! before a connection costs more than its socket: connections in all, of one source, and handshakes that aren't
 //! through. What is above a limit is closed at once, counted by limit.
 
 // The pending handshakes, and who goes when there are too many.
@@ -12,7 +12,7 @@ mod ticket;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
@@ -22,7 +22,10 @@ use tokio::sync::{mpsc, watch};
 
 pub(crate) use self::ticket::{Counts, Ticket};
 
-use super::worker::{Handle, Load};
+use super::{
+    source::Source,
+    worker::{Handle, Load},
+};
 use crate::{
     snapshot::{
         Heartbeats, ListenerPolicy, Reader,
@@ -207,7 +210,7 @@ impl Accepting {
         self.counts.arrive();
         let policy = self.policy();
         while let Some((worker, load)) = self.fewest() {
-            let ticket = match self.ticket(load, peer.ip(), &policy) {
+            let ticket = match self.ticket(load, peer.ip().into(), &policy) {
                 Ok(ticket) => ticket,
                 Err(limit) => {
                     self.shard.limits(limit).inc();
@@ -258,7 +261,7 @@ impl Accepting {
     fn ticket(
         &self,
         load: &Arc<Load>,
-        source: IpAddr,
+        source: Source,
         policy: &ListenerPolicy,
     ) -> Result<Ticket, Limit> {
         if self.pressure.borrow().level >= Level::Closed {
@@ -316,11 +319,13 @@ const BACKOFF_LAST: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::{data_plane::testing, snapshot::Publisher, telemetry::captured::Log};
 
-    fn source(last: u8) -> IpAddr {
-        [192, 0, 2, last].into()
+    fn source(last: u8) -> Source {
+        IpAddr::from([192, 0, 2, last]).into()
     }
 
     fn accepting(workers: Workers, room: usize) -> Accepting {

@@ -13,6 +13,8 @@
 
 // 1: accept, connection limits, hand-over to a worker.
 pub(crate) mod listener;
+// Whose a connection or an RPC is, wherever clients are counted or take turns.
+mod source;
 // One thread: its runtime, its state, its clock.
 pub(crate) mod worker;
 // How much may be held back for peers that don't take it.

@@ -69,7 +69,7 @@ pub(super) struct Listener {
     /// holds. Default: 10000, or memory limit ÷ 32 KiB if less.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
-    /// Connections open at once from one source address. Default: 256.
+    /// Connections open at once from one source: an IPv4 address, or the /64 of an IPv6 address. Default: 256.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections_per_source: Option<At<u64>>,
     /// Connections between accept and the end of their TLS handshake. Default: 512.

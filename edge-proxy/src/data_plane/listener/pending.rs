@@ -17,13 +17,15 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
     sync::{Arc, atomic::Ordering},
 };
 
 use tokio::sync::Notify;
 
-use crate::telemetry::metrics::{Limit, ListenerGauges};
+use crate::{
+    data_plane::source::Source,
+    telemetry::metrics::{Limit, ListenerGauges},
+};
 
 /// See the module's head.
 #[derive(Debug, Default)]
@@ -41,7 +43,7 @@ pub(super) struct Pending {
 /// A pending handshake.
 #[derive(Debug)]
 pub(super) struct Handshake {
-    source: IpAddr,
+    source: Source,
     /// Its place in the order of arrival.
     number: u64,
     pub(super) given_up: Arc<Notify>,
@@ -52,13 +54,13 @@ pub(super) struct Handshake {
 struct Group {
     len: usize,
     /// Each source's, oldest first, and how to tell them that they are given up. None is empty.
-    by_source: HashMap<IpAddr, BTreeMap<u64, Arc<Notify>>>,
+    by_source: HashMap<Source, BTreeMap<u64, Arc<Notify>>>,
     /// The last one has most; of those that have as many, it has the oldest.
     ranks: BTreeSet<Rank>,
 }
 
 /// How many a source has, and the number of its oldest.
-type Rank = (usize, Reverse<u64>, IpAddr);
+type Rank = (usize, Reverse<u64>, Source);
 
 impl Pending {
     pub(super) fn shown_by(gauges: &Arc<ListenerGauges>) -> Self {
@@ -71,7 +73,7 @@ impl Pending {
     /// One more; whether another had to go for it.
     pub(super) fn enter(
         &mut self,
-        source: IpAddr,
+        source: Source,
         limit: usize,
     ) -> Result<(Handshake, bool), Limit> {
         let full = self.count() >= limit;
@@ -118,7 +120,7 @@ impl Pending {
     }
 
     /// Takes out the one that goes for one of `newcomer`.
-    fn take_for(&mut self, newcomer: IpAddr) -> Option<Arc<Notify>> {
+    fn take_for(&mut self, newcomer: Source) -> Option<Arc<Notify>> {
         let own = self.of(newcomer);
         let mostly_heard = self.heard.len > self.silent.len;
         if mostly_heard
@@ -139,7 +141,7 @@ impl Pending {
     }
 
     /// How many of them are of this source.
-    fn of(&self, source: IpAddr) -> usize {
+    fn of(&self, source: Source) -> usize {
         self.silent.of(source) + self.heard.of(source)
     }
 
@@ -151,33 +153,33 @@ impl Pending {
 }
 
 impl Group {
-    fn add(&mut self, source: IpAddr, number: u64, given_up: Arc<Notify>) {
+    fn add(&mut self, source: Source, number: u64, given_up: Arc<Notify>) {
         self.change(source, |own| own.insert(number, given_up));
     }
 
-    fn remove(&mut self, source: IpAddr, number: u64) -> Option<Arc<Notify>> {
+    fn remove(&mut self, source: Source, number: u64) -> Option<Arc<Notify>> {
         self.change(source, |own| own.remove(&number))
     }
 
-    fn pop_oldest(&mut self, source: IpAddr) -> Option<Arc<Notify>> {
+    fn pop_oldest(&mut self, source: Source) -> Option<Arc<Notify>> {
         let (_, given_up) = self.change(source, BTreeMap::pop_first)?;
         Some(given_up)
     }
 
     /// The source that has most, and how many.
-    fn largest(&self) -> Option<(usize, IpAddr)> {
+    fn largest(&self) -> Option<(usize, Source)> {
         let (most, _, source) = self.ranks.last()?;
         Some((*most, *source))
     }
 
-    fn of(&self, source: IpAddr) -> usize {
+    fn of(&self, source: Source) -> usize {
         self.by_source.get(&source).map_or(0, BTreeMap::len)
     }
 
     /// Changes what a source has, and its rank with it.
     fn change<R>(
         &mut self,
-        source: IpAddr,
+        source: Source,
         change: impl FnOnce(&mut BTreeMap<u64, Arc<Notify>>) -> R,
     ) -> R {
         let rank = |own: &BTreeMap<u64, _>| {
@@ -206,6 +208,7 @@ pub(super) const GIVEN_UP: usize = 64;
 #[cfg(test)]
 mod tests {
     use std::{
+        net::IpAddr,
         pin::pin,
         task::{Context, Waker},
     };
@@ -214,8 +217,8 @@ mod tests {
 
     use super::*;
 
-    fn source(last: u8) -> IpAddr {
-        [192, 0, 2, last].into()
+    fn source(last: u8) -> Source {
+        IpAddr::from([192, 0, 2, last]).into()
     }
 
     fn is_given_up(handshake: &Handshake) -> bool {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::pending::{Handshake, Pending};
 use crate::{
-    data_plane::{memory::room_to_keep, worker::Load},
+    data_plane::{memory::room_to_keep, source::Source, worker::Load},
     telemetry::metrics::{Limit, ListenerGauges},
 };
 
@@ -22,7 +21,7 @@ use crate::{
 pub(crate) struct Ticket {
     counts: Arc<Counts>,
     load: Arc<Load>,
-    source: IpAddr,
+    source: Source,
     /// Until it is through.
     handshake: Option<Handshake>,
 }
@@ -32,7 +31,7 @@ pub(crate) struct Ticket {
 pub(crate) struct Counts {
     open: AtomicUsize,
     pending: Mutex<Pending>,
-    by_source: Mutex<HashMap<IpAddr, usize>>,
+    by_source: Mutex<HashMap<Source, usize>>,
     /// Connections accepted since the start: the drain looks whether still some arrive.
     arrived: AtomicUsize,
 }
@@ -42,7 +41,7 @@ impl Ticket {
     pub(crate) fn take(
         counts: &Arc<Counts>,
         load: &Arc<Load>,
-        source: IpAddr,
+        source: Source,
         limits: [usize; 3],
     ) -> Result<(Self, bool), Limit> {
         let [connections, per_source, handshakes] = limits;
@@ -142,6 +141,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::{
+        net::IpAddr,
         pin::pin,
         task::{Context, Waker},
     };
@@ -150,8 +150,8 @@ mod tests {
 
     const LIMITS: [usize; 3] = [4, 3, 2];
 
-    fn source(last: u8) -> IpAddr {
-        [192, 0, 2, last].into()
+    fn source(last: u8) -> Source {
+        IpAddr::from([192, 0, 2, last]).into()
     }
 
     fn is_given_up(ticket: &Ticket) -> bool {
@@ -230,7 +230,7 @@ mod tests {
     fn what_many_sources_have_taken_is_given_back_when_they_are_gone() {
         let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
         let take = |number: u32| {
-            let source = IpAddr::V4(number.into());
+            let source = IpAddr::V4(number.into()).into();
             let taken = Ticket::take(&counts, &load, source, [usize::MAX; 3]);
             taken.unwrap().0
         };
@@ -261,5 +261,18 @@ mod tests {
         tickets.clear();
         assert_eq!(load.connections.load(Ordering::Relaxed), 0);
         assert!(lock(&counts.by_source).is_empty());
+    }
+
+    #[test]
+    fn all_addresses_of_an_ipv6_host_are_one_source() {
+        let (counts, load) = (Arc::<Counts>::default(), Arc::<Load>::default());
+        let take = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            Ticket::take(&counts, &load, address.into(), [100, 2, 100])
+        };
+        let _two = ["2001:db8::1", "2001:db8::2"].map(|address| take(address).unwrap());
+        let another = take("2001:db8::3").unwrap_err();
+        assert_eq!(another, Limit::ConnectionsPerSource);
+        take("2001:db8:0:1::1").unwrap();
     }
 }

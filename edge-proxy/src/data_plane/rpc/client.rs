@@ -10,6 +10,7 @@ use crate::data_plane::{
     downstream::{Busy, Downstream},
     filters::{Facts, RequestContext, Version},
     http1::Exchange,
+    source::Source,
     wire::Side as _,
     worker::Worker,
 };
@@ -44,15 +45,15 @@ impl Client {
         Form::of(&Facts::read(head, None), self.context().version)
     }
 
-    /// The client's address.
-    pub(super) fn peer(&self) -> std::net::IpAddr {
+    /// As which client it takes turns.
+    pub(super) fn source(&self) -> Source {
         match self {
-            Self::Http2 { connection, .. } => connection.peer().ip(),
-            Self::Http1(exchange) => exchange.peer().ip(),
+            Self::Http2 { connection, .. } => connection.peer().ip().into(),
+            Self::Http1(exchange) => exchange.peer().ip().into(),
         }
     }
 
-    /// Its text, an IPv4 address as one also where the socket is IPv6.
+    /// Its address as text, an IPv4 address as one also where the socket is IPv6.
     pub(super) fn peer_text(&self) -> &str {
         match self {
             Self::Http2 { connection, .. } => &connection.peer_text,

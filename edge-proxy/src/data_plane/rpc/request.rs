@@ -140,7 +140,7 @@ impl Rpc {
         self.record.attempted(endpoint, now);
         let caller = Caller {
             rpc: key,
-            client: self.client.peer(),
+            client: self.client.source(),
             avoid: refused_by,
         };
         let acquired = worker.pool.acquire(worker, endpoint, &cluster, caller, now);
@@ -148,7 +148,7 @@ impl Rpc {
             Ok(Acquired::Connection(upstream)) => self.open(worker, key, upstream, now),
             Ok(Acquired::Place(place)) => {
                 self.state = State::Waiting(endpoint.clone(), place);
-                let client = self.client.peer();
+                let client = self.client.source();
                 if worker.memory.is_exceeded() && worker.pool.has_enough(endpoint, client) {
                     // Those that wait are looked at in a moment, in which thousands may come.
                     worker.shard.limits(Limit::Memory).inc();

@@ -31,7 +31,6 @@ pub mod retry;
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::IpAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -43,7 +42,7 @@ use pause::Pause;
 pub(crate) use queue::Place;
 use queue::Queue;
 
-use super::{rpc::Key, worker::Worker};
+use super::{rpc::Key, source::Source, worker::Worker};
 use crate::{
     error::Failure,
     snapshot::{
@@ -87,8 +86,7 @@ pub(crate) struct EndpointPool {
 /// An RPC that needs a connection.
 pub(crate) struct Caller {
     pub(crate) rpc: Key,
-    /// Its client's address.
-    pub(crate) client: IpAddr,
+    pub(crate) client: Source,
     /// The connection that has refused it: it gets another one as long as there may soon be one.
     pub(crate) avoid: Option<Rc<Upstream>>,
 }
@@ -142,7 +140,7 @@ impl Pool {
 
     /// So many RPCs of this client wait for `endpoint` that no other is to, while too much is held back. Some may, or a client
     /// that holds nothing would be turned away for what others hold.
-    pub(crate) fn has_enough(&self, endpoint: &EndpointShared, client: IpAddr) -> bool {
+    pub(crate) fn has_enough(&self, endpoint: &EndpointShared, client: Source) -> bool {
         let endpoints = self.endpoints.borrow();
         let pool = endpoints.get(&endpoint.id);
         pool.is_some_and(|pool| pool.waiting.borrow().of(client) > ENOUGH)

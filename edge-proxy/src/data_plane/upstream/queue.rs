@@ -4,9 +4,9 @@
 //! A client may have as many wait as it has streams. Served in the order in which they came, the one RPC of another client
 //! would wait for all of them, and under a siege honest clients got what was left: most of theirs waited until memory was
 //! short or their deadlines had passed. So clients have turns (start-time fair queueing with equal weights): the one after
-//! the last that was served. Whoever comes waits for one RPC of each other client and no more. A client is an address, as
-//! for `max_connections_per_source`: behind one that stands for many they share its turns, and wait in the order in which
-//! they came, as they would without any of this.
+//! the last that was served. Whoever comes waits for one RPC of each other client and no more. A client is a source,
+//! as for `max_connections_per_source`: behind one that stands for many they share its turns, and wait in the order in
+//! which they came, as they would without any of this.
 //!
 //! Only the first of a client's RPCs has a turn, and leaves it to the next if it goes unserved. When each had one of its own
 //! from the start, a client paid for those that were cancelled or waited too long: with all of these its next turn was far
@@ -24,13 +24,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     mem,
-    net::IpAddr,
     rc::Rc,
     time::Instant,
 };
 
 use super::Upstream;
-use crate::{data_plane::rpc::Key, snapshot::circuit::Permits};
+use crate::{
+    data_plane::{rpc::Key, source::Source},
+    snapshot::circuit::Permits,
+};
 
 /// Where an RPC stands in its endpoint's queue: later ones are larger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +54,7 @@ struct Line<C> {
     /// In the order in which they came, which is that of their deadlines.
     waiting: BTreeMap<Place, Waiting>,
     /// Those of whom they are.
-    clients: BTreeMap<IpAddr, Client>,
+    clients: BTreeMap<Source, Client>,
     /// Each client's first, in the order in which they are served.
     turns: BTreeSet<Turn>,
 }
@@ -71,7 +73,7 @@ struct Client {
 /// An RPC without a stream.
 pub(super) struct Waiting {
     pub(super) rpc: Key,
-    pub(super) client: IpAddr,
+    pub(super) client: Source,
     pub(super) until: Instant,
     /// Given back when it waits no more.
     pub(super) _permits: Permits,
@@ -156,7 +158,7 @@ impl<C> Queue<C> {
     }
 
     /// How many RPCs of this client wait.
-    pub(super) fn of(&self, client: IpAddr) -> usize {
+    pub(super) fn of(&self, client: Source) -> usize {
         let parts = self
             .lines
             .iter()
@@ -234,7 +236,7 @@ impl<C> Line<C> {
     }
 
     /// The client's turn isn't before `turn`.
-    fn put_off(&mut self, client: IpAddr, turn: u64) {
+    fn put_off(&mut self, client: Source, turn: u64) {
         if let Some(client) = self.clients.get_mut(&client)
             && client.turn < turn
             && let Some(first) = client.first()
@@ -253,8 +255,8 @@ impl<C> Line<C> {
             mem::swap(&mut self.clients, &mut other.clients);
             mem::swap(&mut self.turns, &mut other.turns);
         }
-        for (address, joining) in other.clients {
-            match self.clients.entry(address) {
+        for (source, joining) in other.clients {
+            match self.clients.entry(source) {
                 Entry::Occupied(mut client) => {
                     let client = client.get_mut();
                     if let Some(first) = client.first() {
@@ -292,7 +294,7 @@ impl<C> Default for Queue<C> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::IpAddr, time::Duration};
 
     use super::*;
 
@@ -306,7 +308,7 @@ mod tests {
     fn of(client: u8, rpc: u32, until: Instant) -> Waiting {
         Waiting {
             rpc: Key::from_engine(rpc),
-            client: [192, 0, 2, client].into(),
+            client: IpAddr::from([192, 0, 2, client]).into(),
             until,
             _permits: Permits::default(),
         }

@@ -271,8 +271,12 @@ fn what_still_runs_when_the_process_ends_leaves_its_line() {
                     let _ = stream.read_to_end(&mut Vec::new());
                 });
                 let (socket, peer) = listener.accept().await.unwrap();
-                let ticket =
-                    Ticket::take(&Arc::<Counts>::default(), &handle.load, peer.ip(), [9; 3]);
+                let ticket = Ticket::take(
+                    &Arc::<Counts>::default(),
+                    &handle.load,
+                    peer.ip().into(),
+                    [9; 3],
+                );
                 let accepted = Accepted {
                     socket: socket.into_std().unwrap(),
                     peer,

@@ -68,7 +68,9 @@ async fn silent(counts: &Arc<listener::Counts>) -> (TcpStream, Accepted) {
         .unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
     let load = Arc::<crate::data_plane::worker::Load>::default();
-    let ticket = Ticket::take(counts, &load, peer.ip(), [9, 9, 9]).unwrap().0;
+    let ticket = Ticket::take(counts, &load, peer.ip().into(), [9, 9, 9])
+        .unwrap()
+        .0;
     let socket = socket.into_std().unwrap();
     let accepted = Accepted {
         socket,
