@@ -143,14 +143,18 @@ const MARK: usize = size_of::<Mark>();
 #[inline]
 fn pack(start: u32, entry: &Entry) -> Mark {
     let flag = u32::from(entry.meta.never_indexed) << 31;
-    [start, entry.name_len | flag, entry.value_len].map(u32::to_le_bytes)
+    [
+        start.to_le_bytes(),
+        (entry.name_len | flag).to_le_bytes(),
+        entry.value_len.to_le_bytes(),
+    ]
 }
 
 #[inline]
-fn unpack(mark: Mark) -> (Range<usize>, usize, bool) {
-    let [start, name, value_len] = mark.map(u32::from_le_bytes);
+fn unpack([start, name, value_len]: Mark) -> (Range<usize>, usize, bool) {
+    let (start, name) = (u32::from_le_bytes(start), u32::from_le_bytes(name));
     let (start, name_len) = (start as usize, (name & !(1 << 31)) as usize);
-    let end = start + name_len + value_len as usize;
+    let end = start + name_len + u32::from_le_bytes(value_len) as usize;
     (start..end, name_len, name >> 31 != 0)
 }
 

@@ -42,7 +42,9 @@ impl Head {
         };
         if self.packed.is_empty() {
             self.packed = Packed::new(&block);
-            self.places = LOGGED.map(|known| self.packed.place(&block, known));
+            for (place, known) in self.places.iter_mut().zip(LOGGED) {
+                *place = self.packed.place(&block, known);
+            }
         }
         block
     }
