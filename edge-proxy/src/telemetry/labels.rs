@@ -248,11 +248,15 @@ impl Flags {
     }
 
     /// Each of them, in the order of [`Flag`].
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = Flag> {
-        Flag::ALL
-            .iter()
-            .copied()
-            .filter(move |flag| self.contains(*flag))
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            // Of none the number is 32, which no flag has.
+            let lowest = rest.trailing_zeros() as usize;
+            rest &= rest.wrapping_sub(1);
+            Flag::ALL.get(lowest).copied()
+        })
     }
 }
 
@@ -287,5 +291,8 @@ mod tests {
         assert!(flags.contains(Flag::NoRoute) && !flags.contains(Flag::StreamIdle));
         let texts: Vec<_> = flags.iter().map(Label::as_str).collect();
         assert_eq!(texts, ["NR", "UR"]);
+        assert_eq!(Flags::NONE.iter().next(), None);
+        let all = Flag::ALL.iter().copied().fold(Flags::NONE, Flags::with);
+        assert!(all.iter().eq(Flag::ALL.iter().copied()));
     }
 }
