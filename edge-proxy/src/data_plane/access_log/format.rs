@@ -17,7 +17,7 @@ use crate::telemetry::labels::{Flags, Label};
 pub(super) struct Formatter {
     json: bool,
     clock: Clock,
-    middle: Middle,
+    repeated: Repeated,
 }
 
 /// The formatted second that the last line was in: most lines are in the same one.
@@ -25,15 +25,19 @@ pub(super) struct Formatter {
 struct Clock {
     second: u64,
     /// `2026-11-22T23:39:24.`
-    text: Vec<u8>,
+    text: [u8; SECOND],
 }
 
-/// What a line says from the client to how its RPC ended, of one that was written before: most are alike in that.
+/// What a line says as one that was written before: most are alike in that. Each with its keys, in the order of the line.
 #[derive(Debug, Default)]
-struct Middle {
+struct Repeated {
     of: Option<Alike>,
-    /// It, with its keys.
-    text: Vec<u8>,
+    /// From the client to how its RPC ended.
+    middle: Vec<u8>,
+    /// How many attempts, and where the route led.
+    target: Vec<u8>,
+    /// With what the client asked, and the line's end.
+    end: Vec<u8>,
     /// Lines in a row that say something else.
     misses: u8,
 }
@@ -50,6 +54,9 @@ struct Alike {
     grpc_status: Option<u32>,
     flags: Flags,
     detail: Option<&'static str>,
+    attempts: u32,
+    cluster: Option<Box<str>>,
+    user_agent: Option<Box<[u8]>>,
 }
 
 /// Adds one key and its value at a time; in JSON, or as words. A constant, so that each key is a copy of known length.
@@ -61,12 +68,12 @@ impl Formatter {
     pub(super) fn new(format: AccessLogFormat) -> Self {
         let clock = Clock {
             second: u64::MAX,
-            text: Vec::new(),
+            text: [b'0'; SECOND],
         };
         Self {
             json: format == AccessLogFormat::Json,
             clock,
-            middle: Middle::default(),
+            repeated: Repeated::default(),
         }
     }
 
@@ -74,20 +81,24 @@ impl Formatter {
     pub(super) fn line(&mut self, out: &mut Vec<u8>, record: &Record<'_>) {
         out.reserve(TYPICAL);
         if self.json {
-            Line::<true> { out }.write(&mut self.clock, &mut self.middle, record);
+            Line::<true> { out }.write(&mut self.clock, &mut self.repeated, record);
         } else {
-            Line::<false> { out }.write(&mut self.clock, &mut self.middle, record);
+            Line::<false> { out }.write(&mut self.clock, &mut self.repeated, record);
         }
     }
 }
 
 impl<const JSON: bool> Line<'_, JSON> {
-    fn write(&mut self, clock: &mut Clock, middle: &mut Middle, record: &Record<'_>) {
+    fn write(&mut self, clock: &mut Clock, repeated: &mut Repeated, record: &Record<'_>) {
+        let repeated = repeated.of::<JSON>(record);
         self.key(b"{\"time\":\"", b"time=");
         self.time(clock, record.time);
         self.key(b"Z\",\"request_id\":", b"Z request_id=");
         self.option(record.request_id, Self::text);
-        self.middle(middle, record);
+        match repeated {
+            Some(repeated) => self.out.extend_from_slice(&repeated.middle),
+            None => self.middle(record),
+        }
         self.key(b",\"bytes_in\":", b" bytes_in=");
         self.number(record.bytes_in);
         self.key(b",\"bytes_out\":", b" bytes_out=");
@@ -96,24 +107,19 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.millis(record.duration);
         self.key(b",\"upstream_ms\":", b" upstream_ms=");
         self.option(record.upstream_time, Self::millis);
-        self.key(b",\"attempts\":", b" attempts=");
-        self.number(record.attempts);
-        self.key(b",\"cluster\":", b" cluster=");
-        self.option(record.cluster.map(str::as_bytes), Self::text);
+        match repeated {
+            Some(repeated) => self.out.extend_from_slice(&repeated.target),
+            None => self.target(record),
+        }
         self.key(b",\"endpoint\":", b" endpoint=");
         self.option(record.endpoint.map(str::as_bytes), Self::text);
-        self.key(b",\"user_agent\":", b" user_agent=");
-        self.option(record.user_agent, Self::text);
-        self.key(b"}\n", b"\n");
+        match repeated {
+            Some(repeated) => self.out.extend_from_slice(&repeated.end),
+            None => self.end(record),
+        }
     }
 
-    fn middle(&mut self, one: &mut Middle, record: &Record<'_>) {
-        if one.of.as_ref().is_some_and(|of| of.is(record)) {
-            one.misses = 0;
-            self.out.extend_from_slice(&one.text);
-            return;
-        }
-        let start = self.out.len();
+    fn middle(&mut self, record: &Record<'_>) {
         self.key(b",\"client\":\"", b" client=");
         self.out.extend_from_slice(record.client.as_bytes());
         self.key(b"\",\"protocol\":\"", b" protocol=");
@@ -132,7 +138,19 @@ impl<const JSON: bool> Line<'_, JSON> {
         self.flags(record.flags);
         self.key(b"\",\"detail\":", b" detail=");
         self.option(record.detail.map(str::as_bytes), Self::text);
-        one.missed(record, &self.out[start..]);
+    }
+
+    fn target(&mut self, record: &Record<'_>) {
+        self.key(b",\"attempts\":", b" attempts=");
+        self.number(record.attempts);
+        self.key(b",\"cluster\":", b" cluster=");
+        self.option(record.cluster.map(str::as_bytes), Self::text);
+    }
+
+    fn end(&mut self, record: &Record<'_>) {
+        self.key(b",\"user_agent\":", b" user_agent=");
+        self.option(record.user_agent, Self::text);
+        self.key(b"}\n", b"\n");
     }
 
     #[inline(always)]
@@ -152,10 +170,16 @@ impl<const JSON: bool> Line<'_, JSON> {
         }
     }
 
+    /// One digit, mostly: attempts, and milliseconds in a data centre.
     #[inline]
-    fn number(&mut self, number: impl itoa::Integer) {
-        self.out
-            .extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    fn number(&mut self, number: impl Into<u64>) {
+        match number.into() {
+            digit @ 0..10 => self.out.push(b'0' + digit as u8),
+            number => {
+                let mut digits = itoa::Buffer::new();
+                self.out.extend_from_slice(digits.format(number).as_bytes());
+            }
+        }
     }
 
     /// Milliseconds with three decimals.
@@ -215,28 +239,48 @@ impl<const JSON: bool> Line<'_, JSON> {
     }
 }
 
-impl Middle {
-    /// `record` says something else: `text`. Another one is remembered when that has become the rule.
-    fn missed(&mut self, record: &Record<'_>, text: &[u8]) {
-        self.misses += 1;
-        if self.of.is_some() && self.misses < MISSES {
-            return;
+impl Repeated {
+    /// The texts of a line that is like this one. If this one isn't, and that has become the rule, it is remembered itself.
+    fn of<const JSON: bool>(&mut self, record: &Record<'_>) -> Option<&Self> {
+        if self.of.as_ref().is_some_and(|of| of.is(record)) {
+            self.misses = 0;
+            return Some(self);
         }
-        self.misses = 0;
-        self.of = Alike::of(record);
-        self.text.clear();
-        self.text.extend_from_slice(text);
+        self.misses += 1;
+        if self.of.is_none() || self.misses >= MISSES {
+            self.misses = 0;
+            self.learn::<JSON>(record);
+        }
+        None
+    }
+
+    #[cold]
+    fn learn<const JSON: bool>(&mut self, record: &Record<'_>) {
+        let Some(of) = Alike::of(record) else { return };
+        self.of = Some(of);
+        let anew = |out: &mut Vec<u8>, write: fn(&mut Line<'_, JSON>, &Record<'_>)| {
+            out.clear();
+            write(&mut Line { out }, record);
+        };
+        anew(&mut self.middle, |line, record| line.middle(record));
+        anew(&mut self.target, |line, record| line.target(record));
+        anew(&mut self.end, |line, record| line.end(record));
     }
 }
 
 impl Alike {
     /// `None`: a text of it is longer than lines have it, which isn't worth the memory.
     fn of(record: &Record<'_>) -> Option<Self> {
-        let texts = [record.method, record.authority, record.path];
+        let texts = [
+            record.method,
+            record.authority,
+            record.path,
+            record.user_agent,
+        ];
         if texts.into_iter().flatten().any(|text| text.len() > FIELD) {
             return None;
         }
-        let [method, authority, path] = texts.map(|text| text.map(Box::from));
+        let [method, authority, path, user_agent] = texts.map(|text| text.map(Box::from));
         Some(Self {
             client: record.client.into(),
             protocol: record.protocol,
@@ -247,6 +291,9 @@ impl Alike {
             grpc_status: record.grpc_status,
             flags: record.flags,
             detail: record.detail,
+            attempts: record.attempts,
+            cluster: record.cluster.map(Box::from),
+            user_agent,
         })
     }
 
@@ -255,8 +302,15 @@ impl Alike {
             && *self.client == *record.client
             && self.authority.as_deref() == record.authority
             && self.method.as_deref() == record.method
-            && (self.status, self.grpc_status, self.flags)
-                == (record.status, record.grpc_status, record.flags)
+            && self.user_agent.as_deref() == record.user_agent
+            && self.cluster.as_deref() == record.cluster
+            && (self.status, self.grpc_status, self.flags, self.attempts)
+                == (
+                    record.status,
+                    record.grpc_status,
+                    record.flags,
+                    record.attempts,
+                )
             && self.detail == record.detail
             && self.protocol == record.protocol
     }
@@ -265,20 +319,24 @@ impl Alike {
 impl Clock {
     fn set(&mut self, second: u64) {
         self.second = second;
-        self.text.clear();
-        // Only a clock beyond the year 9999 is out of range.
+        // Only a clock beyond the year 9999 is out of range: years have four digits.
         let time = i64::try_from(second)
             .ok()
             .and_then(|s| jiff::Timestamp::from_second(s).ok());
         let time = time.unwrap_or(jiff::Timestamp::MAX);
-        let _ = write!(self.text, "{}.", time.strftime("%Y-%m-%dT%H:%M:%S"));
+        let _ = write!(
+            &mut self.text[..],
+            "{}.",
+            time.strftime("%Y-%m-%dT%H:%M:%S")
+        );
     }
 }
 
 /// Of what is below 1000.
 #[inline]
 fn three_digits(number: u16) -> [u8; 3] {
-    [number / 100, number / 10, number].map(|n| b'0' + (n % 10) as u8)
+    let digit = |n: u16| b'0' + (n % 10) as u8;
+    [digit(number / 100), digit(number / 10), digit(number)]
 }
 
 /// The first [`FIELD`] bytes; less, when those would end inside a character.
@@ -419,9 +477,11 @@ const CLASSES: [u8; 256] = {
 
 /// Bytes of a client's field that are kept.
 pub(crate) const FIELD: usize = 256;
-/// Another middle of a line is remembered after so many in a row that are not like the one that is: where two kinds come
+/// Another line is remembered after so many in a row that are not like the one that is: where two kinds come
 /// in turn, half of them are.
 const MISSES: u8 = 4;
+/// The length of a second's text.
+const SECOND: usize = "2026-11-22T23:39:24.".len();
 /// Room for most lines.
 const TYPICAL: usize = 768;
 

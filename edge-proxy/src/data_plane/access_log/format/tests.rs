@@ -119,6 +119,26 @@ fn a_line_says_nothing_of_the_last_one() {
             detail: Some("timeout"),
             ..record()
         },
+        Record {
+            attempts: 2,
+            ..record()
+        },
+        Record {
+            cluster: None,
+            ..record()
+        },
+        Record {
+            cluster: Some("reverse-grpc"),
+            ..record()
+        },
+        Record {
+            user_agent: Some(b"grpc-go/1.70.1"),
+            ..record()
+        },
+        Record {
+            user_agent: Some(&[b'u'; FIELD + 1]),
+            ..record()
+        },
     ];
     for format in [AccessLogFormat::Json, AccessLogFormat::Text] {
         let mut formatter = Formatter::new(format);
