@@ -12,6 +12,7 @@ use super::{Connection, Sent};
 use crate::{
     frame::{self, HEAD, flag, kind},
     headers::Headers,
+    settings::Peer,
     stock,
     stream::{Handle, State},
 };
@@ -120,13 +121,13 @@ impl Connection {
         let Some(s) = self.streams.get_mut(at) else {
             return 0;
         };
-        let max_frame = self.peer.max_frame.min(SHARE);
+        let max_frame = most_in_frame(&self.peer);
         let mut rest = bytes;
         let mut from_queue = 0;
         let mut ended = false;
         for _ in 0..frames {
             let have = s.queue.len() + rest.len();
-            let joins = join && rest.len() < SMALL && have < max_frame;
+            let joins = join && is_joined(&self.peer, s.queue.len(), rest.len());
             if have == 0 || joins || self.out.len() >= self.config.output_limit {
                 break;
             }
@@ -228,6 +229,17 @@ impl Connection {
             out.extend_from_slice(part);
         }
     }
+}
+
+/// Whether `more` bytes behind `queued` ones stay for the end of the turn, or for a full frame.
+#[inline]
+pub(super) fn is_joined(peer: &Peer, queued: usize, more: usize) -> bool {
+    more < SMALL && queued + more < most_in_frame(peer)
+}
+
+#[inline]
+fn most_in_frame(peer: &Peer) -> usize {
+    peer.max_frame.min(SHARE)
 }
 
 /// Pieces of data below this wait for the end of the turn to be joined.

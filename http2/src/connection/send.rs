@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use super::{Connection, OpenError, Role};
+use super::{Connection, OpenError, Role, flush::is_joined};
 use crate::{
     error::Reason,
     frame::{self, MAX_ID, flag, kind},
@@ -129,7 +129,9 @@ impl Connection {
             }
             return 0;
         }
-        let framed = if opening || self.backlog {
+        // What is only joined isn't a matter for `pump`: small messages come one by one.
+        let joined = !end_stream && is_joined(&self.peer, s.queue.len(), bytes.len());
+        let framed = if opening || self.backlog || joined {
             0
         } else {
             self.pump(at, bytes, usize::MAX, !end_stream)
