@@ -402,6 +402,8 @@ fn failed_attempt(failure: Failure) -> Option<AttemptResult> {
 
 /// `grpc-status` of trailers, or of a head that ends the stream.
 fn grpc_status(headers: &Headers) -> Option<u32> {
-    let value = headers.known(Known::GrpcStatus)?;
-    std::str::from_utf8(value).ok()?.parse().ok()
+    match headers.known(Known::GrpcStatus)? {
+        [digit @ b'0'..=b'9'] => Some(u32::from(digit - b'0')),
+        value => std::str::from_utf8(value).ok()?.parse().ok(),
+    }
 }

@@ -155,6 +155,9 @@ impl Pool {
 
     /// Gives what room there is to those whose turn it is. How many got it.
     pub(crate) fn offer(worker: &Rc<Worker>, pool: &Rc<EndpointPool>) -> usize {
+        if !pool.is_waited_for() {
+            return 0;
+        }
         let now = worker.now();
         if pool.opens_slowly(now) {
             pool.accept_the_only_one();
