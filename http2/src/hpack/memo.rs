@@ -122,14 +122,20 @@ impl Memo {
     }
 }
 
-/// How many bytes `a` and `b` begin with in common.
+/// How many bytes `a` and `b` begin with in common: most of them in steps of what a few vector registers hold.
 pub(super) fn common(a: &[u8], b: &[u8]) -> usize {
-    let differs = |(a, b): (&[u8; 8], &[u8; 8])| a != b;
-    let (words, others) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
-    let pairs = words.iter().zip(others);
-    let equal = 8 * pairs.clone().position(differs).unwrap_or(pairs.len());
-    let rest = a[equal..].iter().zip(&b[equal..]);
-    equal + rest.take_while(|(a, b)| a == b).count()
+    let wide = common_chunks::<32>(a, b);
+    let words = wide + common_chunks::<8>(&a[wide..], &b[wide..]);
+    let rest = a[words..].iter().zip(&b[words..]);
+    words + rest.take_while(|(a, b)| a == b).count()
+}
+
+/// How many bytes those chunks of `N` have that `a` and `b` begin with in common.
+#[inline]
+fn common_chunks<const N: usize>(a: &[u8], b: &[u8]) -> usize {
+    let (a, b) = (a.as_chunks::<N>().0, b.as_chunks::<N>().0);
+    let most = a.len().min(b.len());
+    N * (0..most).find(|&at| a[at] != b[at]).unwrap_or(most)
 }
 
 /// A block is remembered after so many in a row that had little in common with the one that is.
