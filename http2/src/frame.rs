@@ -49,7 +49,7 @@ impl Head {
     #[inline]
     pub(crate) fn read(b: &[u8; HEAD]) -> Self {
         Self {
-            len: usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2]),
+            len: u32::from_be_bytes([0, b[0], b[1], b[2]]) as usize,
             kind: b[3],
             flags: b[4],
             stream: u32::from_be_bytes([b[5], b[6], b[7], b[8]]) & MAX_ID,

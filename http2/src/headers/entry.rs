@@ -30,6 +30,23 @@ pub(crate) struct Meta {
     pub(crate) never_indexed: bool,
 }
 
+/// A field, but for its bytes: where they lie in [`Headers::bytes`], and whether it is never indexed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    start: u32,
+    name_len: u32,
+    value_len: u32,
+    never_indexed: bool,
+}
+
+impl Shape {
+    /// Where its bytes end.
+    #[inline]
+    pub(crate) fn end(&self) -> usize {
+        (self.start + self.name_len + self.value_len) as usize
+    }
+}
+
 impl Meta {
     /// What is known of a field from its name alone.
     #[inline]
@@ -151,15 +168,26 @@ impl Headers {
         &self.0.bytes
     }
 
-    /// The first fields as far as they lie one behind the other in [`bytes`](Self::bytes), from its beginning: where each
-    /// ends, its name's length, and whether it is never indexed.
+    /// Each field, but for its bytes.
     #[inline]
-    pub(crate) fn joined(&self) -> impl Iterator<Item = (usize, u32, bool)> {
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = Shape> {
+        self.0.entries.iter().map(|e| Shape {
+            start: e.start,
+            name_len: e.name_len,
+            value_len: e.value_len,
+            never_indexed: e.meta.never_indexed,
+        })
+    }
+
+    /// The [`shapes`](Self::shapes) of the first fields, as far as these lie one behind the other in
+    /// [`bytes`](Self::bytes), from its beginning.
+    #[inline]
+    pub(crate) fn joined(&self) -> impl Iterator<Item = Shape> {
         let mut at = 0;
-        self.0.entries.iter().map_while(move |e| {
-            let starts = e.start as usize == at;
-            at = e.range().end;
-            starts.then_some((at, e.name_len, e.meta.never_indexed))
+        self.shapes().map_while(move |shape| {
+            let starts = shape.start as usize == at;
+            at = shape.end();
+            starts.then_some(shape)
         })
     }
 

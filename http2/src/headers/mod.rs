@@ -23,7 +23,7 @@ pub use packed::{Packed, Place};
 pub use rules::{Kind, is_authority, is_path};
 
 use entry::Entry;
-pub(crate) use entry::Meta;
+pub(crate) use entry::{Meta, Shape};
 use name::KNOWN;
 pub(crate) use name::{Indexing, NameId};
 pub(crate) use rules::Check;

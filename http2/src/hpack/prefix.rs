@@ -8,7 +8,7 @@
 //! isn't remembered, nor what is behind it: it would never be asked again.
 
 use super::memo::common;
-use crate::headers::Headers;
+use crate::headers::{Headers, Shape};
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -24,13 +24,11 @@ pub(super) struct Prefix {
     misses: u8,
 }
 
-/// A field's end, and what else has to be the same.
+/// A field, but for its bytes, and where it ends in the block.
 #[derive(Clone, Debug)]
 struct Mark {
-    line_end: u32,
-    name_len: u32,
+    shape: Shape,
     block_end: u32,
-    never_indexed: bool,
 }
 
 impl Prefix {
@@ -40,13 +38,12 @@ impl Prefix {
             self.misses = self.misses.saturating_add(1);
             return 0;
         }
-        let alike = |((end, name_len, never_indexed), mark): &((usize, u32, bool), &Mark)| {
-            (*end, *name_len, *never_indexed)
-                == (mark.line_end as usize, mark.name_len, mark.never_indexed)
-        };
-        let fields = headers.joined().zip(&self.marks).take_while(alike).count();
+        let shapes = headers.shapes().zip(&self.marks);
+        let fields = shapes
+            .take_while(|(shape, mark)| *shape == mark.shape)
+            .count();
         let equal = common(headers.bytes(), &self.lines);
-        let same = self.marks[..fields].partition_point(|mark| mark.line_end as usize <= equal);
+        let same = self.marks[..fields].partition_point(|mark| mark.shape.end() <= equal);
         self.misses = if same * 2 < self.marks.len() {
             self.misses.saturating_add(1)
         } else {
@@ -70,14 +67,11 @@ impl Prefix {
     }
 
     /// A field that goes out the same each time, while the table does: up to here it is so many bytes of the block.
-    pub(super) fn field(&mut self, joined: (usize, u32, bool), block_end: usize) {
-        let (line_end, name_len, never_indexed) = joined;
-        if line_end.max(block_end) <= LONGEST {
+    pub(super) fn field(&mut self, shape: Shape, block_end: usize) {
+        if shape.end().max(block_end) <= LONGEST {
             self.marks.push(Mark {
-                line_end: line_end as u32,
-                name_len,
+                shape,
                 block_end: block_end as u32,
-                never_indexed,
             });
         }
     }
@@ -91,7 +85,7 @@ impl Prefix {
         self.version = version;
         self.lines.clear();
         self.lines
-            .extend_from_slice(&headers.bytes()[..last.line_end as usize]);
+            .extend_from_slice(&headers.bytes()[..last.shape.end()]);
         self.block.clear();
         self.block
             .extend_from_slice(&block[..last.block_end as usize]);
