@@ -26,6 +26,7 @@ mod io;
 mod refused;
 
 use std::{
+    any::Any,
     cell::{Cell, RefCell},
     future::poll_fn,
     net::SocketAddr,
@@ -77,6 +78,8 @@ pub(crate) struct Connection {
     old_at: Instant,
     /// Of the connection's task.
     waker: RefCell<Option<Waker>>,
+    /// Its [`Parts`], between two turns of its task.
+    parts: RefCell<Option<Box<dyn Any>>>,
     /// The next moment at which the deadlines are looked at.
     check_at: Cell<Instant>,
     /// Requests whose RPC hasn't ended: one, or two after a HEAD, whose answer hyper ends early.
@@ -153,6 +156,13 @@ enum End {
     Panic,
 }
 
+/// What takes memory.
+struct Parts<T> {
+    io: Io<T>,
+    /// Boxed, since most connections are quiet.
+    hyper: Option<Box<Hyper<TokioIo<Io<T>>, Service>>>,
+}
+
 /// What hyper calls for each request.
 struct Service(Rc<Connection>);
 
@@ -170,13 +180,21 @@ pub(crate) async fn serve(
     accepted: Instant,
     open: Open,
 ) {
-    let kept = |tls: &Box<Tls>| tls.memory();
-    serve_on(&worker, tls, kept, early, peer, policy, accepted).await;
+    serve_on(
+        &worker,
+        tls,
+        |tls| tls.memory(),
+        early,
+        peer,
+        policy,
+        accepted,
+    )
+    .await;
     drop(open);
 }
 
 /// [`serve`], on any transport; `kept`: the memory that it keeps.
-async fn serve_on<T: AsyncRead + AsyncWrite + Unpin>(
+async fn serve_on<T: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Rc<Worker>,
     transport: T,
     kept: fn(&T) -> usize,
@@ -191,20 +209,22 @@ async fn serve_on<T: AsyncRead + AsyncWrite + Unpin>(
     worker.clients.borrow_mut().insert(id, client);
     connection.follow(worker.phase.get(), worker.now());
     let io = Io::new(transport, kept, early, connection.clone());
-    run(&connection, io).await;
+    let parts = Parts { io, hyper: None };
+    connection.parts.replace(Some(Box::new(parts)));
+    run::<T>(&connection).await;
     worker.clients.borrow_mut().remove(&id);
 }
 
-async fn run(connection: &Rc<Connection>, io: Io<impl AsyncRead + AsyncWrite + Unpin>) {
-    let mut hyper = None;
+async fn run<T: AsyncRead + AsyncWrite + Unpin + 'static>(connection: &Rc<Connection>) {
     let gone = Gone(connection);
     let sleep = tokio::time::sleep_until(connection.check_at.get().into());
     tokio::pin!(sleep);
     let end = poll_fn(|cx| {
-        let turn = AssertUnwindSafe(|| connection.turn(&io, &mut hyper, sleep.as_mut(), cx));
+        let turn = AssertUnwindSafe(|| connection.turn_with::<T>(sleep.as_mut(), cx));
         catch_unwind(turn).unwrap_or(Poll::Ready(End::Panic))
     })
     .await;
+    let parts = connection.take_parts::<T>();
     drop(gone);
     let mut answer = Vec::new();
     match end {
@@ -225,8 +245,8 @@ async fn run(connection: &Rc<Connection>, io: Io<impl AsyncRead + AsyncWrite + U
             return tracing::error!(peer = %connection.peer, "a panic ended a client's connection");
         }
     }
-    drop(hyper);
-    if let Some(transport) = io.into_transport() {
+    let io = parts.map(|parts| parts.io);
+    if let Some(transport) = io.and_then(Io::into_transport) {
         close(transport, &answer).await;
     }
 }
@@ -250,6 +270,7 @@ impl Connection {
             accepted,
             old_at: accepted + age,
             waker: RefCell::default(),
+            parts: RefCell::default(),
             check_at: Cell::new(worker.now()),
             exchanges: RefCell::default(),
             stage: Cell::new(Stage::First { begun: false }),
@@ -267,11 +288,29 @@ impl Connection {
         })
     }
 
+    fn take_parts<T: 'static>(&self) -> Option<Box<Parts<T>>> {
+        let parts = self.parts.take()?;
+        parts.downcast().ok()
+    }
+
+    /// A turn, unless the connection was shed.
+    fn turn_with<T: AsyncRead + AsyncWrite + Unpin + 'static>(
+        self: &Rc<Self>,
+        sleep: Pin<&mut Sleep>,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
+        let Some(mut parts) = self.take_parts::<T>() else {
+            return Poll::Ready(End::Shed);
+        };
+        let end = self.turn(&mut parts, sleep, cx);
+        self.parts.replace(Some(parts));
+        end
+    }
+
     /// The order of work in one turn.
     fn turn<T: AsyncRead + AsyncWrite + Unpin>(
         self: &Rc<Self>,
-        io: &Io<T>,
-        hyper: &mut Option<Box<Hyper<TokioIo<Io<T>>, Service>>>,
+        Parts { io, hyper }: &mut Parts<T>,
         mut sleep: Pin<&mut Sleep>,
         cx: &mut Context<'_>,
     ) -> Poll<End> {
@@ -413,9 +452,11 @@ impl Connection {
         for key in keys {
             rpc::shed_one(&self.worker, key, Limit::Memory, now);
         }
-        // At once, or more would go than has to: its task's turn comes later.
+        // At once, or more would go than has to. So does the memory itself: its task's turn may be far behind those of many
+        // that take more.
         self.holds(0);
         self.shed.set(true);
+        drop(self.parts.take());
         self.wake();
     }
 
@@ -558,6 +599,8 @@ impl hyper::service::Service<http::Request<Incoming>> for Service {
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
         self.0.holds(0);
+        // hyper has the connection, too: each would keep the other.
+        drop(self.0.parts.take());
         let exchanges = std::mem::take(&mut *self.0.exchanges.borrow_mut());
         // What hyper has and the socket didn't take, the client hasn't.
         let written = self.0.output.get() != Output::Answering;

@@ -193,6 +193,27 @@ fn a_head_that_is_not_whole_counts_as_held_back_and_its_connection_goes_when_mem
     });
 }
 
+/// Before its task's turn, that is: it may be far behind those of many that take more.
+#[test]
+fn what_is_shed_goes_at_once() {
+    frozen(|| async {
+        let bench = Bench::new(&[]);
+        let mut client = connect(&bench);
+        send(&mut client, "GET /direct/ HT").await;
+        at_once(|| bench.worker.memory.held() > 0).await;
+        let clients: Vec<_> = bench.worker.clients.borrow().values().cloned().collect();
+        clients[0].shed(&bench.worker, bench.worker.tick());
+        let mut byte = [0];
+        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(Waker::noop());
+        let read = Pin::new(&mut client).poll_read(&mut cx, &mut buffer);
+        assert!(matches!(read, Poll::Ready(Ok(()))), "nobody has closed it");
+        assert!(buffer.filled().is_empty());
+        drop(clients);
+        at_once(|| bench.worker.clients.borrow().is_empty()).await;
+    });
+}
+
 #[test]
 fn what_hyper_has_of_an_answer_counts_while_its_client_takes_nothing() {
     frozen(|| async {
