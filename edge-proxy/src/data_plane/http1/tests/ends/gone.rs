@@ -185,7 +185,7 @@ fn a_head_that_is_not_whole_counts_as_held_back_and_its_connection_goes_when_mem
         }
         at_once(|| bench.shard.limits(Limit::Memory).get() == 1).await;
         assert_eq!(read_all(&mut clients.remove(0)).await, "");
-        assert!(!bench.worker.memory.is_short());
+        assert!(!bench.worker.memory.is_exceeded());
         for client in &mut clients {
             ask(client, end, "direct").await;
         }
