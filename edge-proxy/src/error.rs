@@ -40,6 +40,8 @@ pub enum Failure {
     HeadersTooLarge,
     /// Overload, or a limit of clients.
     Overloaded,
+    /// Others waited for a stream to the backend, and the client had more than its share of them.
+    AboveShare,
     /// A circuit limit of the cluster.
     CircuitLimit(Circuit),
     /// The process ends, and `drain.deadline` (or a connection's grace) has passed.
@@ -108,6 +110,7 @@ impl Failure {
             | Self::ResetBeforeHeaders(_)
             | Self::ResetAfterHeaders(_)
             | Self::Overloaded
+            | Self::AboveShare
             | Self::CircuitLimit(_)
             | Self::Draining => 503,
             Self::DeadlineExceeded | Self::StreamIdle => 504,
@@ -120,7 +123,7 @@ impl Failure {
         match self {
             // Envoy says UNAVAILABLE unless told otherwise; clients then retry what has no time left.
             Self::DeadlineExceeded | Self::StreamIdle => grpc::DEADLINE_EXCEEDED,
-            Self::HeadersTooLarge | Self::Overloaded => grpc::RESOURCE_EXHAUSTED,
+            Self::HeadersTooLarge | Self::Overloaded | Self::AboveShare => grpc::RESOURCE_EXHAUSTED,
             Self::Internal => grpc::INTERNAL,
             other => grpc_from_http(other.http_status()),
         }
@@ -149,6 +152,9 @@ impl Failure {
             Self::MalformedRequest => "malformed request",
             Self::HeadersTooLarge => "request header fields too large",
             Self::Overloaded => "overloaded",
+            Self::AboveShare => {
+                "ended for others: more than this client's share of the streams to the backend"
+            }
             Self::CircuitLimit(Circuit::Connections) => {
                 "upstream circuit limit reached: max_connections"
             }
@@ -182,7 +188,7 @@ impl Failure {
             | Self::HeadersTooLarge
             | Self::GrpcOverHttp1
             | Self::ConnectMethod => Flag::DownstreamProtocolError,
-            Self::Overloaded => Flag::Overload,
+            Self::Overloaded | Self::AboveShare => Flag::Overload,
             Self::CircuitLimit(_) => Flag::UpstreamOverflow,
             Self::Draining | Self::Internal => Flag::LocalReset,
         }
@@ -205,9 +211,11 @@ impl Failure {
             | Self::ResetAfterHeaders(_)
             | Self::DeadlineExceeded
             | Self::StreamIdle => Fault::Upstream,
-            Self::Overloaded | Self::CircuitLimit(_) | Self::Draining | Self::Internal => {
-                Fault::Proxy
-            }
+            Self::Overloaded
+            | Self::AboveShare
+            | Self::CircuitLimit(_)
+            | Self::Draining
+            | Self::Internal => Fault::Proxy,
         }
     }
 
@@ -381,6 +389,14 @@ mod tests {
                 "DPE",
             ),
             (Failure::Overloaded, 503, 8, "overloaded".into(), "OM"),
+            (
+                Failure::AboveShare,
+                503,
+                8,
+                "ended for others: more than this client's share of the streams to the backend"
+                    .into(),
+                "OM",
+            ),
             (
                 Failure::CircuitLimit(Circuit::PendingRequests),
                 503,

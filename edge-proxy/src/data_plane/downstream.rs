@@ -6,14 +6,7 @@
 
 mod deadlines;
 
-use std::{
-    cell::Cell,
-    io,
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+use std::{cell::Cell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use deadlines::{Leaving, Ping, tenths};
 use http2::{Connection, Event, Headers, Reason, Refusal, Role, Sent};
@@ -21,6 +14,7 @@ use rand::RngExt as _;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    holder::Holder,
     http1,
     listener::{Accepted, Ticket},
     rpc::{self, Key},
@@ -50,10 +44,10 @@ pub(crate) struct Open {
 /// A client's HTTP/2 connection.
 pub(crate) struct Downstream {
     link: Link,
-    /// The client's address and port; a `SocketAddr` takes half as much again.
-    ip: IpAddr,
     port: u16,
-    /// Its address as text, for `x-forwarded-for`.
+    /// Whom others share with.
+    holder: Rc<Holder>,
+    /// The client's address as text, for `x-forwarded-for`.
     pub(crate) peer_text: Box<str>,
     /// The listener's rules when the connection was accepted.
     policy: Arc<ListenerPolicy>,
@@ -210,6 +204,22 @@ impl ClientConnection {
         }
     }
 
+    /// Whom others share with.
+    pub(crate) fn holder(&self) -> &Rc<Holder> {
+        match self {
+            Self::Http1(connection) => connection.holder(),
+            Self::Http2(connection) => connection.holder(),
+        }
+    }
+
+    /// Bytes that it holds back, beside what is counted of its RPCs.
+    pub(crate) fn held(&self) -> usize {
+        match self {
+            Self::Http1(connection) => connection.held(),
+            Self::Http2(connection) => connection.link.held(),
+        }
+    }
+
     /// Since when it stands still as a whole.
     pub(crate) fn stalled(&self) -> Option<Instant> {
         match self {
@@ -260,8 +270,8 @@ impl Downstream {
                 worker.wakes.clone(),
                 now,
             ),
-            ip: peer.ip(),
             port: peer.port(),
+            holder: worker.holders.of(peer.ip().into()),
             peer_text: peer.ip().to_canonical().to_string().into(),
             accepted,
             age: tenths(age),
@@ -304,9 +314,19 @@ impl Downstream {
         self.link.engine().unqueue(stream, bytes)
     }
 
-    /// The client.
-    pub(crate) fn peer(&self) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port)
+    /// The client, for diagnostics: a `SocketAddr` takes too much to be kept for them.
+    pub(crate) fn peer(&self) -> String {
+        let (text, port) = (&self.peer_text, self.port);
+        if text.contains(':') {
+            format!("[{text}]:{port}")
+        } else {
+            format!("{text}:{port}")
+        }
+    }
+
+    /// Whom others share with.
+    pub(crate) fn holder(&self) -> &Rc<Holder> {
+        &self.holder
     }
 
     /// A stream of this client's that a backend is still busy with.

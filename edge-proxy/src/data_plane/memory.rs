@@ -3,8 +3,8 @@
 //!
 //! A quarter of the memory that the container was granted, all workers together. Each worker keeps its own account and
 //! publishes it in one atomic that only it writes; whoever adds to its account looks at the sum of all. Above the limit no
-//! copies for further attempts are kept, and then the streams that have been stalled for longest are reset, and
-//! connections closed, each worker's share of what is too much. While the process is short of memory, what is held may not
+//! copies for further attempts are kept, and then streams that are stalled are reset, and connections closed, each worker's
+//! share of what is too much: of the client that holds most first. While the process is short of memory, what is held may not
 //! grow at all. A connection's part of it is memory, not bytes: what its
 //! buffers have grown to.
 

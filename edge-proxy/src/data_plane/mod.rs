@@ -21,6 +21,8 @@ pub(crate) mod worker;
 pub(crate) mod memory;
 // What all threads share, counted within one.
 mod local;
+// Whom clients are taken for, where they share something.
+mod holder;
 
 // 2: rustls behind a narrow interface.
 mod tls;

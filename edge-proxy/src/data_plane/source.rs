@@ -19,6 +19,13 @@ impl From<IpAddr> for Source {
     }
 }
 
+#[cfg(test)]
+impl From<[u8; 4]> for Source {
+    fn from(address: [u8; 4]) -> Self {
+        IpAddr::from(address).into()
+    }
+}
+
 /// The 64 bits of an IPv6 address that aren't its host's to choose.
 const NETWORK: u128 = !(u64::MAX as u128);
 

@@ -32,6 +32,7 @@ use super::{
     date::DateCache,
     downstream::{self, ClientConnection},
     filters::Filters,
+    holder::Holders,
     listener::Accepted,
     local::Local,
     memory::{Account, Memory, room_to_keep},
@@ -56,6 +57,8 @@ pub(crate) struct Worker {
     pub(crate) rpcs: RefCell<Table>,
     /// Connections to backends.
     pub(crate) pool: Pool,
+    /// Whom its connections come from.
+    pub(crate) holders: Holders,
     /// Deadlines of RPCs and of queues.
     pub(crate) timers: Timers,
     /// Connections that a turn left something to flush for.
@@ -254,6 +257,7 @@ impl Worker {
             served: RefCell::new(Rc::new(snapshot.into())),
             rpcs: RefCell::default(),
             pool: Pool::default(),
+            holders: Holders::default(),
             timers: Timers::default(),
             wakes: Rc::default(),
             scratch: RefCell::new(vec![0; READ_AT_ONCE].into_boxed_slice()),

@@ -15,7 +15,7 @@ pub enum Level {
     /// Nothing.
     #[default]
     Calm,
-    /// Idle connections are given up sooner; streams that have stood still for longest are reset.
+    /// Idle connections are given up sooner; streams that stand still are reset.
     Shedding,
     /// Connections without an RPC get their GOAWAY.
     Parting,

@@ -139,6 +139,8 @@ labels! {
         /// A backend's connection window, used up by what it doesn't read while others wait: the RPC that held most of it
         /// ended.
         UpstreamWindow = "upstream_window",
+        /// A client's share of the streams to a backend: one of an RPC ended whose client had more, since others waited.
+        StreamShare = "stream_share",
     }
 }
 
@@ -212,7 +214,8 @@ labels! {
         StreamIdle = "SI",
         /// `host` differs from `:authority`.
         InvalidHost = "IH",
-        /// The proxy is short of memory, or the client has a stream too many.
+        /// The proxy is short of memory, or the client has a stream too many, or more than its share of those to a backend
+        /// while others wait.
         Overload = "OM",
     }
 }

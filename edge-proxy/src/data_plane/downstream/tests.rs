@@ -527,8 +527,7 @@ async fn handed_over(
         .unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
     let load = Arc::<crate::data_plane::worker::Load>::default();
-    let source = IpAddr::from(source).into();
-    let ticket = Ticket::take(counts, &load, source, [9, 9, handshakes])
+    let ticket = Ticket::take(counts, &load, source.into(), [9, 9, handshakes])
         .unwrap()
         .0;
     let accepted = Accepted {

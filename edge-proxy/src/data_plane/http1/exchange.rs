@@ -8,7 +8,6 @@ use std::{
     collections::VecDeque,
     future::Future,
     io::{self, ErrorKind},
-    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -22,7 +21,10 @@ use hyper::body::{Frame, Incoming};
 
 use super::{Connection, convert};
 use crate::{
-    data_plane::rpc::{self, Key},
+    data_plane::{
+        holder::Holder,
+        rpc::{self, Key},
+    },
     error::Failure,
     telemetry::metrics::{Limit, ResetCause},
 };
@@ -75,12 +77,18 @@ impl Exchange {
         &self.connection.peer_text
     }
 
-    pub(crate) fn peer(&self) -> SocketAddr {
-        self.connection.peer
+    /// Whom others share with.
+    pub(crate) fn holder(&self) -> &Rc<Holder> {
+        self.connection.holder()
     }
 
     pub(crate) fn protocol(&self) -> &'static str {
         self.protocol
+    }
+
+    /// Bytes of the response that hyper hasn't taken.
+    pub(super) fn queued(&self) -> usize {
+        self.response.borrow().queued
     }
 
     pub(crate) fn set_key(&self, key: Key) {

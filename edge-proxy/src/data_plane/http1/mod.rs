@@ -58,6 +58,7 @@ use self::{
 };
 use super::{
     downstream::{ClientConnection, Open},
+    holder::Holder,
     rpc,
     tls::Tls,
     wire::{FAR, WORTHWHILE},
@@ -69,6 +70,8 @@ use crate::{error::Failure, snapshot::ListenerPolicy, telemetry::metrics::Limit}
 pub(crate) struct Connection {
     worker: Rc<Worker>,
     peer: SocketAddr,
+    /// Whom others share with.
+    holder: Rc<Holder>,
     /// Its address as text, for `x-forwarded-for`.
     peer_text: String,
     /// The listener's rules when the connection was accepted.
@@ -265,6 +268,7 @@ impl Connection {
         Rc::new(Self {
             worker: worker.clone(),
             peer,
+            holder: worker.holders.of(peer.ip().into()),
             peer_text: peer.ip().to_canonical().to_string(),
             policy,
             accepted,
@@ -435,6 +439,18 @@ impl Connection {
         } else if self.holds_since.get().is_none() {
             self.holds_since.set(Some(self.worker.now()));
         }
+    }
+
+    /// Whom others share with.
+    pub(crate) fn holder(&self) -> &Rc<Holder> {
+        &self.holder
+    }
+
+    /// What waits for the client, and bytes of answers that wait for hyper.
+    pub(crate) fn held(&self) -> usize {
+        let exchanges = self.exchanges.borrow();
+        let queued = exchanges.iter().map(|exchange| exchange.queued());
+        self.held.get() + queued.sum::<usize>()
     }
 
     /// Since when it holds something that waits for the client.

@@ -9,8 +9,8 @@ use crate::data_plane::{
     answer::Form,
     downstream::{Busy, Downstream},
     filters::{Facts, RequestContext, Version},
+    holder::Holder,
     http1::Exchange,
-    source::Source,
     wire::Side as _,
     worker::Worker,
 };
@@ -45,11 +45,11 @@ impl Client {
         Form::of(&Facts::read(head, None), self.context().version)
     }
 
-    /// As which client it takes turns.
-    pub(super) fn source(&self) -> Source {
+    /// Whom others share with.
+    pub(super) fn holder(&self) -> &Rc<Holder> {
         match self {
-            Self::Http2 { connection, .. } => connection.peer().ip().into(),
-            Self::Http1(exchange) => exchange.peer().ip().into(),
+            Self::Http2 { connection, .. } => connection.holder(),
+            Self::Http1(exchange) => exchange.holder(),
         }
     }
 

@@ -126,7 +126,7 @@ impl Rpc {
             let cause = match failure {
                 Failure::DeadlineExceeded => Some(labels::ResetCause::Deadline),
                 Failure::StreamIdle => Some(labels::ResetCause::IdleTimeout),
-                Failure::Overloaded => Some(labels::ResetCause::Overload),
+                Failure::Overloaded | Failure::AboveShare => Some(labels::ResetCause::Overload),
                 Failure::Draining => Some(labels::ResetCause::Drain),
                 Failure::Internal => Some(labels::ResetCause::Internal),
                 Failure::MalformedRequest | Failure::HeadersTooLarge => {
@@ -336,6 +336,18 @@ impl Rpc {
         };
         let trailers = self.trailers.as_ref().map_or(0, Headers::memory);
         head + trailers + self.replay.memory()
+    }
+
+    /// Bytes that are held back for it alone: what is counted of it, and what a backend doesn't take of its request. What
+    /// its client doesn't take is its connection's.
+    pub(super) fn holds(&self) -> usize {
+        let queued = match &self.state {
+            State::Open(attempt) | State::Relaying(attempt) => {
+                attempt.link().engine().queued(attempt.stream)
+            }
+            State::Answering(..) | State::Waiting(..) | State::Flushing(_) => 0,
+        };
+        self.counted + queued
     }
 
     /// Whether [`forget`](Self::forget) would give anything back.

@@ -60,8 +60,10 @@ pub(crate) use self::{
 use super::{
     answer::Form,
     downstream::Downstream,
+    holder::Holder,
     local::Local,
     message::Messages,
+    source::Source,
     upstream::{
         Place, Upstream,
         retry::{MAX_ATTEMPTS, Outcome},
@@ -128,6 +130,8 @@ enum State {
 struct Attempt {
     upstream: Rc<Upstream>,
     stream: u32,
+    /// Whose it is.
+    holder: Rc<Holder>,
     /// Given back when it ends.
     _permits: Permits,
 }
@@ -345,6 +349,24 @@ pub(crate) fn cut(worker: &Rc<Worker>, key: Key, now: Instant) {
     step(worker, key, |rpc| rpc.cut(worker, now));
 }
 
+/// Whose RPC this is, as others share with it, and when a byte of it last came or went.
+pub(crate) fn moved(worker: &Worker, key: Key) -> Option<(Source, Instant)> {
+    let mut rpcs = worker.rpcs.borrow_mut();
+    let rpc = rpcs.get_mut(key)?;
+    Some((rpc.client.holder().source(), rpc.active))
+}
+
+/// Others wait for its stream, and its client has more than its share of these.
+pub(crate) fn give_way(worker: &Rc<Worker>, key: Key, now: Instant) {
+    step(worker, key, |rpc| match rpc.state {
+        State::Open(_) | State::Relaying(_) => {
+            worker.shard.limits(Limit::StreamShare).inc();
+            rpc.fail(worker, Failure::AboveShare, now)
+        }
+        State::Answering(..) | State::Waiting(..) | State::Flushing(_) => Step::On,
+    });
+}
+
 /// [`cut`], for every RPC of the worker.
 pub(crate) fn cut_all(worker: &Rc<Worker>) {
     let keys = worker.rpcs.borrow().keys();
@@ -514,14 +536,16 @@ impl Deref for Tried {
 
 impl Attempt {
     /// It has a stream, and is counted as one that runs.
-    fn new(upstream: Rc<Upstream>, stream: u32, permits: Permits) -> Self {
+    fn new(upstream: Rc<Upstream>, stream: u32, holder: Rc<Holder>, permits: Permits) -> Self {
         let endpoint = upstream.endpoint();
         endpoint.attempts.fetch_add(1, Ordering::Relaxed);
         endpoint.active.fetch_add(1, Ordering::Relaxed);
         upstream.series().active.inc();
+        upstream.taken_by(&holder);
         Self {
             upstream,
             stream,
+            holder,
             _permits: permits,
         }
     }
@@ -545,5 +569,6 @@ impl Drop for Attempt {
             .active
             .fetch_sub(1, Ordering::Relaxed);
         self.upstream.series().active.dec();
+        self.upstream.left_by(&self.holder);
     }
 }

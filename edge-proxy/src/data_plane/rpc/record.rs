@@ -388,6 +388,7 @@ fn failed_attempt(failure: Failure) -> Option<AttemptResult> {
         Failure::Draining
         | Failure::Internal
         | Failure::Overloaded
+        | Failure::AboveShare
         | Failure::MalformedRequest
         | Failure::HeadersTooLarge => AttemptResult::Cancelled,
         Failure::NoRoute

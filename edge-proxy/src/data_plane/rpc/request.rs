@@ -140,7 +140,7 @@ impl Rpc {
         self.record.attempted(endpoint, now);
         let caller = Caller {
             rpc: key,
-            client: self.client.source(),
+            client: self.client.holder(),
             avoid: refused_by,
         };
         let acquired = worker.pool.acquire(worker, endpoint, &cluster, caller, now);
@@ -148,7 +148,7 @@ impl Rpc {
             Ok(Acquired::Connection(upstream)) => self.open(worker, key, upstream, now),
             Ok(Acquired::Place(place)) => {
                 self.state = State::Waiting(endpoint.clone(), place);
-                let client = self.client.source();
+                let client = self.client.holder().source();
                 if worker.memory.is_exceeded() && worker.pool.has_enough(endpoint, client) {
                     // Those that wait are looked at in a moment, in which thousands may come.
                     worker.shard.limits(Limit::Memory).inc();
@@ -220,7 +220,8 @@ impl Rpc {
         if let Some(trailers) = &self.trailers {
             upstream.link().send_trailers(stream, trailers);
         }
-        self.state = State::Open(Attempt::new(upstream, stream, permits));
+        let holder = self.client.holder().clone();
+        self.state = State::Open(Attempt::new(upstream, stream, holder, permits));
         Step::On
     }
 

@@ -1,11 +1,15 @@
 //! What goes when more is held back than may be, or the process is short of memory: copies for further attempts, then what
-//! has stood still for longest.
+//! stands still, of the client that holds most first, and of that what has for longest.
+
+// Who goes first.
+mod order;
 
 use std::{
     rc::Rc,
     time::{Duration, Instant},
 };
 
+use self::order::{Order, Young};
 use super::{Key, Rpc, State, Step, step};
 use crate::{
     data_plane::worker::Worker,
@@ -13,7 +17,7 @@ use crate::{
     telemetry::metrics::Limit,
 };
 
-/// More is held back than may be: copies for further attempts go, then the streams that have been stalled for longest.
+/// More is held back than may be: copies for further attempts go, then streams and connections that stand still.
 pub(crate) fn relieve(worker: &Rc<Worker>) {
     worker.search(|| {
         let has_copy = |rpc: &Rpc| {
@@ -26,12 +30,14 @@ pub(crate) fn relieve(worker: &Rc<Worker>) {
                 Step::On
             });
         }
-        shed(worker, worker.memory.to_free(), Duration::ZERO, BLOCKED)
+        let to_free = worker.memory.to_free();
+        shed(worker, to_free, Duration::ZERO, BLOCKED, Young::Go)
     });
 }
 
 /// The process is short of memory: this worker's share of what is too much is freed, as far as streams and connections
-/// hold it that stand still.
+/// hold it that stand still. What a client holds that can't be freed so yet is [`relieve`]'s to free, in a moment: no more
+/// may be held then than is left.
 pub(crate) fn shed_stalled(worker: &Rc<Worker>, pressure: Pressure) {
     let excess = usize::try_from(pressure.excess()).unwrap_or(usize::MAX);
     // One that waits for a moment moves on by itself, if there is time for that.
@@ -39,37 +45,51 @@ pub(crate) fn shed_stalled(worker: &Rc<Worker>, pressure: Pressure) {
         Level::Calm | Level::Shedding | Level::Parting => STALLED,
         Level::Refusing | Level::Closed => BLOCKED,
     };
-    worker.search(|| shed(worker, worker.memory.share_of(excess), least, least));
+    let to_free = || worker.memory.share_of(excess);
+    worker.search(|| shed(worker, to_free(), least, least, Young::Stay));
 }
 
-/// Frees so many bytes of what has been stalled for longest: streams, and connections as a whole, that have been for so
-/// long at least. Whether there was so much.
-fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Duration) -> bool {
+/// Frees so many bytes of what is stalled: streams, and connections as a whole; those that haven't been for so long are
+/// `young`. Whether there was so much.
+fn shed(
+    worker: &Rc<Worker>,
+    to_free: usize,
+    streams: Duration,
+    connections: Duration,
+    young: Young,
+) -> bool {
     if to_free == 0 {
         return true;
     }
     let now = worker.now();
-    let mut stalled = Vec::new();
-    let is = |since: &Instant, least| now.saturating_duration_since(*since) >= least;
+    let mut order = Order::new(young);
+    let is_young = |since, least| now.saturating_duration_since(since) < least;
     worker.rpcs.borrow().for_each(|key, rpc| {
+        let client = rpc.client.holder().source();
+        order.holds(client, rpc.holds());
         // A connection is there in a moment, mostly, and so is the rest of a request.
         let least = match rpc.state {
             State::Waiting(..) | State::Answering(..) => connections,
             _ => streams,
         };
-        let since = rpc.stalled().filter(|since| is(since, least));
-        stalled.extend(since.map(|since| (since, Stalled::Rpc(key))));
-    });
-    for (id, client) in &*worker.clients.borrow() {
-        let since = client.stalled().filter(|since| is(since, connections));
-        stalled.extend(since.map(|since| (since, Stalled::Client(*id))));
-    }
-    stalled.sort_unstable();
-    let enough = worker.memory.held().saturating_sub(to_free);
-    for (_, what) in stalled {
-        if worker.memory.held() <= enough {
-            break;
+        if let Some(since) = rpc.stalled() {
+            order.add(client, is_young(since, least), since, Stalled::Rpc(key));
         }
+    });
+    for (id, connection) in &*worker.clients.borrow() {
+        let client = connection.holder().source();
+        order.holds(client, connection.held());
+        if let Some(since) = connection.stalled() {
+            let is_young = is_young(since, connections);
+            order.add(client, is_young, since, Stalled::Client(*id));
+        }
+    }
+    order.sort();
+    let enough = worker.memory.held().saturating_sub(to_free);
+    while worker.memory.held() > enough
+        && let Some((client, what)) = order.next()
+    {
+        let before = worker.memory.held();
         match what {
             Stalled::Rpc(key) => shed_one(worker, key, Limit::Memory, now),
             Stalled::Client(id) => {
@@ -79,6 +99,7 @@ fn shed(worker: &Rc<Worker>, to_free: usize, streams: Duration, connections: Dur
                 }
             }
         }
+        order.freed(client, before.saturating_sub(worker.memory.held()));
     }
     worker.memory.held() <= enough
 }

@@ -3,6 +3,8 @@
 
 mod copies;
 
+mod shed;
+
 mod shut;
 
 mod times;

@@ -256,7 +256,7 @@ impl World {
         let slow = rpcs.iter().filter(|rpc| !rpc.plan.client_reads.is_zero());
         let slow: Vec<_> = slow.map(|rpc| rpc.plan.client).collect();
         for (id, rpc) in rpcs.iter().enumerate() {
-            if let Err(why) = self.verdict(rpc, &slow) {
+            if let Err(why) = self.verdict(rpc, &slow, may_give_way(rpc, &rpcs)) {
                 self.problem(format!(
                     "rpc {id}: {why}: {:?}, begun {:?}, ended {:?}, executed {:?}, refused {} times",
                     rpc.plan, rpc.begun, rpc.ending, rpc.executions, rpc.refusals
@@ -266,7 +266,7 @@ impl World {
         *self.rpcs.borrow_mut() = rpcs;
     }
 
-    fn verdict(&self, rpc: &Rpc, read_slowly: &[usize]) -> Result<(), String> {
+    fn verdict(&self, rpc: &Rpc, read_slowly: &[usize], may_give_way: bool) -> Result<(), String> {
         let (Some(begun), Some((ended, ending))) = (rpc.begun, &rpc.ending) else {
             return Err("lost: it never ended".to_owned());
         };
@@ -344,6 +344,7 @@ impl World {
             {
                 execution.is_none() && unreachable
             }
+            Ending::Status(8, text) if text.starts_with("ended for others") => may_give_way,
             Ending::Status(status, _) => {
                 plan.answer == Answer::Status(*status) && execution.is_some()
             }
@@ -354,6 +355,22 @@ impl World {
             Err("its ending isn't explained".to_owned())
         }
     }
+}
+
+/// Whether its client had another RPC when it ended, and another client one too.
+fn may_give_way(rpc: &Rpc, rpcs: &[Rpc]) -> bool {
+    let Some((at, _)) = &rpc.ending else {
+        return false;
+    };
+    let runs = |other: &Rpc| {
+        let has_ended = other.ending.as_ref().is_some_and(|(ended, _)| ended < at);
+        other.begun.is_some_and(|begun| begun <= *at) && !has_ended
+    };
+    let of = |own: bool| {
+        let mut others = rpcs.iter().filter(|other| !std::ptr::eq(*other, rpc));
+        others.any(|other| (other.plan.client == rpc.plan.client) == own && runs(other))
+    };
+    of(true) && of(false)
 }
 
 /// How a handler says that it has answered.

@@ -48,6 +48,11 @@ impl Client {
         Self::over(http2(bench, policy()).await, 0).await
     }
 
+    /// [`connect_shut`](Self::connect_shut), at another of this machine's addresses.
+    pub(crate) async fn connect_shut_from(bench: &Bench, source: [u8; 4]) -> Self {
+        Self::over(http2_from(source, bench, policy()).await, 0).await
+    }
+
     /// A client at another of this machine's addresses.
     pub(crate) async fn connect_from(bench: &Bench, source: [u8; 4]) -> Self {
         Self::over(http2_from(source, bench, policy()).await, 65_535).await

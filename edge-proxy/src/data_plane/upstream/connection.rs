@@ -30,6 +30,7 @@ use super::{EndpointPool, Pool, retry::Outcome};
 use crate::{
     data_plane::{
         downstream::Busy,
+        holder::Holder,
         rpc::{self, Key},
         tls::Transport,
         wire::{self, Check, End, FAR, Link, QUIET, Side},
@@ -184,6 +185,18 @@ impl Upstream {
         &self.pool.series
     }
 
+    /// An RPC of this client has a stream here.
+    pub(crate) fn taken_by(&self, client: &Holder) {
+        let streams = client.takes(self.pool.number);
+        self.pool.holds(client, streams);
+    }
+
+    /// And has it no more.
+    pub(crate) fn left_by(&self, client: &Holder) {
+        let streams = client.leaves(self.pool.number);
+        self.pool.holds(client, streams);
+    }
+
     /// Opens a stream for `rpc`. The request leaves with the connection's next turn.
     pub(crate) fn open_stream(
         &self,
@@ -253,6 +266,32 @@ impl Upstream {
         // Of the few that clients may have each, all come together here. Where there is no other, it takes more.
         let crowded = most == Congestion::None && engine.cancels_waiting() >= limit as usize;
         engine.can_open() && (engine.stream_count() as u32) < limit && !crowded
+    }
+
+    /// For how many streams more it has room, as [`has_room`](Self::has_room) would say.
+    pub(super) fn room(&self, limit: u32, most: Congestion) -> u32 {
+        if !self.has_room(limit, most) {
+            return 0;
+        }
+        let engine = self.link.engine();
+        let ours = engine.stream_count() as u32;
+        let known = ours + engine.cancels_waiting() as u32;
+        let theirs = engine.peer_max_streams().saturating_sub(known);
+        limit.saturating_sub(ours).min(theirs)
+    }
+
+    /// Streams that have ended here and still are some for the peer.
+    pub(super) fn coming(&self) -> usize {
+        self.link.engine().cancels_waiting()
+    }
+
+    /// The RPCs that have a stream whose end would make room for another.
+    pub(super) fn makes_room(&self) -> Vec<Key> {
+        if self.state.get() != State::Ready || self.congestion.get() > Congestion::Stream {
+            return Vec::new();
+        }
+        let engine = self.link.engine();
+        engine.keys().map(Key::from_engine).collect()
     }
 
     /// The PING that was sent last isn't answered yet.

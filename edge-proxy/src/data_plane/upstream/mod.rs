@@ -7,8 +7,8 @@
 //! will do, while only streams of it are and not all, or one that has refused the RPC, and then RPCs wait, at most
 //! `connect_timeout`.
 //!
-//! An RPC that has to wait has a place in the endpoint's queue, and clients take turns. Whoever makes room (a connection
-//! that became ready, a stream that ended) calls `Pool::offer` from its own turn; nobody polls.
+//! An RPC that has to wait has a place in the endpoint's queue, where the client with the fewest streams is the next. Whoever
+//! makes room (a connection that became ready, a stream that ended) calls `Pool::offer` from its own turn; nobody polls.
 
 // Which of them serves an RPC, if one may.
 mod choice;
@@ -17,6 +17,9 @@ mod choice;
 mod waiting;
 
 mod queue;
+
+// Which streams end for those that wait.
+mod share;
 
 // Another one is opened, unless that has just failed.
 mod opening;
@@ -41,8 +44,9 @@ pub(crate) use connection::Upstream;
 use pause::Pause;
 pub(crate) use queue::Place;
 use queue::Queue;
+use share::Reserve;
 
-use super::{rpc::Key, source::Source, worker::Worker};
+use super::{holder::Holder, rpc::Key, source::Source, worker::Worker};
 use crate::{
     error::Failure,
     snapshot::{
@@ -61,6 +65,8 @@ pub(crate) struct Pool {
 /// The connections of one endpoint, and the RPCs that wait for one.
 pub(crate) struct EndpointPool {
     pub(crate) shared: Arc<EndpointShared>,
+    /// By which clients' streams are counted here: no other endpoint has it, and it is small.
+    number: usize,
     /// Its cluster's.
     series: Arc<ClusterSeries>,
     policy: RefCell<Arc<ClusterPolicy>>,
@@ -77,6 +83,10 @@ pub(crate) struct EndpointPool {
     in_vain: Cell<Option<(Failure, Place)>>,
     /// There may be room for more than were served in one go.
     serves_on: Cell<bool>,
+    /// Streams that are kept for those who have few.
+    reserve: Cell<Option<Reserve>>,
+    /// When it was last looked who has how many.
+    divided_at: Cell<Option<Instant>>,
     /// When the queue's timer fires next; one that fires earlier than that is left over.
     wakes_at: Cell<Option<Instant>>,
     /// No snapshot names this endpoint any more: what runs may finish, nothing new is opened.
@@ -84,9 +94,9 @@ pub(crate) struct EndpointPool {
 }
 
 /// An RPC that needs a connection.
-pub(crate) struct Caller {
+pub(crate) struct Caller<'a> {
     pub(crate) rpc: Key,
-    pub(crate) client: Source,
+    pub(crate) client: &'a Holder,
     /// The connection that has refused it: it gets another one as long as there may soon be one.
     pub(crate) avoid: Option<Rc<Upstream>>,
 }
@@ -109,27 +119,26 @@ impl Pool {
         worker: &Rc<Worker>,
         endpoint: &Arc<EndpointShared>,
         cluster: &Cluster,
-        mut caller: Caller,
+        mut caller: Caller<'_>,
         now: Instant,
     ) -> Result<Acquired, Circuit> {
-        let pool = {
-            let mut endpoints = self.endpoints.borrow_mut();
-            let pool = endpoints
-                .entry(endpoint.id)
-                .or_insert_with(|| Rc::new(EndpointPool::new(worker, endpoint.clone(), cluster)));
-            pool.clone()
-        };
+        let known = self.endpoints.borrow().get(&endpoint.id).cloned();
+        let pool = known.unwrap_or_else(|| self.add(worker, endpoint, cluster));
         // One that takes no more streams, or leads elsewhere, has not to be avoided.
         caller.avoid = caller.avoid.filter(|avoid| {
             avoid.is_ready() && avoid.endpoint().id == endpoint.id && pool.has_other(avoid, now)
         });
-        // It isn't its turn while others wait; but who waits for another connection than these has no use for them.
-        let others_wait = pool
-            .waiting
-            .borrow()
-            .next()
-            .any(|(_, avoid)| avoid.is_none());
+        if !pool.is_waited_for() {
+            pool.keeps_no_more(now);
+        }
+        // It isn't its turn while others wait; but who waits for another connection than these has no use for them, nor who
+        // may have none of what is kept.
+        let others_wait =
+            pool.waiting.borrow().next().any(|((streams, ..), avoid)| {
+                avoid.is_none() && pool.may_have_one(|| streams, now)
+            });
         if !others_wait
+            && pool.may_have_one(|| caller.client.streams(pool.number), now)
             && let Some(connection) =
                 pool.best_connection(caller.avoid.as_ref(), || pool.bearable(now))
         {
@@ -187,8 +196,9 @@ impl Pool {
         pool.wakes_at.set(None);
         let tries_again = pool.with_pause(|pause| pause.ends(now));
         let serves_on = pool.serves_on.take();
-        let mut rpcs = pool.turn_away(worker, now);
-        if tries_again || serves_on || pool.opens_slowly(now) {
+        let kept_enough = pool.keeps_no_more(now);
+        let mut rpcs = pool.divide(worker, now) + pool.turn_away(worker, now);
+        if tries_again || serves_on || kept_enough || pool.opens_slowly(now) {
             rpcs += Self::offer(worker, &pool);
         }
         pool.remove_if_unused(worker);
@@ -242,14 +252,30 @@ impl Pool {
         endpoint: &Arc<EndpointShared>,
         cluster: &Cluster,
     ) -> Rc<Upstream> {
-        let pool = Rc::new(EndpointPool::new(worker, endpoint.clone(), cluster));
+        let pool = self.add(worker, endpoint, cluster);
         pool.opening.set(1);
         let policy = &cluster.policy;
         let ready_by = worker.now() + policy.connect_timeout;
         let connection = Rc::new(Upstream::new(worker, pool.clone(), policy, ready_by));
         pool.add(connection.clone());
-        self.endpoints.borrow_mut().insert(endpoint.id, pool);
         connection
+    }
+
+    /// What will be known of an endpoint.
+    fn add(
+        &self,
+        worker: &Worker,
+        endpoint: &Arc<EndpointShared>,
+        cluster: &Cluster,
+    ) -> Rc<EndpointPool> {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let mut taken: Vec<_> = endpoints.values().map(|pool| pool.number).collect();
+        taken.sort_unstable();
+        let is_taken = |(number, taken): &(usize, usize)| number == taken;
+        let number = (0..).zip(taken).take_while(is_taken).count();
+        let pool = Rc::new(EndpointPool::new(worker, endpoint.clone(), number, cluster));
+        endpoints.insert(endpoint.id, pool.clone());
+        pool
     }
 
     /// The connections that are open, of all endpoints.
@@ -271,9 +297,10 @@ impl Pool {
 }
 
 impl EndpointPool {
-    fn new(worker: &Worker, shared: Arc<EndpointShared>, cluster: &Cluster) -> Self {
+    fn new(worker: &Worker, shared: Arc<EndpointShared>, number: usize, cluster: &Cluster) -> Self {
         Self {
             shared,
+            number,
             series: worker.shard.cluster(&cluster.name),
             policy: RefCell::new(cluster.policy.clone()),
             circuits: cluster.circuits.clone(),
@@ -284,6 +311,8 @@ impl EndpointPool {
             pause: Cell::default(),
             in_vain: Cell::default(),
             serves_on: Cell::default(),
+            reserve: Cell::default(),
+            divided_at: Cell::default(),
             wakes_at: Cell::default(),
             retired: Cell::new(false),
         }

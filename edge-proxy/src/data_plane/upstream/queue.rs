@@ -1,12 +1,16 @@
-//! The RPCs that wait for a connection to one endpoint: clients take turns, and of one client's RPCs the first to come is
-//! the first to be served.
+//! The RPCs that wait for a connection to one endpoint: the client that has the fewest streams there is the next to be
+//! served, those that have as many take turns, and of one client's RPCs the first to come is the first to be served.
 //!
 //! A client may have as many wait as it has streams. Served in the order in which they came, the one RPC of another client
 //! would wait for all of them, and under a siege honest clients got what was left: most of theirs waited until memory was
 //! short or their deadlines had passed. So clients have turns (start-time fair queueing with equal weights): the one after
-//! the last that was served. Whoever comes waits for one RPC of each other client and no more. A client is a source,
-//! as for `max_connections_per_source`: behind one that stands for many they share its turns, and wait in the order in
-//! which they came, as they would without any of this.
+//! the last that was served. Whoever comes waits for one RPC of each other client that has no more streams than it, and no
+//! more. A client is a source, as for `max_connections_per_source`: behind one that stands for many they share its turns
+//! and what it has, and wait in the order in which they came, as they would without any of this.
+//!
+//! Turns alone share out how often a client is served, and not what it has then: one whose RPCs don't end got every other
+//! stream that became free, and kept it, until another's RPCs of a millisecond had none. So what counts first is how many
+//! streams a client has at this endpoint, from this worker (max-min).
 //!
 //! Only the first of a client's RPCs has a turn, and leaves it to the next if it goes unserved. When each had one of its own
 //! from the start, a client paid for those that were cancelled or waited too long: with all of these its next turn was far
@@ -28,7 +32,10 @@ use std::{
     time::Instant,
 };
 
-use super::Upstream;
+use super::{
+    Upstream,
+    share::{FEW, Starving},
+};
 use crate::{
     data_plane::{rpc::Key, source::Source},
     snapshot::circuit::Permits,
@@ -59,12 +66,14 @@ struct Line<C> {
     turns: BTreeSet<Turn>,
 }
 
-/// When it is an RPC's turn; of two that have the same the first to come is served first.
-pub(super) type Turn = (u64, Place);
+/// When an RPC is served: how many streams its client has, its client's turn, and when it came.
+pub(super) type Turn = (u32, u64, Place);
 
 /// A client's part of a line.
 struct Client {
-    /// When its first one is served.
+    /// Those that it has.
+    streams: u32,
+    /// When its first one is served, of clients that have as many.
     turn: u64,
     /// Never empty.
     places: BTreeSet<Place>,
@@ -74,19 +83,27 @@ struct Client {
 pub(super) struct Waiting {
     pub(super) rpc: Key,
     pub(super) client: Source,
+    pub(super) since: Instant,
     pub(super) until: Instant,
     /// Given back when it waits no more.
     pub(super) _permits: Permits,
 }
 
 impl<C> Queue<C> {
-    /// Adds one, for another connection than `avoid`.
-    pub(super) fn push(&mut self, waiting: Waiting, avoid: Option<Rc<C>>) -> Place {
+    /// Adds one, for another connection than `avoid`; its client has so many streams.
+    pub(super) fn push(&mut self, waiting: Waiting, streams: u32, avoid: Option<Rc<C>>) -> Place {
         self.last.0 += 1;
         let place = self.last;
-        let next = self.served + 1;
-        self.line(avoid).insert(place, next, waiting);
+        let turn = self.served + 1;
+        self.line(avoid).insert(place, streams, turn, waiting);
         place
+    }
+
+    /// A client has so many streams now.
+    pub(super) fn holds(&mut self, client: Source, streams: u32) {
+        for line in &mut self.lines {
+            line.change(client, |client| client.streams = streams);
+        }
     }
 
     /// Takes the one at `place` out; `None`: it isn't there any more.
@@ -100,11 +117,12 @@ impl<C> Queue<C> {
     }
 
     /// Takes out the one whose turn it is: one of the [`next`](Self::next). It was its client's, in all lines.
-    pub(super) fn serve(&mut self, (turn, place): Turn) -> Option<Waiting> {
+    pub(super) fn serve(&mut self, (_, turn, place): Turn) -> Option<Waiting> {
         let served = self.take(place)?;
         self.served = self.served.max(turn);
+        let next = self.served + 1;
         for line in &mut self.lines {
-            line.put_off(served.client, self.served + 1);
+            line.change(served.client, |client| client.turn = client.turn.max(next));
         }
         Some(served)
     }
@@ -133,6 +151,45 @@ impl<C> Queue<C> {
     pub(super) fn first_until(&self) -> Option<Instant> {
         let (_, first) = self.first()?.waiting.first_key_value()?;
         Some(first.until)
+    }
+
+    /// When the first one came.
+    pub(super) fn first_since(&self) -> Option<Instant> {
+        let (_, first) = self.first()?.waiting.first_key_value()?;
+        Some(first.since)
+    }
+
+    /// How many streams its client has.
+    pub(super) fn first_streams(&self) -> u32 {
+        let client = self.first().and_then(|line| {
+            let (_, first) = line.waiting.first_key_value()?;
+            line.clients.get(&first.client)
+        });
+        client.map_or(0, |client| client.streams)
+    }
+
+    /// Those that came by then of the clients that are served first, so many of these at most: of whoever takes any
+    /// connection.
+    pub(super) fn starving(&self, by: Instant, clients: usize) -> Vec<Starving> {
+        let line = self.lines.iter().find(|line| line.avoid.is_none());
+        let line = line.into_iter();
+        let firsts = line.flat_map(|line| line.turns.iter().map(move |turn| (line, turn)));
+        let starving = firsts.take(clients).filter_map(|(line, (_, _, first))| {
+            let client = line.waiting.get(first)?.client;
+            let came = |place: &&Place| line.waiting.get(place).is_some_and(|one| one.since <= by);
+            let places = &line.clients.get(&client)?.places;
+            let rpcs = places.iter().take(FEW).take_while(came).count();
+            (rpcs > 0).then_some(Starving { client, rpcs })
+        });
+        starving.collect()
+    }
+
+    /// How many of those clients have no stream, so many at most.
+    pub(super) fn newcomers(&self, most: usize) -> usize {
+        let line = self.lines.iter().find(|line| line.avoid.is_none());
+        let turns = line.into_iter().flat_map(|line| &line.turns);
+        let without = turns.take(most).take_while(|(streams, ..)| *streams == 0);
+        without.count()
     }
 
     /// What the first one avoids.
@@ -204,16 +261,20 @@ impl<C> Line<C> {
         }
     }
 
-    /// The last to come; `turn`: its client's, if that has none.
-    fn insert(&mut self, place: Place, turn: u64, waiting: Waiting) {
+    /// The last to come; `streams` and `turn`: its client's, if none of that is here.
+    fn insert(&mut self, place: Place, streams: u32, turn: u64, waiting: Waiting) {
         match self.clients.entry(waiting.client) {
             Entry::Occupied(mut client) => {
                 client.get_mut().places.insert(place);
             }
             Entry::Vacant(client) => {
                 let places = BTreeSet::from([place]);
-                client.insert(Client { turn, places });
-                self.turns.insert((turn, place));
+                client.insert(Client {
+                    streams,
+                    turn,
+                    places,
+                });
+                self.turns.insert((streams, turn, place));
             }
         }
         self.waiting.insert(place, waiting);
@@ -223,9 +284,9 @@ impl<C> Line<C> {
     fn remove(&mut self, place: Place) -> Option<Waiting> {
         let waiting = self.waiting.remove(&place)?;
         if let Entry::Occupied(mut client) = self.clients.entry(waiting.client) {
-            let turn = client.get().turn;
+            let (streams, turn) = (client.get().streams, client.get().turn);
             client.get_mut().places.remove(&place);
-            if self.turns.remove(&(turn, place)) {
+            if self.turns.remove(&(streams, turn, place)) {
                 self.turns.extend(client.get().first());
             }
             if client.get().places.is_empty() {
@@ -235,14 +296,13 @@ impl<C> Line<C> {
         Some(waiting)
     }
 
-    /// The client's turn isn't before `turn`.
-    fn put_off(&mut self, client: Source, turn: u64) {
+    /// Changes when a client is served.
+    fn change(&mut self, client: Source, change: impl FnOnce(&mut Client)) {
         if let Some(client) = self.clients.get_mut(&client)
-            && client.turn < turn
             && let Some(first) = client.first()
         {
             self.turns.remove(&first);
-            client.turn = turn;
+            change(client);
             self.turns.extend(client.first());
         }
     }
@@ -278,7 +338,7 @@ impl<C> Line<C> {
 
 impl Client {
     fn first(&self) -> Option<Turn> {
-        Some((self.turn, *self.places.first()?))
+        Some((self.streams, self.turn, *self.places.first()?))
     }
 }
 
@@ -294,7 +354,7 @@ impl<C> Default for Queue<C> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::IpAddr, time::Duration};
+    use std::time::Duration;
 
     use super::*;
 
@@ -308,7 +368,8 @@ mod tests {
     fn of(client: u8, rpc: u32, until: Instant) -> Waiting {
         Waiting {
             rpc: Key::from_engine(rpc),
-            client: IpAddr::from([192, 0, 2, client]).into(),
+            client: [192, 0, 2, client].into(),
+            since: until,
             until,
             _permits: Permits::default(),
         }
@@ -331,12 +392,12 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         let places: Vec<_> = (0..5)
-            .map(|rpc| queue.push(waiting(rpc, now), None))
+            .map(|rpc| queue.push(waiting(rpc, now), 0, None))
             .collect();
         assert_eq!(queue.take(places[0]).unwrap().rpc, Key::from_engine(0));
         assert_eq!(queue.take(places[3]).unwrap().rpc, Key::from_engine(3));
         assert!(queue.take(places[3]).is_none(), "a place is given once");
-        queue.push(waiting(5, now), None);
+        queue.push(waiting(5, now), 0, None);
         assert_eq!(queue.len(), 4);
         assert_eq!(all(queue), [1, 2, 4, 5].map(Key::from_engine));
     }
@@ -345,9 +406,9 @@ mod tests {
     fn who_comes_later_is_not_among_those_up_to_a_place() {
         let now = Instant::now();
         let mut queue = Queue::default();
-        queue.push(waiting(1, now), None);
+        queue.push(waiting(1, now), 0, None);
         let last = queue.last();
-        queue.push(waiting(2, now), None);
+        queue.push(waiting(2, now), 0, None);
         assert_eq!(
             queue.take_first_up_to(last).unwrap().rpc,
             Key::from_engine(1)
@@ -360,8 +421,8 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let mut queue = Queue::default();
-        queue.push(waiting(1, now), None);
-        queue.push(waiting(2, later), Some(Rc::new(7)));
+        queue.push(waiting(1, now), 0, None);
+        queue.push(waiting(2, later), 0, Some(Rc::new(7)));
         assert_eq!(
             (queue.first_until(), queue.first_avoids()),
             (Some(now), None)
@@ -380,12 +441,12 @@ mod tests {
         let mut queue = Queue::default();
         let avoids = [None, Some(&one), Some(&other), Some(&one)];
         for (rpc, avoid) in (0..10_000).zip(avoids.into_iter().cycle()) {
-            queue.push(waiting(rpc, now), avoid.cloned());
+            queue.push(waiting(rpc, now), 0, avoid.cloned());
         }
         let mut firsts: Vec<_> = queue.next().collect();
         firsts.sort_unstable();
         // They are of one client, so they have the same turn.
-        let first = |place, avoid| ((1, Place(place)), avoid);
+        let first = |place, avoid| ((0, 1, Place(place)), avoid);
         assert_eq!(
             firsts,
             [first(1, None), first(2, Some(&one)), first(3, Some(&other))]
@@ -401,7 +462,7 @@ mod tests {
         let (one, other) = (Rc::new(1), Rc::new(2));
         let mut queue = Queue::default();
         for (rpc, avoid) in (0..).zip([Some(&one), None, Some(&other), Some(&one), None]) {
-            queue.push(waiting(rpc, now), avoid.cloned());
+            queue.push(waiting(rpc, now), 0, avoid.cloned());
         }
         assert_eq!(all(queue), [0, 1, 2, 3, 4].map(Key::from_engine));
     }
@@ -412,13 +473,13 @@ mod tests {
         let (one, other) = (Rc::new(1), Rc::new(2));
         let mut queue = Queue::default();
         for (rpc, avoid) in (0..).zip([Some(&one), None, Some(&other), Some(&one)]) {
-            queue.push(waiting(rpc, now), avoid.cloned());
+            queue.push(waiting(rpc, now), 0, avoid.cloned());
         }
         queue.stop_avoiding(|avoid| Rc::ptr_eq(avoid, &one));
         assert_eq!(Rc::strong_count(&one), 1, "nobody avoids it");
         let mut firsts: Vec<_> = queue.next().collect();
         firsts.sort_unstable();
-        let first = |place, avoid| ((1, Place(place)), avoid);
+        let first = |place, avoid| ((0, 1, Place(place)), avoid);
         assert_eq!(firsts, [first(1, None), first(3, Some(&other))]);
         queue.stop_avoiding(|_| true);
         assert_eq!(queue.next().count(), 1);
@@ -429,7 +490,7 @@ mod tests {
     fn a_connection_that_nobody_avoids_any_more_is_let_go() {
         let one = Rc::new(1);
         let mut queue = Queue::default();
-        let place = queue.push(waiting(0, Instant::now()), Some(one.clone()));
+        let place = queue.push(waiting(0, Instant::now()), 0, Some(one.clone()));
         queue.take(place).unwrap();
         assert!(queue.is_empty());
         assert_eq!(Rc::strong_count(&one), 1);
@@ -440,17 +501,17 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         for rpc in 0..1000 {
-            queue.push(of(1, rpc, now), None);
+            queue.push(of(1, rpc, now), 0, None);
         }
         assert_eq!(serve(&mut queue), Some(0));
-        queue.push(of(2, 2000, now), None);
-        queue.push(of(3, 3000, now), None);
-        queue.push(of(2, 2001, now), None);
+        queue.push(of(2, 2000, now), 0, None);
+        queue.push(of(3, 3000, now), 0, None);
+        queue.push(of(2, 2001, now), 0, None);
         let served: Vec<_> = std::iter::from_fn(|| serve(&mut queue)).take(6).collect();
         assert_eq!(served, [1, 2000, 3000, 2, 2001, 3]);
         // Who comes back for each RPC is no faster than who has many wait.
         for rpc in 2002..2010 {
-            queue.push(of(2, rpc, now), None);
+            queue.push(of(2, rpc, now), 0, None);
             let served = [serve(&mut queue), serve(&mut queue)];
             assert_eq!(served, [Some(rpc - 1998), Some(rpc)]);
         }
@@ -467,9 +528,9 @@ mod tests {
         let one = Rc::new(1);
         let mut queue = Queue::default();
         for rpc in 0..4 {
-            queue.push(of(1, rpc, now), (rpc % 2 == 0).then(|| one.clone()));
+            queue.push(of(1, rpc, now), 0, (rpc % 2 == 0).then(|| one.clone()));
         }
-        queue.push(of(2, 20, now), Some(one.clone()));
+        queue.push(of(2, 20, now), 0, Some(one.clone()));
         assert_eq!(serve(&mut queue), Some(0));
         queue.stop_avoiding(|_| true);
         let served: Vec<_> = std::iter::from_fn(|| serve(&mut queue)).collect();
@@ -477,11 +538,86 @@ mod tests {
         assert!(queue.lines.is_empty(), "nobody is remembered");
     }
 
+    #[test]
+    fn who_has_fewest_streams_is_served_first_and_turns_decide_between_those_who_have_as_many() {
+        let now = Instant::now();
+        let one = Rc::new(1);
+        let mut queue = Queue::default();
+        for rpc in 10..14 {
+            queue.push(of(1, rpc, now), 7, None);
+        }
+        // Those that come later are first, in any line.
+        for rpc in 20..24 {
+            queue.push(of(2, rpc, now), 0, (rpc % 2 == 0).then(|| one.clone()));
+        }
+        queue.push(of(3, 30, now), 1, None);
+        assert_eq!(serve(&mut queue), Some(20));
+        queue.holds([192, 0, 2, 2].into(), 1);
+        // Both have one.
+        assert_eq!([serve(&mut queue), serve(&mut queue)], [30, 21].map(Some));
+        queue.holds([192, 0, 2, 2].into(), 8);
+        assert_eq!(serve(&mut queue), Some(10));
+        queue.holds([192, 0, 2, 1].into(), 8);
+        assert_eq!([serve(&mut queue), serve(&mut queue)], [11, 22].map(Some));
+        queue.holds([192, 0, 2, 2].into(), 0);
+        queue.stop_avoiding(|_| true);
+        queue.push(of(2, 24, now), 0, Some(one.clone()));
+        let served: Vec<_> = std::iter::from_fn(|| serve(&mut queue)).collect();
+        assert_eq!(served, [23, 24, 12, 13]);
+    }
+
+    #[test]
+    fn a_client_that_keeps_what_it_gets_does_not_come_before_one_that_gives_it_back() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for rpc in 0..100 {
+            queue.push(of(1, rpc, now), 799, None);
+        }
+        for rpc in 200..210 {
+            queue.push(of(2, rpc, now), 0, None);
+            // It has what became free, and ends.
+            assert_eq!(serve(&mut queue), Some(rpc));
+        }
+        assert_eq!(serve(&mut queue), Some(0), "nobody else wants it");
+    }
+
+    #[test]
+    fn who_starves_is_seen_among_those_that_are_served_first() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut queue = Queue::default();
+        for rpc in 10..30 {
+            queue.push(of(1, rpc, start), 9, None);
+        }
+        for (rpc, ms) in (40..).zip([10, 20, 30]) {
+            queue.push(of(2, rpc, at(ms)), 1, None);
+        }
+        queue.push(of(3, 50, at(25)), 0, None);
+        queue.push(of(4, 60, start), 0, Some(Rc::new(1)));
+        let starving = |ms, clients| {
+            let starving = queue.starving(at(ms), clients).into_iter();
+            let last = |one: Starving| {
+                let last = (0..=u8::MAX).find(|last| one.client == [192, 0, 2, *last].into());
+                (last.unwrap(), one.rpcs)
+            };
+            starving.map(last).collect::<Vec<_>>()
+        };
+        assert_eq!(starving(9, 2), []);
+        assert_eq!(starving(9, 3), [(1, FEW)]);
+        assert_eq!(starving(20, 2), [(2, 2)]);
+        assert_eq!(starving(25, 2), [(3, 1), (2, 2)]);
+        assert_eq!((queue.newcomers(9), queue.newcomers(0)), (1, 0));
+        assert_eq!(
+            (queue.first_since(), queue.first_streams()),
+            (Some(start), 9)
+        );
+    }
+
     /// Of a thousand RPCs of client 1 nearly all have left unserved: those from 990 on wait.
     fn mostly_given_up() -> Queue {
         let mut queue = Queue::default();
         let now = Instant::now();
-        let push = |rpc| queue.push(of(1, rpc, now), None);
+        let push = |rpc| queue.push(of(1, rpc, now), 0, None);
         let places: Vec<_> = (0..1000).map(push).collect();
         for place in &places[..990] {
             queue.take(*place).unwrap();
@@ -493,7 +629,7 @@ mod tests {
     fn who_leaves_unserved_takes_no_turn_of_its_client() {
         let mut queue = mostly_given_up();
         for rpc in 2000..2005 {
-            queue.push(of(2, rpc, Instant::now()), None);
+            queue.push(of(2, rpc, Instant::now()), 0, None);
         }
         let served: Vec<_> = std::iter::from_fn(|| serve(&mut queue)).take(10).collect();
         let taking_turns = [990, 2000, 991, 2001, 992, 2002, 993, 2003, 994, 2004];
@@ -501,7 +637,7 @@ mod tests {
         // Who comes back for each RPC gets no more.
         let mut queue = mostly_given_up();
         for (own, other) in (990..1000).zip(2000..) {
-            queue.push(of(2, other, Instant::now()), None);
+            queue.push(of(2, other, Instant::now()), 0, None);
             let served = [serve(&mut queue), serve(&mut queue)];
             assert_eq!(served, [Some(own), Some(other)]);
         }
@@ -513,10 +649,10 @@ mod tests {
         let one = Rc::new(1);
         let mut queue = Queue::default();
         for rpc in 0..6 {
-            queue.push(of(1, rpc, now), (rpc % 2 == 0).then(|| one.clone()));
+            queue.push(of(1, rpc, now), 0, (rpc % 2 == 0).then(|| one.clone()));
         }
         for rpc in 20..23 {
-            queue.push(of(2, rpc, now), Some(one.clone()));
+            queue.push(of(2, rpc, now), 0, Some(one.clone()));
         }
         let served: Vec<_> = std::iter::from_fn(|| serve(&mut queue)).collect();
         assert_eq!(served, [0, 20, 1, 21, 2, 22, 3, 4, 5]);
@@ -529,10 +665,10 @@ mod tests {
             let one = Rc::new(1);
             let mut queue = Queue::default();
             for rpc in 0..others {
-                queue.push(of(rpc as u8 % 3, rpc, now), None);
+                queue.push(of(rpc as u8 % 3, rpc, now), 0, None);
             }
             for rpc in others..others + insisting {
-                queue.push(of(rpc as u8 % 5, rpc, now), Some(one.clone()));
+                queue.push(of(rpc as u8 % 5, rpc, now), 0, Some(one.clone()));
             }
             // Client 0 has a later turn here than there.
             serve(&mut queue).unwrap();

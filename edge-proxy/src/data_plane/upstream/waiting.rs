@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     data_plane::{
+        holder::Holder,
         rpc::{self, Key},
         worker::{AT_ONCE, Timer, Worker},
     },
@@ -25,7 +26,7 @@ impl EndpointPool {
     pub(super) fn wait(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
-        caller: Caller,
+        caller: Caller<'_>,
         now: Instant,
     ) -> Result<Acquired, Circuit> {
         let Caller { rpc, client, avoid } = caller;
@@ -34,11 +35,13 @@ impl EndpointPool {
         let until = now + self.policy.borrow().connect_timeout;
         let waiting = Waiting {
             rpc,
-            client,
+            client: client.source(),
+            since: now,
             until,
             _permits: permits,
         };
-        let place = self.waiting.borrow_mut().push(waiting, avoid);
+        let streams = client.streams(self.number);
+        let place = self.waiting.borrow_mut().push(waiting, streams, avoid);
         if self.serves_on.get() {
             // Those before it are served in a moment, and then it is seen whether there is room for it.
             return Ok(Acquired::Place(place));
@@ -50,14 +53,16 @@ impl EndpointPool {
         }
         if self.opening.get() == 0 {
             // Nobody else is there to be the next.
-            if first && let Some((_, connection)) = self.next_served(Congestion::Stream) {
+            if first && let Some((_, connection)) = self.next_served(Congestion::Stream, now) {
                 return Ok(Acquired::Connection(connection));
             }
             // Every connection that there may be is there, and full.
             worker.shard.limits(Limit::UpstreamConnections).inc();
         }
         let slow_from = self.slow_from().filter(|from| now < *from);
-        self.wake_by(worker, slow_from.map_or(until, |from| from.min(until)));
+        let others = [slow_from, self.divides_at()];
+        let at = others.into_iter().flatten().fold(until, Instant::min);
+        self.wake_by(worker, at);
         Ok(Acquired::Place(place))
     }
 
@@ -67,7 +72,7 @@ impl EndpointPool {
     pub(super) fn serve(&self, worker: &Rc<Worker>, most: Congestion) -> usize {
         let mut served = 0;
         // Not borrowed while it is served: it may come to wait here again.
-        while let Some((rpc, connection)) = self.next_served(most) {
+        while let Some((rpc, connection)) = self.next_served(most, worker.now()) {
             rpc::connected(worker, rpc, connection);
             served += 1;
             if served == AT_ONCE {
@@ -80,9 +85,12 @@ impl EndpointPool {
     }
 
     /// The RPC whose turn it is of those that can be served, and by which connection; it waits no more.
-    fn next_served(&self, most: Congestion) -> Option<(Key, Rc<Upstream>)> {
+    fn next_served(&self, most: Congestion, now: Instant) -> Option<(Key, Rc<Upstream>)> {
         let mut queue = self.waiting.borrow_mut();
         let served = queue.next().filter_map(|(turn, avoid)| {
+            if !self.may_have_one(|| turn.0, now) {
+                return None;
+            }
             let connection = self.best_connection(avoid, || most)?;
             Some((turn, connection))
         });
@@ -116,7 +124,12 @@ impl EndpointPool {
         if let Some(until) = self.waiting.borrow().first_until() {
             let in_vain = self.in_vain.get().map(|_| now);
             let slow_from = self.slow_from().filter(|from| now < *from);
-            let others = [in_vain, slow_from, self.pause.get().next()];
+            let others = [
+                in_vain,
+                slow_from,
+                self.pause.get().next(),
+                self.divides_at(),
+            ];
             let at = others.into_iter().flatten().fold(until, Instant::min);
             self.wake_by(worker, at);
         }
@@ -141,7 +154,9 @@ impl EndpointPool {
         }
         // It has waited for one that is better, and the one that refused it is better than none.
         let free = |avoid| self.best_connection(avoid, || Congestion::Stream);
-        let bearable = free(waiting.first_avoids()).or_else(|| free(None));
+        let bearable = free(waiting.first_avoids())
+            .or_else(|| free(None))
+            .filter(|_| self.may_have_one(|| waiting.first_streams(), now));
         let expired = waiting.take_first()?;
         if let Some(connection) = bearable {
             return Some((expired.rpc, Ok(connection)));
@@ -160,6 +175,15 @@ impl EndpointPool {
         if self.wakes_at.get().is_none_or(|set| at < set) {
             self.wakes_at.set(Some(at));
             worker.timers.add(at, Timer::Waiting(self.shared.id));
+        }
+    }
+
+    /// So many streams here are this client's now.
+    #[inline]
+    pub(super) fn holds(&self, client: &Holder, streams: u32) {
+        if self.is_waited_for() {
+            let mut waiting = self.waiting.borrow_mut();
+            waiting.holds(client.source(), streams);
         }
     }
 

@@ -171,6 +171,11 @@ impl Link {
         memory.change(self.held.replace(held), held);
     }
 
+    /// What the worker's account has of it.
+    pub(crate) fn held(&self) -> usize {
+        self.held.get()
+    }
+
     /// Since when the connection itself stands still, whatever its streams do, and holds something: its peer takes nothing,
     /// or owes the rest of what it began.
     pub(crate) fn stalled(&self) -> Option<Instant> {
