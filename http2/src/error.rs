@@ -35,6 +35,29 @@ impl Reason {
     pub const HTTP_1_1_REQUIRED: Self = Self(0xd);
 }
 
+impl std::fmt::Display for Reason {
+    /// The code's name, or its number if it has none.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match *self {
+            Self::NO_ERROR => "NO_ERROR",
+            Self::PROTOCOL_ERROR => "PROTOCOL_ERROR",
+            Self::INTERNAL_ERROR => "INTERNAL_ERROR",
+            Self::FLOW_CONTROL_ERROR => "FLOW_CONTROL_ERROR",
+            Self::SETTINGS_TIMEOUT => "SETTINGS_TIMEOUT",
+            Self::STREAM_CLOSED => "STREAM_CLOSED",
+            Self::FRAME_SIZE_ERROR => "FRAME_SIZE_ERROR",
+            Self::REFUSED_STREAM => "REFUSED_STREAM",
+            Self::CANCEL => "CANCEL",
+            Self::COMPRESSION_ERROR => "COMPRESSION_ERROR",
+            Self::CONNECT_ERROR => "CONNECT_ERROR",
+            Self::ENHANCE_YOUR_CALM => "ENHANCE_YOUR_CALM",
+            Self::INADEQUATE_SECURITY => "INADEQUATE_SECURITY",
+            Self::HTTP_1_1_REQUIRED => "HTTP_1_1_REQUIRED",
+            Self(unknown) => return write!(f, "{unknown:#x}"),
+        })
+    }
+}
+
 impl std::fmt::Debug for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Reason({:#x})", self.0)
@@ -43,7 +66,7 @@ impl std::fmt::Debug for Reason {
 
 /// Ends the connection: a GOAWAY with `reason` is already in the output; write that, then close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason:?}: {rule}")]
+#[error("{reason}: {rule}")]
 pub struct ConnectionError {
     /// The code that the GOAWAY carries.
     pub reason: Reason,

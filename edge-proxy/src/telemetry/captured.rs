@@ -20,6 +20,7 @@ impl Log {
         let subscriber = tracing_subscriber::fmt()
             .fmt_fields(super::log::Fields)
             .with_ansi(false)
+            .with_max_level(tracing::Level::DEBUG)
             .with_writer(move || writer.clone())
             .finish();
         tracing::subscriber::set_default(subscriber)

@@ -81,8 +81,13 @@ pub enum Event<'a> {
     /// The peer's SETTINGS were applied; `first` for the ones that open the connection.
     Settings { first: bool },
     /// The peer's GOAWAY. Streams above `last_stream` follow as `Reset { unprocessed: true }`
-    /// (client role), as do those that `flush` hasn't put on the wire yet.
-    GoAway { last_stream: u32, reason: Reason },
+    /// (client role), as do those that `flush` hasn't put on the wire yet. `debug_data`: the first 256 bytes of what the
+    /// peer says of it, any bytes, for a log (RFC 9113 §6.8).
+    GoAway {
+        last_stream: u32,
+        reason: Reason,
+        debug_data: Box<[u8]>,
+    },
     /// The answer to a PING of the owner's, by its `payload`.
     Pong { payload: u64 },
 }

@@ -265,9 +265,11 @@ impl Connection {
         if self.role == Role::Client {
             self.leave_behind(last_stream, reason);
         }
+        let debug_data = &payload[8..];
         Ok(Some(Event::GoAway {
             last_stream,
             reason,
+            debug_data: debug_data[..debug_data.len().min(DEBUG_DATA)].into(),
         }))
     }
 
@@ -364,6 +366,9 @@ impl Connection {
 
 /// RFC 9113 §8.1.1.
 pub(super) const CONTENT_LENGTH: &str = "content-length and DATA differ (RFC 9113 §8.1.1)";
+
+/// What is told of a GOAWAY's debug data.
+const DEBUG_DATA: usize = 256;
 
 /// Acknowledgements put out while the peer reads nothing (CVE-2019-9512, CVE-2019-9515).
 const UNREAD_ANSWERS: u32 = 1024;

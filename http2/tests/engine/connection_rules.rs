@@ -309,9 +309,37 @@ fn padding_as_long_as_the_payload_ends_the_connection() {
 #[test]
 fn a_goaway_s_last_stream_never_goes_up() {
     let mut s = Script::client(Config::default());
-    assert_eq!(s.one(&goaway(5, 0)), Got::GoAway(5, Reason::NO_ERROR));
-    assert_eq!(s.one(&goaway(5, 0)), Got::GoAway(5, Reason::NO_ERROR));
+    for _ in 0..2 {
+        let got = s.one(&goaway(5, 0));
+        assert_eq!(got, Got::GoAway(5, Reason::NO_ERROR, vec![]));
+    }
     s.dies(&goaway(7, 0), Reason::PROTOCOL_ERROR);
+}
+
+#[test]
+fn what_a_goaway_says_is_told_up_to_256_bytes() {
+    for role in [Script::server, Script::client] {
+        for (said, told) in [(20, 20), (256, 256), (257, 256), (16_000, 256)] {
+            let mut s = role(Config::default());
+            let text: Vec<u8> = (0..said).map(|n| n as u8).collect();
+            let head = [3u32.to_be_bytes(), 11u32.to_be_bytes()].concat();
+            let got = s.one(&frame(GOAWAY, 0, 0, &[head, text.clone()].concat()));
+            let wanted = Got::GoAway(3, Reason::ENHANCE_YOUR_CALM, text[..told].to_vec());
+            assert_eq!(got, wanted);
+        }
+    }
+}
+
+#[test]
+fn a_code_has_its_name_and_one_without_has_its_number() {
+    let names = (0..15).map(|code| Reason(code).to_string());
+    let names: Vec<_> = names.collect();
+    assert_eq!(
+        names.join(" "),
+        "NO_ERROR PROTOCOL_ERROR INTERNAL_ERROR FLOW_CONTROL_ERROR SETTINGS_TIMEOUT STREAM_CLOSED \
+         FRAME_SIZE_ERROR REFUSED_STREAM CANCEL COMPRESSION_ERROR CONNECT_ERROR ENHANCE_YOUR_CALM \
+         INADEQUATE_SECURITY HTTP_1_1_REQUIRED 0xe"
+    );
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn a_peer_s_goaway_leaves_later_streams_unprocessed() {
     assert_eq!(
         got,
         [
-            Got::GoAway(3, Reason::NO_ERROR),
+            Got::GoAway(3, Reason::NO_ERROR, vec![]),
             left(5, 2, true),
             left(7, 3, false)
         ]
@@ -132,7 +132,8 @@ fn a_notice_of_the_peer_s_stops_unopened_streams_only() {
 fn a_client_s_goaway_ends_nothing() {
     let mut s = Script::server(Config::default());
     s.requested(1, true);
-    assert_eq!(s.one(&goaway(0, 0)), Got::GoAway(0, Reason::NO_ERROR));
+    let got = s.one(&goaway(0, 0));
+    assert_eq!(got, Got::GoAway(0, Reason::NO_ERROR, vec![]));
     assert_eq!(s.engine.stream_count(), 1);
 }
 

@@ -164,7 +164,7 @@ pub(crate) enum Got {
         headers_left: bool,
     },
     Settings(bool),
-    GoAway(u32, Reason),
+    GoAway(u32, Reason, Vec<u8>),
     Pong(u64),
 }
 
@@ -218,7 +218,8 @@ impl From<Event<'_>> for Got {
             Event::GoAway {
                 last_stream,
                 reason,
-            } => Self::GoAway(last_stream, reason),
+                debug_data,
+            } => Self::GoAway(last_stream, reason, debug_data.into()),
             Event::Pong { payload } => Self::Pong(payload),
         }
     }

@@ -464,7 +464,14 @@ impl Side for Rc<Upstream> {
                 }
                 self.made_room.set(true);
             }
-            Event::GoAway { .. } => {
+            Event::GoAway {
+                last_stream,
+                reason,
+                debug_data,
+            } => {
+                // What it says isn't ours: a line stays one, whatever is in it.
+                let said = debug_data.escape_ascii();
+                tracing::debug!(endpoint = %self.pool.shared.label, %reason, last_stream, %said, "GOAWAY from a backend");
                 if self.state.get() == State::Ready {
                     self.leave(State::Leaving);
                     // Another one may be opened in its place.

@@ -4,6 +4,8 @@ mod cancels;
 mod congestion;
 // What the backend doesn't take.
 mod refused;
+// What ends a connection for all, and mustn't.
+mod shared;
 
 use std::cell::RefCell;
 use std::collections::HashSet;

@@ -1,0 +1,120 @@
+//! What neither a request, nor a slow reader, nor a machine that stood still may do to a connection that others share.
+
+use http2::hpack::Encoder;
+
+use super::*;
+use crate::telemetry::captured::Log;
+
+/// A backend's end of the only connection, frame by frame, on a [`frozen`] clock.
+struct Backend {
+    end: PipeEnd,
+    unread: Vec<u8>,
+    encoder: Encoder,
+}
+
+impl Backend {
+    /// The other end of a connection whose lanes hold `capacity` bytes each.
+    fn of(bench: &Bench, capacity: usize) -> Self {
+        let (ours, end) = pipe::direct(capacity);
+        *bench.worker.network.borrow_mut() = Some(Rc::new(Wide(RefCell::new(Some(ours)))));
+        Self {
+            end,
+            unread: Vec::new(),
+            encoder: Encoder::new(4096),
+        }
+    }
+
+    /// Its SETTINGS, and the acknowledgement of ours.
+    async fn greet(&mut self) {
+        let mut preface = vec![0; PREFACE];
+        self.end.read_exact(&mut preface).await.unwrap();
+        self.say(&testing::frame(SETTINGS, 0, 0, &[])).await;
+        self.say(&testing::frame(SETTINGS, ACK, 0, &[])).await;
+    }
+
+    async fn say(&mut self, bytes: &[u8]) {
+        self.end.write_all(bytes).await.unwrap();
+    }
+
+    /// The next frame for which `wanted` holds; those before it are dropped.
+    async fn next(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        loop {
+            let frames = testing::whole_frames(&mut self.unread);
+            let mut frames = frames.into_iter();
+            if let Some(found) = frames.find(|frame| wanted(frame)) {
+                let rest: Vec<u8> = frames.flatten().collect();
+                self.unread.splice(..0, rest);
+                return found;
+            }
+            assert!(self.end.read_buf(&mut self.unread).await.unwrap() > 0);
+        }
+    }
+
+    async fn next_of(&mut self, kind: u8) -> Vec<u8> {
+        self.next(|frame| frame[3] == kind).await
+    }
+
+    /// An answer that is a status alone.
+    async fn answer(&mut self, stream: u32) {
+        let head = [
+            (":status", "200"),
+            ("content-type", "application/grpc"),
+            ("grpc-status", "0"),
+        ];
+        let mut block = Vec::new();
+        self.encoder.encode(&testing::headers(&head), &mut block);
+        let flags = END_HEADERS | END_STREAM;
+        self.say(&testing::frame(HEADERS, flags, stream, &block))
+            .await;
+    }
+}
+
+fn on_pipe() -> Bench {
+    let address = ([192, 0, 2, 1], 1).into();
+    let mut cluster = testing::cluster_policy();
+    cluster.max_connections = 1;
+    Bench::with(&[address], patient(), cluster)
+}
+
+fn stream_of(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[5..9].try_into().unwrap())
+}
+
+#[test]
+fn what_a_backend_says_with_its_goaway_is_in_the_log() {
+    frozen(|| async {
+        let log = Log::default();
+        let _guard = log.capture();
+        let bench = on_pipe();
+        let mut backend = Backend::of(&bench, 1 << 20);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        backend.greet().await;
+        backend.next_of(HEADERS).await;
+        let said = [
+            &[0, 0, 0, 1, 0, 0, 0, 11],
+            &b"too_many_resets\n\xffINFO x=\""[..],
+        ]
+        .concat();
+        let long = [said, vec![b'~'; 1000]].concat();
+        backend
+            .say(&testing::frame(testing::GOAWAY, 0, 0, &long))
+            .await;
+        backend.answer(1).await;
+        assert_eq!(client.status(stream).await, "0");
+        let lines = log.lines("GOAWAY from a backend");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        for part in [
+            "endpoint=192.0.2.1:1",
+            "reason=ENHANCE_YOUR_CALM",
+            "last_stream=1",
+            "too_many_resets",
+            "xffINFO",
+        ] {
+            assert!(lines[0].contains(part), "{part} in {lines:?}");
+        }
+        assert!(lines[0].len() < 600, "256 bytes of what was said");
+        assert!(lines[0].contains(&"~".repeat(230)) && !lines[0].contains(&"~".repeat(257)));
+    });
+}
