@@ -19,10 +19,12 @@ pub struct Config {
     /// A header list (RFC 9113 §6.5.2 size) above this is not delivered as [`Event::Headers`](crate::Event),
     /// but as `HeadersTooLarge`, so that the owner answers 431. Announced as SETTINGS_MAX_HEADER_LIST_SIZE.
     pub max_header_list: u32,
-    /// A decoded list above this ends the stream (ENHANCE_YOUR_CALM), undelivered. One above four times this isn't
-    /// decoded to its end: it ends the connection, likewise (RFC 9113 §10.5.1, RFC 7541 §7.3).
+    /// A decoded list above this ends the stream (ENHANCE_YOUR_CALM), undelivered. One above four times this (64 times in
+    /// the client role) isn't decoded to its end: it ends the connection, likewise (RFC 9113 §10.5.1, RFC 7541 §7.3).
     pub max_header_list_hard: u32,
-    /// An encoded block above this many bytes ends the connection.
+    /// Server role: an encoded block above this many bytes ends the connection. Client role: it ends its stream
+    /// (ENHANCE_YOUR_CALM), as it comes and without being collected, since one request may have asked for it and many
+    /// share the connection; one above 16 times this ends that.
     pub max_header_block: u32,
     /// A block of more frames than this (HEADERS + CONTINUATION) ends the connection.
     pub max_header_frames: u32,
@@ -76,9 +78,20 @@ impl Config {
     }
 
     /// The list at which our decoder stops. Room for an honest peer that reads no SETTINGS; a peer that passes it has
-    /// entries of its table named again and again.
-    pub(crate) fn header_list_ceiling(&self) -> u32 {
-        self.max_header_list_hard.saturating_mul(4)
+    /// entries of its table named again and again. A server may be honest and say what a request makes it say.
+    pub(crate) fn header_list_ceiling(&self, role: Role) -> u32 {
+        self.max_header_list_hard.saturating_mul(match role {
+            Role::Server => 4,
+            Role::Client => 64,
+        })
+    }
+
+    /// Bytes of an encoded block that end the connection.
+    pub(crate) fn header_block_ceiling(&self, role: Role) -> u32 {
+        match role {
+            Role::Server => self.max_header_block,
+            Role::Client => self.max_header_block.saturating_mul(16),
+        }
     }
 
     /// The connection's receive window: it can't be below 65 535 bytes, since nothing takes

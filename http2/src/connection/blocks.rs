@@ -3,7 +3,10 @@
 //!
 //! Every block is decoded, whatever becomes of its stream, since the table has to stay in step
 //! with the peer's; a list that is beyond all measure ends the connection instead (RFC 7541 §7.3). A
-//! block in one frame is decoded where it lies in the input.
+//! block in one frame is decoded where it lies in the input; one of several is collected, up to
+//! `max_header_block`. A client that sends more has its connection ended. What a server sends may be
+//! one client's doing where many share the connection, so its blocks are decoded on beyond that, as
+//! they come, and end their stream.
 
 use super::{
     Connection, Event, Refusal, Role,
@@ -14,7 +17,7 @@ use crate::{
     error::{ConnectionError, Limit, Reason},
     frame::{self, Head, MAX_ID, flag, kind, u32_at},
     headers::{Headers, Kind},
-    hpack::{DecodeError, Decoded},
+    hpack::{DecodeError, Decoded, Discard},
     limits::calm,
     stock,
     stream::{Closed, Handle, State},
@@ -34,7 +37,11 @@ struct Block {
 pub(super) struct OpenBlock {
     block: Block,
     frames: u32,
+    /// Of its frames' payloads.
+    bytes: usize,
     fragments: Vec<u8>,
+    /// Client role: it is above `max_header_block`, and its fields are dropped.
+    discard: Option<Discard>,
 }
 
 impl OpenBlock {
@@ -42,9 +49,9 @@ impl OpenBlock {
         self.block.stream
     }
 
-    /// Bytes of it that have come.
-    pub(super) fn len(&self) -> usize {
-        self.fragments.len()
+    /// Bytes of it that are kept.
+    pub(super) fn kept(&self) -> usize {
+        self.fragments.len() + self.discard.as_ref().map_or(0, Discard::len)
     }
 }
 
@@ -62,7 +69,7 @@ impl Connection {
     /// The bounds on a block, before the frame's payload is waited for.
     pub(super) fn check_block(&self, head: Head) -> Result<(), ConnectionError> {
         let (frames, bytes) = match (head.kind, &self.open_block) {
-            (kind::CONTINUATION, Some(open)) => (open.frames + 1, open.fragments.len()),
+            (kind::CONTINUATION, Some(open)) => (open.frames + 1, open.bytes),
             _ => (1, 0),
         };
         if frames > self.config.max_header_frames {
@@ -72,7 +79,7 @@ impl Connection {
             ));
         }
         // Padding and priority fields count as well: no honest block comes near.
-        if bytes + head.len > self.config.max_header_block as usize {
+        if bytes + head.len > self.config.header_block_ceiling(self.role) as usize {
             return Err(calm(
                 Limit::HeaderBlock,
                 "a header block of too many bytes (RFC 9113 §10.5.1)",
@@ -119,7 +126,9 @@ impl Connection {
         self.open_block = Some(Box::new(OpenBlock {
             block,
             frames: 1,
+            bytes: payload.len(),
             fragments: fragment.to_vec(),
+            discard: None,
         }));
         Ok(None)
     }
@@ -129,13 +138,34 @@ impl Connection {
         let Some(mut open) = self.open_block.take() else {
             return Ok(None);
         };
-        open.fragments.extend_from_slice(payload);
-        if head.has(flag::END_HEADERS) {
-            return self.whole_block(open.block, &open.fragments);
-        }
         open.frames += 1;
-        self.open_block = Some(open);
-        Ok(None)
+        open.bytes += payload.len();
+        if let Some(discard) = &mut open.discard {
+            self.decoder
+                .discard(payload, discard)
+                .map_err(undecodable)?;
+        } else {
+            open.fragments.extend_from_slice(payload);
+            if open.bytes > self.config.max_header_block as usize {
+                let fragments = std::mem::take(&mut open.fragments);
+                let discard = open.discard.get_or_insert_default();
+                let first = self.decoder.discard(&fragments, discard);
+                first.map_err(undecodable)?;
+            }
+        }
+        if !head.has(flag::END_HEADERS) {
+            self.open_block = Some(open);
+            return Ok(None);
+        }
+        match open.discard {
+            None => self.whole_block(open.block, &open.fragments),
+            Some(discard) => {
+                self.decoder.discarded(&discard).map_err(undecodable)?;
+                self.header_since = None;
+                let target = self.target(open.block.stream)?;
+                self.decoded(target, open.block, stock::arena(), TOO_LARGE)
+            }
+        }
     }
 
     /// A block is complete.
@@ -147,16 +177,18 @@ impl Connection {
             Target::Late | Target::Closed => 0,
             Target::New | Target::Live(_) => self.config.max_header_list as usize,
         };
-        let decoded = match self.decoder.decode(fragment, keep, &mut headers) {
-            Ok(decoded) => decoded,
-            Err(DecodeError::Broken(rule)) => return error(Reason::COMPRESSION_ERROR, rule),
-            Err(DecodeError::TooLarge) => {
-                return Err(calm(
-                    Limit::HeaderBlock,
-                    "a header list of too many bytes (RFC 9113 §10.5.1)",
-                ));
-            }
-        };
+        let decoded = self.decoder.decode(fragment, keep, &mut headers);
+        self.decoded(target, block, headers, decoded.map_err(undecodable)?)
+    }
+
+    /// A block is decoded.
+    fn decoded(
+        &mut self,
+        target: Target,
+        block: Block,
+        headers: Headers,
+        decoded: Decoded,
+    ) -> Outcome {
         match target {
             Target::New => self.request(block, headers, decoded),
             Target::Live(at) => self.live_block(at, block, headers, decoded),
@@ -484,6 +516,27 @@ impl Connection {
         self.release_cancels();
     }
 }
+
+/// The end of the connection, since the table is out of step.
+fn undecodable(error: DecodeError) -> ConnectionError {
+    match error {
+        DecodeError::Broken(rule) => ConnectionError {
+            reason: Reason::COMPRESSION_ERROR,
+            rule,
+            limit: None,
+        },
+        DecodeError::TooLarge => calm(
+            Limit::HeaderBlock,
+            "a header list of too many bytes (RFC 9113 §10.5.1)",
+        ),
+    }
+}
+
+/// What there is to say of a list that was dropped.
+const TOO_LARGE: Decoded = Decoded {
+    list_size: usize::MAX,
+    valid: None,
+};
 
 /// RFC 7540 §5.3.1: the one rule of the old priority scheme that is a stream error.
 const SELF_DEPENDENT: &str = "a stream that depends on itself (RFC 7540 §5.3.1)";

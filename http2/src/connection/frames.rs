@@ -67,7 +67,10 @@ impl Connection {
 
     /// Resets a stream for the peer's fault; its key, if the owner still cares.
     fn break_stream(&mut self, at: Handle, reason: Reason) -> Result<Option<u32>, ConnectionError> {
-        self.limits.provoked()?;
+        // A server can break no more streams than we open, and whoever has us open them may be who makes it.
+        if self.role == Role::Server {
+            self.limits.provoked()?;
+        }
         Ok(self.write_reset(at, reason))
     }
 

@@ -160,7 +160,7 @@ impl Connection {
             open_block: None,
             header_since: None,
             decoder: Decoder::new(config.decoder_table() as usize)
-                .with_ceiling(config.header_list_ceiling()),
+                .with_ceiling(config.header_list_ceiling(role)),
             left_behind: None,
             limits: Limits::new(now),
             streams: Streams::default(),

@@ -109,7 +109,7 @@ impl Connection {
     /// Memory that the output takes, frames and header blocks whose end hasn't come, and blocks that wait: heads for their
     /// turn, trailers for a window.
     pub fn buffered(&self) -> usize {
-        let open = self.open_block.as_ref().map_or(0, |block| block.len());
+        let open = self.open_block.as_ref().map_or(0, |block| block.kept());
         self.out.memory() + self.partial.len() + open + self.opening.blocks
     }
 

@@ -12,7 +12,7 @@ use crate::headers::{Check, FIELD_OVERHEAD, Headers, Kind, Known, Meta, NameId};
 /// Our half of the peer's encoder: one per connection.
 #[derive(Debug)]
 pub struct Decoder {
-    table: DynamicTable,
+    pub(super) table: DynamicTable,
     /// The largest size that the peer may choose now.
     limit: u32,
     /// See [`with_ceiling`](Self::with_ceiling).
@@ -92,26 +92,25 @@ impl Decoder {
                 let index = integer::decode(first, 7, &mut block)?;
                 let line = self.indexed(index)?;
                 list_size = list_size.saturating_add(line.size());
-                if list_size > keep && list_size > self.ceiling as usize {
-                    return Err(DecodeError::TooLarge);
+                if list_size > keep {
+                    self.check_ceiling(list_size)?;
                 }
                 if list_size <= keep || outlasts(line.meta, line.bytes, keep, into) {
                     into.push_line(line.bytes, line.name_len, line.meta);
                 }
             } else {
-                let (prefix, table, never_indexed) = match first >> 4 {
-                    0b0100.. => (6, true, false),
-                    0b0001 => (4, false, true),
-                    0b0000 => (4, false, false),
-                    _ => return Err(LATE_UPDATE),
-                };
+                let Literal {
+                    prefix,
+                    table,
+                    never_indexed,
+                } = Literal::of(first).ok_or(LATE_UPDATE)?;
                 let index = integer::decode(first, prefix, &mut block)?;
                 let kept = list_size < keep;
                 scratch.clear();
                 let out = if kept { into.arena() } else { &mut scratch };
                 let start = out.len();
                 let (name_len, name) = self.name(index, &mut block, out)?;
-                string(&mut block, out)?;
+                text(&mut block, out)?;
                 let line = &out[start..];
                 list_size = list_size.saturating_add(line.len() + FIELD_OVERHEAD);
                 let mut meta = Meta {
@@ -121,13 +120,12 @@ impl Decoder {
                 if list_size <= keep {
                     let (name_bytes, value) = line.split_at(name_len);
                     meta.check = Check::of(name, name_bytes, value);
-                } else if list_size > self.ceiling as usize {
-                    return Err(DecodeError::TooLarge);
+                } else {
+                    self.check_ceiling(list_size)?;
                 }
                 // Of one that isn't kept it stays open: nobody may ever ask.
                 if table {
-                    meta.hash = FieldHash::get().of(line);
-                    self.table.insert(line, name_len, meta, |_, _| {});
+                    self.enter(line, name_len, &mut meta);
                 }
                 if list_size <= keep {
                     into.commit(start, name_len, meta);
@@ -176,19 +174,48 @@ impl Decoder {
     fn size_updates(&mut self, block: &mut &[u8]) -> Result<(), DecodeError> {
         while let Some((&first @ 0x20..=0x3f, rest)) = block.split_first() {
             *block = rest;
-            let size = integer::decode(first, 5, block)?;
-            if size > self.limit as usize {
-                return Err(DecodeError::Broken(
-                    "a table size above what we announced (RFC 7541 §6.3)",
-                ));
-            }
-            self.table.resize(size, |_, _| {});
+            self.size_update(first, block)?;
         }
         Ok(())
     }
 
+    /// One of them, whose first octet is taken.
+    pub(super) fn size_update(&mut self, first: u8, block: &mut &[u8]) -> Result<(), DecodeError> {
+        let size = integer::decode(first, 5, block)?;
+        if size > self.limit as usize {
+            return Err(DecodeError::Broken(
+                "a table size above what we announced (RFC 7541 §6.3)",
+            ));
+        }
+        self.table.resize(size, |_, _| {});
+        Ok(())
+    }
+
+    /// See [`with_ceiling`](Self::with_ceiling).
     #[inline]
-    fn indexed(&self, index: usize) -> Result<Line<'_>, DecodeError> {
+    pub(super) fn check_ceiling(&self, list_size: usize) -> Result<(), DecodeError> {
+        if list_size > self.ceiling as usize {
+            Err(DecodeError::TooLarge)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Octets of a text, as it is on the wire, above which no entry has room for it: none becomes longer than four times
+    /// what it decodes to, since no code of RFC 7541 appendix B has more than 30 bits.
+    pub(super) fn longest_text(&self) -> usize {
+        self.limit as usize * 4
+    }
+
+    /// A field that goes into the table, with its hash.
+    #[inline]
+    pub(super) fn enter(&mut self, line: &[u8], name_len: usize, meta: &mut Meta) {
+        meta.hash = FieldHash::get().of(line);
+        self.table.insert(line, name_len, *meta, |_, _| {});
+    }
+
+    #[inline]
+    pub(super) fn indexed(&self, index: usize) -> Result<Line<'_>, DecodeError> {
         match index.checked_sub(STATIC_LEN + 1) {
             Some(back) => self.table.get(back).ok_or(NO_ENTRY),
             None => STATIC_LINES[index].ok_or(DecodeError::Broken("index 0 (RFC 7541 §6.1)")),
@@ -197,7 +224,7 @@ impl Decoder {
 
     /// Appends a literal's name to `out`: by its index, or spelt out.
     #[inline]
-    fn name(
+    pub(super) fn name(
         &self,
         index: usize,
         block: &mut &[u8],
@@ -206,7 +233,7 @@ impl Decoder {
         let start = out.len();
         let id = match index {
             0 => {
-                string(block, out)?;
+                text(block, out)?;
                 NameId::of(&out[start..])
             }
             1..=STATIC_LEN => {
@@ -233,19 +260,53 @@ fn outlasts(meta: Meta, line: &[u8], keep: usize, into: &Headers) -> bool {
         && into.known(known).is_none()
 }
 
-/// RFC 7541 §5.2.
+/// What the first octet of a literal says of it (RFC 7541 §6.2).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Literal {
+    /// Bits of that octet that are the index of its name.
+    pub(super) prefix: u32,
+    /// It goes into the table.
+    pub(super) table: bool,
+    never_indexed: bool,
+}
+
+impl Literal {
+    /// `None`: it is an update of the table's size. (`first` is no index.)
+    #[inline]
+    pub(super) fn of(first: u8) -> Option<Self> {
+        let (prefix, table, never_indexed) = match first >> 4 {
+            0b0100.. => (6, true, false),
+            0b0001 => (4, false, true),
+            0b0000 => (4, false, false),
+            _ => return None,
+        };
+        Some(Self {
+            prefix,
+            table,
+            never_indexed,
+        })
+    }
+}
+
+/// The length of a text, and whether it is in Huffman's code (RFC 7541 §5.2).
 #[inline]
-fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+pub(super) fn text_length(block: &mut &[u8]) -> Result<(usize, bool), DecodeError> {
     let Some((&first, rest)) = block.split_first() else {
         return Err(integer::TRUNCATED);
     };
     *block = rest;
-    let len = integer::decode(first, 7, block)?;
+    Ok((integer::decode(first, 7, block)?, first & 0x80 != 0))
+}
+
+/// RFC 7541 §5.2.
+#[inline]
+pub(super) fn text(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+    let (len, huffman) = text_length(block)?;
     let Some((text, rest)) = block.split_at_checked(len) else {
         return Err(integer::TRUNCATED);
     };
     *block = rest;
-    if first & 0x80 == 0 {
+    if !huffman {
         out.extend_from_slice(text);
         Ok(())
     } else {
@@ -254,7 +315,7 @@ fn string(block: &mut &[u8], out: &mut Vec<u8>) -> Result<(), DecodeError> {
 }
 
 const NO_ENTRY: DecodeError = DecodeError::Broken("an index without an entry (RFC 7541 §2.3.3)");
-const LATE_UPDATE: DecodeError =
+pub(super) const LATE_UPDATE: DecodeError =
     DecodeError::Broken("a table size update after the beginning of a block (RFC 7541 §4.2)");
 /// Name and value of a field that is stored beyond `keep`; nothing longer is a method or a media type.
 const LONGEST_BEYOND: usize = 128;

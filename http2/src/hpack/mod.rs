@@ -4,11 +4,12 @@
 //! characters are allowed, the number of its name, a hash of its content) stands in the decoder's table, goes with the
 //! field through [`Headers`], and saves the encoder of the other side its look-up. The parts: `huffman` and `integer` for
 //! the primitives, `hash` for that look-up, `table` for the static and the dynamic table, `memo` and `prefix` for blocks
-//! that repeat the one before, as they come and as they go.
+//! that repeat the one before, as they come and as they go, `discard` for blocks that nobody wants.
 //!
 //! [`Headers`]: crate::Headers
 
 mod decoder;
+mod discard;
 mod encoder;
 mod hash;
 mod huffman;
@@ -18,6 +19,7 @@ mod prefix;
 mod table;
 
 pub use decoder::{Decoded, Decoder};
+pub use discard::Discard;
 pub use encoder::Encoder;
 
 #[cfg(test)]

@@ -142,6 +142,12 @@ impl DynamicTable {
         self.evict_to(max_size, evicted);
     }
 
+    /// Takes out all entries, as one above the table's size does.
+    pub(super) fn clear(&mut self) {
+        self.version = self.version.wrapping_add(1);
+        self.evict_to(0, |_, _| {});
+    }
+
     /// What the entries take, as RFC 7541 §4.1 counts it.
     pub(super) fn size(&self) -> usize {
         self.size

@@ -81,6 +81,20 @@ fn made_you_reset() {
     s.dies(&window(2049, 0), Reason::ENHANCE_YOUR_CALM);
 }
 
+/// A server can break no more streams than we open, and one client may have it break its own, beside others'.
+#[test]
+fn streams_that_a_server_breaks_end_no_connection() {
+    let mut s = Script::client(Config::default());
+    let beside = s.opened(0, false);
+    for _ in 0..5000 {
+        let stream = s.opened(1, true);
+        let head = s.headers(stream, &list(&[(":status", "2000")]), true);
+        s.breaks(&head, stream, Reason::PROTOCOL_ERROR);
+    }
+    let head = s.headers(beside, &response(), true);
+    s.one(&head);
+}
+
 #[test]
 fn refused_streams_are_counted_too() {
     let mut s = Script::server(Config {

@@ -378,14 +378,15 @@ fn header_lists_beyond_all_measure_end_the_connection() {
     s.requested(3, true);
     dies(s, &head(5, 33));
 
+    // What a server sends may be a client's doing: 2 MiB.
     let mut s = Script::client(Config::default());
     let stream = s.opened(0, false);
-    s.breaks(&head(stream, 32), stream, Reason::ENHANCE_YOUR_CALM);
+    s.breaks(&head(stream, 512), stream, Reason::ENHANCE_YOUR_CALM);
     let stream = s.opened(0, false);
-    dies(s, &head(stream, 33));
+    dies(s, &head(stream, 513));
 
     // Of a stream that was reset nothing is kept, and it counts all the same.
-    for late in [Script::server, Script::client] {
+    for (late, most) in [(Script::server as fn(_) -> _, 32), (Script::client, 512)] {
         let mut s = late(Config::default());
         if s.engine.can_open() {
             s.opened(0, false);
@@ -394,9 +395,126 @@ fn header_lists_beyond_all_measure_end_the_connection() {
         }
         s.engine.reset(1, Reason::CANCEL);
         s.sent();
-        s.quiet(&head(1, 32));
-        dies(s, &head(1, 33));
+        s.quiet(&head(1, most));
+        dies(s, &head(1, most + 1));
     }
+}
+
+/// A block in frames of at most `size` bytes.
+fn in_frames(stream: u32, end: bool, block: &[u8], size: usize) -> Vec<Vec<u8>> {
+    let parts = block.chunks(size);
+    let last = parts.len() - 1;
+    let frame_of = |(at, part): (usize, &[u8])| {
+        let end_headers = if at == last { END_HEADERS } else { 0 };
+        match at {
+            0 => frame(HEADERS, end_headers | u8::from(end), stream, part),
+            _ => frame(CONTINUATION, end_headers, stream, part),
+        }
+    };
+    parts.enumerate().map(frame_of).collect()
+}
+
+/// What a backend says that puts into a status what it was asked. Two fields enter the table.
+fn asked_for(bytes: usize, as_trailers: bool) -> Vec<u8> {
+    let mut block = if as_trailers { vec![] } else { vec![0x88] };
+    block.extend(*b"\x40\x08x-before\x0cin the table");
+    // Of its length 7 bits at a time.
+    let rest = bytes - 127;
+    block.extend(*b"\0\x0cgrpc-message\x7f");
+    block.extend([
+        rest as u8 | 0x80,
+        (rest >> 7) as u8 | 0x80,
+        (rest >> 14) as u8,
+    ]);
+    block.resize(block.len() + bytes, b'm');
+    block.extend(*b"\x40\x08x-behind\x09in it too");
+    block
+}
+
+#[test]
+fn blocks_of_a_server_that_are_too_large_end_their_stream_alone() {
+    for (bytes, as_trailers) in [(100_000, false), (300_000, false), (300_000, true)] {
+        let mut s = Script::client(Config {
+            max_header_frames: 80,
+            ..Config::default()
+        });
+        let beside = s.opened(1, true);
+        let stream = s.opened(0, false);
+        if as_trailers {
+            s.one(&frame(HEADERS, END_HEADERS, stream, &[0x88]));
+        }
+        let block = asked_for(bytes, as_trailers);
+        let mut frames = in_frames(stream, true, &block, 16_384);
+        let last = frames.pop().unwrap();
+        for frame in frames {
+            s.quiet(&frame);
+            let kept = s.engine.buffered();
+            assert!(kept < 100_000, "{kept} bytes are kept");
+        }
+        let got = s.breaks(&last, stream, Reason::ENHANCE_YOUR_CALM);
+        assert!(
+            matches!(
+                got[..],
+                [Got::Reset {
+                    stream: 3,
+                    key: 0,
+                    by_peer: false,
+                    ..
+                }]
+            ),
+            "{got:?}"
+        );
+        assert_eq!(s.engine.header_block_since(), None);
+        // The table is in step.
+        let head = list(&[
+            (":status", "200"),
+            ("x-behind", "in it too"),
+            ("x-before", "in the table"),
+        ]);
+        let got = s.one(&frame(
+            HEADERS,
+            END_HEADERS | 1,
+            beside,
+            &[0x88, 0xbe, 0xbf],
+        ));
+        assert_eq!(got, Got::Headers(beside, 1, fields(&head), true));
+    }
+}
+
+#[test]
+fn a_block_of_a_server_ends_the_connection_when_it_is_16_times_too_large() {
+    // A value of 2 MiB.
+    let block = |bytes: usize| {
+        let mut block = b"\0\x01x\x7f\xff\xff\x7f".to_vec();
+        block.resize(bytes, b'v');
+        block
+    };
+    let config = Config {
+        max_header_frames: 80,
+        ..Config::default()
+    };
+    let all = 16 * config.max_header_block as usize;
+    let feed = |config, bytes: usize, size| {
+        let mut s = Script::client(config);
+        let stream = s.opened(0, false);
+        let frames = in_frames(stream, true, &block(bytes), size);
+        let last = frames.len() - 1;
+        frames[..last].iter().for_each(|frame| s.quiet(frame));
+        (s, frames[last].clone())
+    };
+    let (mut s, last) = feed(config, all + 1, 16_000);
+    s.dies(&last, Reason::ENHANCE_YOUR_CALM);
+    assert_eq!(s.feed(&[]).unwrap_err().limit, Some(Limit::HeaderBlock));
+    // A frame too many.
+    let (mut s, last) = feed(config, 81_000, 1000);
+    s.dies(&last, Reason::ENHANCE_YOUR_CALM);
+    // It ends within its value.
+    let (mut s, last) = feed(config, 80_000, 1000);
+    s.dies(&last, Reason::COMPRESSION_ERROR);
+    // A client's ends it at once.
+    let mut s = Script::server(config);
+    let frames = in_frames(1, true, &block(40_000), 16_384).concat();
+    s.dies(&frames, Reason::ENHANCE_YOUR_CALM);
 }
 
 #[test]

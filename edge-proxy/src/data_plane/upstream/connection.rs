@@ -609,7 +609,7 @@ fn engine_config(policy: &ClusterPolicy) -> http2::Config {
         max_header_list: MAX_RESPONSE_HEADERS,
         max_header_list_hard: MAX_RESPONSE_HEADERS,
         max_header_block: MAX_RESPONSE_HEADERS,
-        max_header_frames: 16,
+        max_header_frames: MAX_RESPONSE_FRAMES,
         header_table: 4096,
         output_limit: 256 * 1024,
     }
@@ -623,8 +623,10 @@ const COMPLAINTS: u32 = 500;
 /// A connection beside others that has had no stream for so long leaves: as long as clients' connections may be idle.
 const SURPLUS: Duration = Duration::from_secs(15 * 60);
 
-/// Backends' response headers, decoded and encoded.
+/// Backends' response headers, decoded and encoded: more of them, as a client may have asked for, ends their stream. 16 times
+/// as much in a block, or more frames than have room for that, ends the connection.
 const MAX_RESPONSE_HEADERS: u32 = 64 * 1024;
+const MAX_RESPONSE_FRAMES: u32 = 80;
 
 /// No PING under 5 minutes, and none at all unless a stream runs: grpc servers answer those with `too_many_pings` (without a
 /// stream they bear one in 2 h).

@@ -118,3 +118,51 @@ fn what_a_backend_says_with_its_goaway_is_in_the_log() {
         assert!(lines[0].contains(&"~".repeat(230)) && !lines[0].contains(&"~".repeat(257)));
     });
 }
+
+#[test]
+fn headers_of_300_kb_end_only_the_rpc_that_asked_for_them() {
+    running(|| async {
+        let mut echo = echo();
+        let repeats = move |engine: &mut Connection, event: Event<'_>| match &event {
+            Event::Headers {
+                stream, headers, ..
+            } if headers.get(b"x-size").is_some() => {
+                let size = headers.get(b"x-size").unwrap();
+                let size: usize = std::str::from_utf8(size).unwrap().parse().unwrap();
+                let head = [(":status", "200"), ("content-type", "application/grpc")];
+                engine.send_headers(*stream, &testing::headers(&head), false);
+                let message = "name ".repeat(size / 5);
+                let status = [("grpc-status", "3"), ("grpc-message", &message)];
+                engine.send_trailers(*stream, &testing::headers(&status));
+            }
+            _ => echo(engine, event),
+        };
+        let address = backend(repeats).await;
+        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let runs = client.call("/api.Echo/Echo", b"", false);
+        client.flush().await;
+        at_once(|| {
+            connections(&bench)
+                .first()
+                .is_some_and(|one| one.is_ready())
+        })
+        .await;
+        let first = connections(&bench).remove(0);
+        for (size, status) in [
+            (100_000, "14"),
+            (300_000, "14"),
+            (1000, "3"),
+            (300_000, "14"),
+        ] {
+            let mut head = testing::grpc("/api.Echo/Echo");
+            head.push(b"x-size", size.to_string().as_bytes());
+            let stream = client.engine.open(head, true, 0).unwrap();
+            assert_eq!(client.status(stream).await, status, "{size}");
+        }
+        client.engine.send_data(runs, b"", true, testing::now());
+        assert_eq!(client.status(runs).await, "0");
+        let all = connections(&bench);
+        assert!(all.len() == 1 && Rc::ptr_eq(&all[0], &first));
+    });
+}
