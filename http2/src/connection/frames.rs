@@ -119,13 +119,16 @@ impl Connection {
             );
         }
         let reason = Reason(u32_at(payload, 0));
+        let complains = self.role == Role::Client && is_complaint(reason);
+        self.complaints = self.complaints.saturating_add(u16::from(complains));
         let Some(at) = self.streams.find(head.stream) else {
             if self.is_idle(head.stream) {
                 return protocol("RST_STREAM on an idle stream (RFC 9113 §6.4)");
             }
-            // It crossed our end of the stream. A server whose clock ends RPCs as ours does sends one for each cancel.
+            // It crossed our end of the stream. A server whose clock ends RPCs as ours does sends one for each cancel;
+            // one that complains, for each frame that it got too late: those have paid for it.
             match self.streams.cause(head.stream) {
-                Closed::ByUs => self.limits.late()?,
+                Closed::ByUs if !complains => self.limits.late()?,
                 _ => self.limits.control(self.now)?,
             }
             return Ok(None);
@@ -365,6 +368,14 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// Whether a server resets a stream so for what it calls a fault of ours.
+fn is_complaint(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::PROTOCOL_ERROR | Reason::FLOW_CONTROL_ERROR | Reason::STREAM_CLOSED
+    )
 }
 
 /// RFC 9113 §8.1.1.

@@ -129,6 +129,8 @@ pub struct Connection {
     answers_until: u64,
     /// WINDOW_UPDATEs for the connection, of the peer's.
     credits: u32,
+    /// RST_STREAM of a server for faults of ours, as far as it can count.
+    complaints: u16,
 }
 
 impl Connection {
@@ -188,6 +190,7 @@ impl Connection {
             answers: 0,
             answers_until: 0,
             credits: 0,
+            complaints: 0,
         }
     }
 

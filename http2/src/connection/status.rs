@@ -189,6 +189,13 @@ impl Connection {
         self.cancels.unacked_since()
     }
 
+    /// Client role: how often the server has reset a stream for what it calls a fault of ours (PROTOCOL_ERROR,
+    /// FLOW_CONTROL_ERROR, STREAM_CLOSED), be it one that is gone. Servers on the crate `h2` end a connection at the 1025th.
+    #[inline]
+    pub fn complaints(&self) -> u32 {
+        self.complaints.into()
+    }
+
     /// Since when a header block is incomplete.
     pub fn header_block_since(&self) -> Option<Instant> {
         self.header_since

@@ -95,6 +95,23 @@ fn streams_that_a_server_breaks_end_no_connection() {
     s.one(&head);
 }
 
+/// Each answers a frame of ours that came too late: as many as that are no flood, nor are they late frames of its own.
+#[test]
+fn complaints_about_data_that_crossed_a_reset_are_honest() {
+    let mut s = Script::client(Config::default());
+    for _ in 0..200 {
+        let stream = s.opened(0, false);
+        for _ in 0..40 {
+            s.engine.send_data(stream, &[7; 1000], false, s.now);
+            s.sent();
+        }
+        s.engine.reset(stream, Reason::CANCEL);
+        s.sent();
+        s.quiet(&rst(stream, Reason::STREAM_CLOSED.0).repeat(40));
+        s.quiet(&[window(0, 40_000), frame(SETTINGS, ACK, 0, &[])].concat());
+    }
+}
+
 #[test]
 fn refused_streams_are_counted_too() {
     let mut s = Script::server(Config {

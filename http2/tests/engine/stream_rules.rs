@@ -518,6 +518,42 @@ fn a_block_of_a_server_ends_the_connection_when_it_is_16_times_too_large() {
 }
 
 #[test]
+fn what_a_server_complains_of_is_counted_be_it_of_a_stream_that_is_gone() {
+    let mut s = Script::client(Config::default());
+    let complaints = [
+        Reason::PROTOCOL_ERROR,
+        Reason::FLOW_CONTROL_ERROR,
+        Reason::STREAM_CLOSED,
+    ];
+    for reason in complaints {
+        let stream = s.opened(0, false);
+        s.one(&rst(stream, reason.0));
+        s.quiet(&rst(stream, reason.0));
+    }
+    assert_eq!(s.engine.complaints(), 6);
+    // One that we reset, long ago at last.
+    let stream = s.opened(0, false);
+    s.engine.reset(stream, Reason::CANCEL);
+    s.sent();
+    s.quiet(&rst(stream, Reason::STREAM_CLOSED.0));
+    assert_eq!(s.engine.complaints(), 7);
+    for reason in (0..14)
+        .map(Reason)
+        .filter(|reason| !complaints.contains(reason))
+    {
+        let stream = s.opened(0, false);
+        s.one(&rst(stream, reason.0));
+        s.quiet(&rst(stream, reason.0));
+    }
+    assert_eq!(s.engine.complaints(), 7);
+    // What a client calls a fault of ours is its own matter.
+    let mut s = Script::server(Config::default());
+    s.requested(1, false);
+    s.one(&rst(1, Reason::PROTOCOL_ERROR.0));
+    assert_eq!(s.engine.complaints(), 0);
+}
+
+#[test]
 fn trailers_too_large_end_the_stream() {
     let mut s = Script::server(Config::default());
     s.requested(1, false);

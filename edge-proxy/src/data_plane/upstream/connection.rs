@@ -62,8 +62,6 @@ pub(crate) struct Upstream {
     next_ping: Cell<Instant>,
     /// Streams whose reset waits, and whose client's they are: the backend is still busy with them.
     cancelling: RefCell<HashMap<u32, Busy, foldhash::fast::FixedState>>,
-    /// Streams that the peer has called malformed.
-    complaints: Cell<u32>,
     /// A stream was opened, or one has ended, since memory was last given back.
     used: Cell<bool>,
     /// Its last turn before that.
@@ -166,7 +164,6 @@ impl Upstream {
             ping: Cell::new(None),
             next_ping: Cell::new(now + PING_INTERVAL),
             cancelling: RefCell::default(),
-            complaints: Cell::new(0),
             used: Cell::new(false),
             moved: Cell::new(now),
             quiet_since: Cell::default(),
@@ -444,9 +441,6 @@ impl Side for Rc<Upstream> {
                 ..
             } => {
                 self.made_room.set(true);
-                if by_peer && reason == Reason::PROTOCOL_ERROR {
-                    self.complaints.set(self.complaints.get() + 1);
-                }
                 let outcome = Outcome::of_reset(reason, unprocessed, headers_left);
                 let cause = match outcome {
                     // Not this stream was refused: its connection is going away.
@@ -555,7 +549,10 @@ impl Side for Rc<Upstream> {
         }
         self.watch_quiet(now);
         self.watch_credit(worker, now);
-        let worn = self.complaints.get() >= COMPLAINTS || self.link.engine().used_up();
+        let worn = {
+            let engine = self.link.engine();
+            engine.complaints() >= COMPLAINTS || engine.used_up()
+        };
         if self.state.get() == State::Ready && worn {
             self.leave(State::Leaving);
             // Another one may be opened in its place.
@@ -615,9 +612,10 @@ fn engine_config(policy: &ClusterPolicy) -> http2::Config {
     }
 }
 
-/// Streams that a backend calls malformed before another connection takes this one's place. All that a strict server refuses
-/// stays at the edge; should one find more, those that run here end well, for a server on the crate `h2` ends a connection
-/// with all its streams at the 1025th that it resets so.
+/// Resets by a backend for what it calls faults of ours before another connection takes this one's place. All that a strict
+/// server refuses stays at the edge; but a server on the crate `h2` forgets streams that were reset when there are many,
+/// resets them anew for each frame that was on its way, and ends a connection with all its streams at the 1025th such
+/// reset. What runs here when half of them are used up ends well.
 const COMPLAINTS: u32 = 500;
 
 /// A connection beside others that has had no stream for so long leaves: as long as clients' connections may be idle.

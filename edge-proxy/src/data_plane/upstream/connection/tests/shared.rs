@@ -166,3 +166,35 @@ fn headers_of_300_kb_end_only_the_rpc_that_asked_for_them() {
         assert!(all.len() == 1 && Rc::ptr_eq(&all[0], &first));
     });
 }
+
+/// A server on the crate `h2` that has forgotten a stream resets it anew for each frame that crossed its reset.
+#[test]
+fn resets_of_streams_that_are_gone_have_the_connection_replaced_and_what_runs_there_ends_well() {
+    frozen(|| async {
+        let bench = on_pipe();
+        let mut backend = Backend::of(&bench, 1 << 20);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let runs = client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        backend.greet().await;
+        let running = stream_of(&backend.next_of(HEADERS).await);
+        let first = connections(&bench).remove(0);
+        let crossed = COMPLAINTS as usize / 10;
+        for number in 1..=10 {
+            assert!(first.is_ready(), "{number}");
+            let other = client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            let stream = stream_of(&backend.next_of(HEADERS).await);
+            let reset = |code: u32| testing::frame(RST_STREAM, 0, stream, &code.to_be_bytes());
+            backend.say(&reset(2)).await;
+            assert_ne!(client.status(other).await, "0");
+            backend.say(&reset(5).repeat(crossed)).await;
+            at_once(|| first.link.engine().complaints() == number * crossed as u32).await;
+        }
+        at_once(|| !first.is_ready()).await;
+        assert!(!first.link.is_closed());
+        backend.answer(running).await;
+        assert_eq!(client.status(runs).await, "0");
+        at_once(|| first.link.is_closed()).await;
+    });
+}
