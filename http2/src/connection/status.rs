@@ -215,7 +215,12 @@ impl Connection {
 
     /// Whether the output is so full of heads, trailers and answers that the owner should read no
     /// more input until the socket has taken some: data alone never gets there.
+    ///
+    /// Never in the client role. What a server makes us put out is bounded all the same: two thousand acknowledgements
+    /// (`answer`), a RST_STREAM for each stream that we opened, a WINDOW_UPDATE for half a window of what it sent, and
+    /// what the budget of provoked errors allows. And a server may read nothing until it could write, as those on the
+    /// crate `h2` do with an acknowledgement to write: two that wait for each other would wait for ever.
     pub fn overfull(&self) -> bool {
-        self.out.len() >= self.config.output_limit + OVERFULL
+        self.role == Role::Server && self.out.len() >= self.config.output_limit + OVERFULL
     }
 }

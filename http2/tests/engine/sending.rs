@@ -1,5 +1,7 @@
 //! What the calls put on the wire, and in which order.
 
+use std::time::Duration;
+
 use http2::{Config, Headers, OpenError, Reason, Sent};
 
 use crate::support::*;
@@ -384,6 +386,40 @@ fn output_that_nobody_takes_is_told() {
     s.engine.send_data(2 * n + 1, &[0; 65_000], true, s.now);
     s.engine.flush(s.now);
     assert!(!s.engine.overfull() && s.engine.pending_bytes() > 0);
+}
+
+/// One on the crate `h2` with an acknowledgement to write reads nothing before it has written it.
+#[test]
+fn a_server_is_read_from_whatever_it_does_not_take() {
+    let mut s = Script::client(Config {
+        output_limit: 1000,
+        ..Config::default()
+    });
+    let streams: Vec<_> = (0..100).map(|key| s.opened(key, false)).collect();
+    for stream in streams {
+        let large = format!("{stream}{}", "~".repeat(1000));
+        s.engine.send_trailers(stream, &list(&[("x", &large)]));
+    }
+    assert!(s.engine.output().len() > 1000 + 64 * 1024);
+    assert!(!s.engine.overfull());
+}
+
+/// What it makes us put out is bounded all the same.
+#[test]
+fn a_server_that_takes_nothing_makes_us_write_little() {
+    for provoke in [&settings(&[])[..], &ping(1), &window(1, 0)] {
+        let mut s = Script::client(Config::default());
+        s.opened(0, false);
+        let mut rounds = 0;
+        // Time pays for all of them.
+        while s.feed(provoke).is_ok() && rounds < 100_000 {
+            s.engine.flush(s.now);
+            s.pass(Duration::from_millis(200));
+            rounds += 1;
+        }
+        let written = s.engine.output().len();
+        assert!(written < 40 * 1024, "{written} bytes");
+    }
 }
 
 #[test]

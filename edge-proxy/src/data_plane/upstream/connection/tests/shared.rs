@@ -198,3 +198,50 @@ fn resets_of_streams_that_are_gone_have_the_connection_replaced_and_what_runs_th
         at_once(|| first.link.is_closed()).await;
     });
 }
+
+/// One on the crate `h2` with an acknowledgement to write reads nothing before it has written it.
+#[test]
+fn a_backend_that_reads_nothing_is_read_from_all_the_same() {
+    frozen(|| async {
+        const STREAMS: usize = 80;
+        let bench = on_pipe();
+        let mut backend = Backend::of(&bench, 16 * 1024);
+        let (mut raw, _) = Raw::open(&bench, patient()).await;
+        let head = testing::grpc("/api.Echo/Echo");
+        for number in 0..STREAMS {
+            let block = raw.block(&head);
+            let stream = 2 * number as u32 + 1;
+            raw.send(&testing::frame(HEADERS, END_HEADERS, stream, &block))
+                .await;
+        }
+        at_once(|| bench.worker.rpcs.borrow().len() == STREAMS).await;
+        backend.greet().await;
+        for _ in 0..STREAMS {
+            backend.next_of(HEADERS).await;
+        }
+        let only = connections(&bench).remove(0);
+        // What bypasses the bound on data, and is too large for a table.
+        for number in 0..STREAMS {
+            let large = format!("{number}{}", "~".repeat(6000));
+            let block = raw.block(&testing::headers(&[("x", &large)]));
+            let flags = END_HEADERS | END_STREAM;
+            raw.send(&testing::frame(
+                HEADERS,
+                flags,
+                2 * number as u32 + 1,
+                &block,
+            ))
+            .await;
+        }
+        let waits = || only.link.engine().output().len();
+        at_once(|| waits() > 400 * 1024).await;
+        settle().await;
+        backend.answer(1).await;
+        let answer = raw.next_of(HEADERS).await;
+        assert_eq!(
+            (stream_of(&answer), answer[4] & END_STREAM),
+            (1, END_STREAM)
+        );
+        assert!(waits() > 400 * 1024, "it hasn't read anything");
+    });
+}
