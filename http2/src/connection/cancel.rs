@@ -48,7 +48,10 @@ struct Pairs {
 struct Barrier {
     /// The pairs sent before it.
     upto: u64,
-    since: Instant,
+    /// Where it ends in the output.
+    end: u64,
+    /// When the socket had taken it: a peer that reads slowly has not been asked before.
+    left: Option<Instant>,
 }
 
 impl Cancels {
@@ -117,9 +120,9 @@ impl Cancels {
         }
     }
 
-    /// Whether a barrier is to be sent now: resets wait, and no SETTINGS are under way, no other
-    /// barrier and (`settled`) not our first ones.
-    pub(crate) fn raise(&mut self, settled: bool, now: Instant) -> bool {
+    /// Whether a barrier is to be sent now, which ends at `end` of the output: resets wait, and no
+    /// SETTINGS are under way, no other barrier and (`settled`) not our first ones.
+    pub(crate) fn raise(&mut self, settled: bool, end: u64, now: Instant) -> bool {
         let Some(pairs) = &mut self.pairs else {
             return false;
         };
@@ -134,17 +137,32 @@ impl Cancels {
         pairs.wanted = None;
         pairs.barrier = Some(Barrier {
             upto: pairs.sent,
-            since: now,
+            end,
+            left: None,
         });
         true
     }
 
-    /// Since when the acknowledgement of a barrier is awaited, or one that allows it to be sent.
+    /// The socket has taken all of the output up to `position`.
+    #[inline]
+    pub(crate) fn left(&mut self, position: u64, now: Instant) {
+        let pairs = self.pairs.as_mut();
+        if let Some(barrier) = pairs.and_then(|pairs| pairs.barrier.as_mut())
+            && position >= barrier.end
+        {
+            barrier.left.get_or_insert(now);
+        }
+    }
+
+    /// Since when the acknowledgement of a barrier is awaited that has left, or one that allows it to
+    /// be sent.
     #[inline]
     pub(crate) fn unacked_since(&self) -> Option<Instant> {
         let pairs = self.pairs.as_ref()?;
-        let sent = pairs.barrier.as_ref().map(|barrier| barrier.since);
-        sent.or(pairs.wanted)
+        match &pairs.barrier {
+            Some(barrier) => barrier.left,
+            None => pairs.wanted,
+        }
     }
 
     /// SETTINGS after our first were acknowledged: whether a barrier was under way.
@@ -178,6 +196,8 @@ pub(crate) const UNCONFIRMED: usize = 10;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn unconfirmed(c: &Cancels) -> usize {
@@ -197,15 +217,20 @@ mod tests {
     fn the_eleventh_waits_for_a_barrier_sent_after_the_tenth() {
         let now = Instant::now();
         let mut c = full();
-        assert!(!c.raise(true, now), "nothing waits");
+        assert!(!c.raise(true, 100, now), "nothing waits");
         let at = Handle { slot: 0, id: 21 };
         c.wait(at);
         assert_eq!(c.next(), None);
         assert!(!c.acked(), "of none");
-        assert!(c.raise(true, now));
-        assert!(!c.raise(true, now), "one at a time");
+        assert!(c.raise(true, 100, now));
+        assert!(!c.raise(true, 200, now), "one at a time");
         assert_eq!(c.next(), None);
-        assert_eq!(c.unacked_since(), Some(now));
+        c.left(99, now);
+        assert_eq!(c.unacked_since(), None, "it hasn't left");
+        let later = now + Duration::from_secs(1);
+        c.left(100, later);
+        c.left(200, later + Duration::from_secs(1));
+        assert_eq!(c.unacked_since(), Some(later));
         assert!(c.acked());
         assert_eq!(c.unacked_since(), None);
         assert_eq!(c.next(), Some(at));
@@ -226,7 +251,7 @@ mod tests {
     fn a_barrier_confirms_only_what_went_before_it() {
         let mut c = full();
         c.wait(Handle { slot: 0, id: 21 });
-        assert!(c.raise(true, Instant::now()));
+        assert!(c.raise(true, 100, Instant::now()));
         c.answered(3);
         c.sent(23);
         assert!(c.acked());

@@ -29,7 +29,8 @@ impl Connection {
         self.flush_updates();
         self.flush_opens();
         self.flush_queues();
-        if self.cancels.raise(self.settings_since.is_none(), now) {
+        let end = self.out.position() + HEAD as u64;
+        if self.cancels.raise(self.settings_since.is_none(), end, now) {
             frame::write_settings(self.out.frames(), &[]);
         }
     }

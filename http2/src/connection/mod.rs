@@ -263,6 +263,7 @@ impl Connection {
     /// The socket took `n` bytes of `output`. Then call [`flush`](Self::flush): there is room.
     pub fn consume(&mut self, n: usize) {
         self.out.consume(n);
+        self.cancels.left(self.out.left(), self.now);
     }
 
     /// Tells the peer that the connection will end, without refusing anything yet: GOAWAY with

@@ -182,8 +182,8 @@ impl Connection {
     }
 
     /// Client role: since when streams for which [`cancel_waits`](Self::cancel_waits) is true wait for an acknowledgement:
-    /// that of later SETTINGS, a barrier behind resets, or that of our first ones, before which no barrier is sent. An owner
-    /// ends a connection whose peer is deaf.
+    /// that of later SETTINGS, a barrier behind resets that has left through [`consume`](Self::consume), or that of our first
+    /// ones, before which no barrier is sent. An owner ends a connection whose peer is deaf.
     #[inline]
     pub fn barrier_unacked_since(&self) -> Option<Instant> {
         self.cancels.unacked_since()

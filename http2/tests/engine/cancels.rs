@@ -120,6 +120,31 @@ fn a_barrier_waits_for_the_acknowledgement_of_our_first_settings() {
     s.dies(&acknowledgement().repeat(1200), Reason::ENHANCE_YOUR_CALM);
 }
 
+/// What a slow reader hasn't been asked yet it can't have answered.
+#[test]
+fn a_barrier_is_awaited_from_when_it_has_left() {
+    let mut s = Script::client(Config::default());
+    cancel(&mut s, 10);
+    let [stream, upload] = [0, 1].map(|key| s.opened(key, false));
+    s.engine.reset(stream, Reason::CANCEL);
+    s.engine.send_data(upload, &[7; 1000], true, s.now);
+    s.engine.flush(s.now);
+    let written = s.engine.output().len();
+    assert!(written > 1000);
+    for left in [written - 1, 1] {
+        s.pass(Duration::from_secs(30));
+        s.engine.flush(s.now);
+        assert_eq!(s.engine.barrier_unacked_since(), None);
+        s.engine.consume(left);
+    }
+    assert_eq!(s.engine.barrier_unacked_since(), Some(s.now));
+    s.engine.ping(1);
+    let since = s.now;
+    s.pass(Duration::from_secs(1));
+    s.sent();
+    assert_eq!(s.engine.barrier_unacked_since(), Some(since));
+}
+
 #[test]
 fn a_barrier_that_is_not_wanted_any_more_is_not_awaited() {
     let mut s = Script::raw(Role::Client, Config::default());

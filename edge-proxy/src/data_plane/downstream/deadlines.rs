@@ -103,6 +103,7 @@ impl Downstream {
 
     /// What has passed has its effect; and when to look again.
     pub(super) fn check_deadlines(&self, worker: &Rc<Worker>, now: Instant) -> Check {
+        self.hear(now);
         let mut next = now + FAR;
         let mut due = |at: Instant| {
             next = next.min(at);
@@ -200,13 +201,7 @@ impl Downstream {
 
     /// What a turn left waiting gets its deadlines; one that was told to go and waits for nothing is done.
     pub(super) fn deadlines_after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
-        if self.link.take_heard()
-            && let Ping::Sent(_) = self.ping.get()
-        {
-            // One that goes on saying something and never answers is there: its streams, what waits for it and its age have
-            // limits of their own.
-            self.ping.set(Ping::Sent(now));
-        }
+        self.hear(now);
         if let Some(since) = self.link.engine().header_block_since() {
             self.link
                 .check_by(since + self.policy.timeouts.header_block);
@@ -230,6 +225,16 @@ impl Downstream {
             self.link.check_by(self.quiet_at());
         }
         None
+    }
+
+    /// One that goes on saying something and never answers a PING is there: its streams, what waits for it and its age have
+    /// limits of their own.
+    fn hear(&self, now: Instant) {
+        if self.link.take_heard()
+            && let Ping::Sent(_) = self.ping.get()
+        {
+            self.ping.set(Ping::Sent(now));
+        }
     }
 
     /// When the next PING is due, if the last was answered `since` then. More often while streams are open: a client

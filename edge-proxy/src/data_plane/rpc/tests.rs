@@ -327,6 +327,8 @@ fn a_status_that_never_left_is_not_the_clients() {
             client.flush().await;
             let has_come = |flushing| large_has_come(&bench, flushing);
             at_once(|| has_come(path.ends_with("ended"))).await;
+            // And what the window allows has gone on.
+            settle().await;
             match ends {
                 Ends::Deadline | Ends::Idle => {
                     advance(Duration::from_secs(10)).await;
@@ -386,6 +388,7 @@ fn an_idle_response_that_a_client_takes_within_5_s_ends_with_its_status() {
         client.flush().await;
         let has_come = |flushing| large_has_come(&bench, flushing);
         at_once(|| has_come(false)).await;
+        settle().await;
         advance(Duration::from_secs(10)).await;
         at_once(|| has_come(true)).await;
         advance(Duration::from_millis(4900)).await;

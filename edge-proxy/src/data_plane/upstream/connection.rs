@@ -297,6 +297,13 @@ impl Upstream {
         self.ping.get().is_some()
     }
 
+    /// A byte of any kind shows that a backend is there which hasn't answered its PING yet.
+    fn hear(&self, now: Instant) {
+        if self.link.take_heard() && self.ping.get().is_some() {
+            self.ping.set(Some(now));
+        }
+    }
+
     /// It has no stream, nor has one for the peer only.
     fn is_quiet(&self) -> bool {
         let engine = self.link.engine();
@@ -484,6 +491,7 @@ impl Side for Rc<Upstream> {
     }
 
     fn check(&self, worker: &Rc<Worker>, now: Instant) -> Check {
+        self.hear(now);
         let mut next = now + FAR;
         if self.state.get() == State::Opening {
             if now >= self.ready_by {
@@ -534,9 +542,7 @@ impl Side for Rc<Upstream> {
     }
 
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
-        if self.link.take_heard() && self.ping.get().is_some() {
-            self.ping.set(Some(now));
-        }
+        self.hear(now);
         // Only those that go are looked at: thousands may wait.
         while let Some(stream) = { self.link.engine().take_cancelled() } {
             self.cancelling.borrow_mut().remove(&stream);

@@ -39,6 +39,8 @@ pub(crate) struct Link {
     pub(super) beside: Cell<usize>,
     /// Turns in a row that broke off after a [`PIECE`](super::PIECE).
     pub(super) pieces: Cell<u8>,
+    /// Turns in a row that put off a look at deadlines which came late.
+    pub(super) put_off: Cell<u8>,
     wakes: Rc<Wakes>,
     /// The task has ended: whatever is still said to the engine leads nowhere.
     pub(super) closed: Cell<bool>,
@@ -76,6 +78,7 @@ impl Link {
             given_up: Cell::new(false),
             beside: Cell::new(0),
             pieces: Cell::new(0),
+            put_off: Cell::new(0),
             wakes,
             closed: Cell::new(false),
         }

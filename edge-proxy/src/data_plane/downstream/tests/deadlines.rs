@@ -340,6 +340,26 @@ fn an_open_header_block_has_10_s() {
 }
 
 #[test]
+fn what_a_client_sent_in_time_counts_when_it_is_read_late() {
+    // A little, and as after a stop of the whole machine.
+    for stop in [Duration::from_millis(10_500), seconds(600)] {
+        frozen(|| async {
+            let bench = Bench::with(&[], patient(), testing::cluster_policy());
+            let (mut raw, _) = Raw::open(&bench, patient()).await;
+            let block = raw.block(&testing::grpc("/direct/"));
+            raw.send(&frame(HEADERS, END_STREAM, 1, &block[..5])).await;
+            at_once(|| only(&bench).link.engine().header_block_since().is_some()).await;
+            settle().await;
+            raw.send(&frame(CONTINUATION, END_HEADERS, 1, &block[5..]))
+                .await;
+            pass(stop).await;
+            raw.next_of(HEADERS).await;
+            assert_eq!(bench.shard.limits(Limit::HeaderBlockTimeout).get(), 0);
+        });
+    }
+}
+
+#[test]
 fn an_idle_client_gets_a_ping_after_5_min_and_its_goaway_after_15() {
     frozen(|| async {
         let bench = Bench::new(&[]);

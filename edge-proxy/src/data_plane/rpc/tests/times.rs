@@ -77,6 +77,8 @@ fn bytes_of_the_backend_keep_a_stream_from_being_idle_also_while_the_client_take
             assert_eq!(bench.worker.rpcs.borrow().len(), 2);
         }
         advance(Duration::from_secs(10)).await;
+        // Before the client takes any.
+        settle().await;
         let (_, body, trailers) = client.answer(watched).await;
         assert_eq!(body.len(), WINDOW + 25);
         assert_eq!(

@@ -245,3 +245,150 @@ fn a_backend_that_reads_nothing_is_read_from_all_the_same() {
         assert!(waits() > 400 * 1024, "it hasn't read anything");
     });
 }
+
+/// How late the clock is looked at: a little, and as after a stop of the whole machine.
+const STOPS: [Duration; 2] = [Duration::from_millis(5100), Duration::from_secs(3600)];
+
+#[test]
+fn settings_that_came_in_time_count_when_they_are_read_late() {
+    for stop in STOPS {
+        frozen(|| async {
+            let bench = on_pipe();
+            let mut backend = Backend::of(&bench, 1 << 20);
+            let mut client = Client::connect_with(&bench, patient()).await;
+            client.call("/api.Echo/Echo", b"", true);
+            client.flush().await;
+            at_once(|| connections(&bench).len() == 1).await;
+            let first = connections(&bench).remove(0);
+            settle().await;
+            // All at once, as for a process that got no processor meanwhile.
+            backend.greet().await;
+            pass(stop).await;
+            at_once(|| first.link.is_closed() || first.is_ready()).await;
+            assert!(!first.link.is_closed());
+        });
+    }
+}
+
+/// Eleven RPCs are cancelled after the backend has seen them, and an upload of `body` bytes begins before; the stream of
+/// that.
+async fn asks_for_a_barrier(bench: &Bench, backend: &mut Backend, body: usize) -> u32 {
+    let (mut raw, _) = Raw::open(bench, patient()).await;
+    let head = testing::grpc("/api.Echo/Echo");
+    for number in 0..12 {
+        let block = raw.block(&head);
+        let stream = 2 * number + 1;
+        raw.send(&testing::frame(HEADERS, END_HEADERS, stream, &block))
+            .await;
+    }
+    at_once(|| bench.worker.rpcs.borrow().len() == 12).await;
+    backend.greet().await;
+    let mut streams = Vec::new();
+    while streams.len() < 12 {
+        streams.push(stream_of(&backend.next_of(HEADERS).await));
+    }
+    for part in vec![7; body].chunks(16_000) {
+        raw.send(&testing::frame(DATA, 0, 1, part)).await;
+    }
+    let only = connections(bench).remove(0);
+    let uploaded = || {
+        let engine = only.link.engine();
+        engine.output().len() + engine.pending_bytes() >= body
+    };
+    at_once(|| body == 0 || uploaded()).await;
+    for number in 1..12 {
+        let reason = Reason::CANCEL.0.to_be_bytes();
+        raw.send(&testing::frame(RST_STREAM, 0, 2 * number + 1, &reason))
+            .await;
+    }
+    at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
+    tokio::task::spawn_local(async move { while raw.next().await.is_some() {} });
+    settle().await;
+    streams[0]
+}
+
+#[test]
+fn an_acknowledgement_that_came_in_time_counts_when_it_is_read_late_behind_much_else() {
+    for stop in [Duration::from_secs(20), Duration::from_secs(3600)] {
+        frozen(|| async {
+            let bench = on_pipe();
+            let mut backend = Backend::of(&bench, 8 << 20);
+            asks_for_a_barrier(&bench, &mut backend, 0).await;
+            let only = connections(&bench).remove(0);
+            assert!(only.link.engine().barrier_unacked_since().is_some());
+            // Frames of a type that nobody knows, more than is read at once when it is late indeed.
+            let frames = if stop > Duration::from_secs(60) {
+                100
+            } else {
+                1
+            };
+            for _ in 0..frames {
+                let unknown = testing::frame(0xbe, 0, 0, &[0; 16_000]);
+                backend.say(&unknown).await;
+            }
+            backend.say(&testing::frame(SETTINGS, ACK, 0, &[])).await;
+            pass(stop).await;
+            let settled = || only.link.engine().barrier_unacked_since().is_none();
+            at_once(|| only.link.is_closed() || settled()).await;
+            assert!(!only.link.is_closed());
+        });
+    }
+}
+
+#[test]
+fn a_backend_that_reads_slowly_and_steadily_keeps_its_connection_while_cancels_wait() {
+    frozen(|| async {
+        let bench = on_pipe();
+        let mut backend = Backend::of(&bench, 1024);
+        asks_for_a_barrier(&bench, &mut backend, 60_000).await;
+        let only = connections(&bench).remove(0);
+        assert_eq!(only.link.engine().cancels_waiting(), 1);
+        let mut read = vec![0; 1024];
+        let mut seen = Vec::new();
+        // It takes more than a minute to come to the barrier.
+        for _ in 0.. {
+            let n = backend.end.read(&mut read).await.unwrap();
+            seen.extend_from_slice(&read[..n]);
+            settle().await;
+            if seen.ends_with(&testing::frame(SETTINGS, 0, 0, &[])) {
+                break;
+            }
+            pass(Duration::from_secs(2)).await;
+            settle().await;
+            assert!(!only.link.is_closed(), "after {} bytes", seen.len());
+        }
+        assert!(seen.len() > 50_000);
+        // It left two seconds ago.
+        pass(Duration::from_secs(17)).await;
+        settle().await;
+        assert!(!only.link.is_closed(), "19 s are not 20");
+        pass(Duration::from_secs(1)).await;
+        at_once(|| only.link.is_closed()).await;
+    });
+}
+
+#[test]
+fn room_that_a_socket_had_in_time_counts_when_it_is_tried_late() {
+    for stop in [Duration::from_secs(30), Duration::from_secs(3600)] {
+        frozen(|| async {
+            let bench = on_pipe();
+            let mut backend = Backend::of(&bench, 4096);
+            let mut client = Client::connect_with(&bench, patient()).await;
+            let stream = client.call("/api.Echo/Echo", &[7; 60_000], true);
+            client.flush().await;
+            backend.greet().await;
+            let stalled = || connections(&bench).first()?.link.write_blocked();
+            at_once(|| stalled().is_some()).await;
+            settle().await;
+            let only = connections(&bench).remove(0);
+            // All that there is, at once.
+            let mut read = vec![0; 8192];
+            assert!(backend.end.read(&mut read).await.unwrap() > 0);
+            pass(stop).await;
+            settle().await;
+            assert!(!only.link.is_closed());
+            backend.answer(1).await;
+            assert_eq!(client.status(stream).await, "0");
+        });
+    }
+}
