@@ -143,7 +143,7 @@ fn turn<S: Side>(
         return Poll::Ready(End::Shed);
     }
     let now = worker.tick();
-    // A peer that makes us answer and doesn't read the answers is not read from either; one that only doesn't take data
+    // A client that makes us answer and doesn't read the answers is not read from either; one that only doesn't take data
     // is, for it may be waiting for us to read.
     let paused = link.engine().overfull();
     let mut next = Next::Woken;
@@ -533,7 +533,7 @@ const CATCH_UP: u8 = 100;
 /// "No deadline": far, but a moment that an `Instant` can name.
 pub(crate) const FAR: Duration = Duration::from_secs(24 * 3600);
 
-/// Without a stream for so long, a connection gives back what only busy times need. Most connections are quiet most of the
+/// When nothing has moved for so long, a connection gives back what only busy times need. Most connections are quiet most of the
 /// time, and a busy one is never quiet for so long.
 pub(crate) const QUIET: Duration = Duration::from_secs(1);
 

@@ -174,13 +174,21 @@ impl<C> Queue<C> {
         let line = self.lines.iter().find(|line| line.avoid.is_none());
         let line = line.into_iter();
         let firsts = line.flat_map(|line| line.turns.iter().map(move |turn| (line, turn)));
-        let starving = firsts.take(clients).filter_map(|(line, (_, _, first))| {
-            let client = line.waiting.get(first)?.client;
-            let came = |place: &&Place| line.waiting.get(place).is_some_and(|one| one.since <= by);
-            let places = &line.clients.get(&client)?.places;
-            let rpcs = places.iter().take(FEW).take_while(came).count();
-            (rpcs > 0).then_some(Starving { client, rpcs })
-        });
+        let starving = firsts
+            .take(clients)
+            .filter_map(|(line, (streams, _, first))| {
+                let client = line.waiting.get(first)?.client;
+                let came =
+                    |place: &&Place| line.waiting.get(place).is_some_and(|one| one.since <= by);
+                let places = &line.clients.get(&client)?.places;
+                let rpcs = places.iter().take(FEW).take_while(came).count();
+                let streams = *streams;
+                (rpcs > 0).then_some(Starving {
+                    client,
+                    streams,
+                    rpcs,
+                })
+            });
         starving.collect()
     }
 

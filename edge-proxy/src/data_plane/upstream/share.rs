@@ -38,6 +38,8 @@ pub(super) struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Starving {
     pub(super) client: Source,
+    /// Streams that it has as it is served by: those on connections that are leaving, too.
+    pub(super) streams: u32,
     pub(super) rpcs: usize,
 }
 
@@ -68,8 +70,10 @@ impl Division {
         // Where there are more clients than streams, one each.
         let share = (held.len() / all).max(1);
         let wanted = starving.iter().map(|one| {
+            // It gets none as long as it has its share of either.
             let has = clients.get(&one.client).map_or(0, Vec::len);
-            one.rpcs.min(share.saturating_sub(has))
+            one.rpcs
+                .min(share.saturating_sub(has.max(one.streams as usize)))
         });
         let wanted = wanted.sum::<usize>().saturating_sub(coming).min(FEW);
         for streams in clients.values_mut() {
@@ -99,13 +103,20 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// What follows when so many streams end for others, beside those that were kept `before`.
-    pub(super) fn after(before: Option<Self>, division: &Division, now: Instant) -> Option<Self> {
+    /// What follows when so many of `all` streams end for others, beside those that were kept `before`. However many have
+    /// ended, [`FEW`] at the most are kept, and no more than half: what was ended for many is nobody's when they have left.
+    pub(super) fn after(
+        before: Option<Self>,
+        division: &Division,
+        all: usize,
+        now: Instant,
+    ) -> Option<Self> {
+        let most = FEW.min(all / 2).max(1) as u32;
         let kept = before.filter(|before| !before.is_over(now));
         let (streams, until) = match (kept, division.ends.len() as u32) {
             (kept, 0) => (kept?.streams, kept?.until),
-            (None, more) => (more, now + KEPT),
-            (Some(kept), more) => (kept.streams + more, now + KEPT),
+            (None, more) => (more.min(most), now + KEPT),
+            (Some(kept), more) => ((kept.streams + more).min(most), now + KEPT),
         };
         let share = division.share;
         Some(Self {
@@ -182,7 +193,7 @@ impl EndpointPool {
         self.divided_at.set(Some(now));
         let limit = self.policy.borrow().per_connection_streams;
         let connections = self.connections.borrow().clone();
-        let has_room = |one: &Rc<Upstream>| one.has_room(limit, Congestion::Connection);
+        let has_room = |one: &Rc<Upstream>| one.has_room(limit, Congestion::Stream);
         if connections.iter().any(has_room) {
             return 0;
         }
@@ -201,8 +212,12 @@ impl EndpointPool {
         let newcomers = self.waiting.borrow().newcomers(held.len());
         let coming = connections.iter().map(|one| one.coming()).sum();
         let division = Division::of(&held, &starving, newcomers, coming);
-        self.reserve
-            .set(Reserve::after(self.reserve.get(), &division, now));
+        self.reserve.set(Reserve::after(
+            self.reserve.get(),
+            &division,
+            held.len(),
+            now,
+        ));
         for rpc in &division.ends {
             rpc::give_way(worker, *rpc, now);
         }
@@ -253,6 +268,7 @@ mod tests {
     ) -> (u32, Vec<u32>) {
         let starving = starving.iter().map(|(last, rpcs)| Starving {
             client: client(*last),
+            streams: 0,
             rpcs: *rpcs,
         });
         let starving: Vec<_> = starving.collect();
@@ -275,6 +291,7 @@ mod tests {
     fn what_has_ended_and_whose_room_is_coming_is_not_ended_again() {
         let starving = [Starving {
             client: client(2),
+            streams: 0,
             rpcs: 3,
         }];
         for (coming, ends) in [(0, 3), (1, 2), (3, 0), (9, 0)] {
@@ -321,19 +338,54 @@ mod tests {
             share: 4,
             ends: vec![Key::from_engine(1); ends],
         };
-        assert_eq!(Reserve::after(None, &division(0), now), None);
-        let mut kept = Reserve::after(None, &division(2), now).unwrap();
+        assert_eq!(Reserve::after(None, &division(0), 100, now), None);
+        let mut kept = Reserve::after(None, &division(2), 100, now).unwrap();
         assert!(!kept.allows(4, 2, now) && !kept.allows(9, 1, now));
         assert!(kept.allows(9, 3, now), "there are others");
         assert!(kept.allows(3, 1, after(9)));
         assert!(!kept.allows(4, 1, after(18)));
         assert!(!kept.is_over(after(18)) && kept.is_over(after(19)));
-        let more = Reserve::after(Some(kept), &division(3), after(18)).unwrap();
+        let more = Reserve::after(Some(kept), &division(3), 100, after(18)).unwrap();
         assert_eq!((more.streams, more.until), (5, after(28)));
-        let anew = Reserve::after(Some(kept), &division(3), after(19)).unwrap();
+        let anew = Reserve::after(Some(kept), &division(3), 100, after(19)).unwrap();
         assert_eq!(anew.streams, 3);
-        let same = Reserve::after(Some(kept), &division(0), after(18)).unwrap();
+        let same = Reserve::after(Some(kept), &division(0), 100, after(18)).unwrap();
         assert_eq!((same.streams, same.until), (2, after(19)));
-        assert_eq!(Reserve::after(Some(kept), &division(0), after(19)), None);
+        assert_eq!(
+            Reserve::after(Some(kept), &division(0), 100, after(19)),
+            None
+        );
+    }
+
+    #[test]
+    fn when_all_have_left_for_whom_streams_ended_whoever_comes_has_nearly_all() {
+        let now = Instant::now();
+        let division = Division {
+            share: 1,
+            ends: vec![Key::from_engine(1); FEW],
+        };
+        let after = |before, all| Reserve::after(before, &division, all, now);
+        // One held 800, and 100 times 8 have ended for others.
+        let mut kept = (0..100).fold(None, |kept, _| after(kept, 800)).unwrap();
+        assert_eq!(kept.streams, FEW as u32);
+        assert!(kept.allows(200, 600, now), "there is room for all");
+        assert!(!kept.allows(791, FEW as u32, now));
+        assert_eq!(after(None, 4).unwrap().streams, 2);
+        assert_eq!(after(None, 1).unwrap().streams, 1);
+    }
+
+    #[test]
+    fn nothing_ends_for_a_client_whose_streams_are_on_connections_that_leave() {
+        let starving = |streams| Starving {
+            client: client(2),
+            streams,
+            rpcs: 1,
+        };
+        let ends = |streams| {
+            let held = held(&[(1, &[5; 90]), (3, &[5; 10])]);
+            Division::of(&held, &[starving(streams)], 0, 0).ends.len()
+        };
+        // The queue would not give it what became free.
+        assert_eq!((ends(60), ends(50), ends(49)), (0, 0, 1));
     }
 }
