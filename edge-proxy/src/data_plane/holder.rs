@@ -33,9 +33,9 @@ pub(crate) struct Holder {
 struct Streams {
     /// Each at the place that its number's last bits say. One of no streams stays until another needs the place: with the
     /// next RPC it would mostly come again.
-    few: [(usize, u32); FEW],
+    few: [(u64, u32); FEW],
     /// Those whose places others have, as long as there are some. A tree, so that it gives its memory back.
-    more: BTreeMap<usize, u32>,
+    more: BTreeMap<u64, u32>,
 }
 
 impl Holders {
@@ -61,7 +61,7 @@ impl Holder {
     }
 
     /// How many streams it has at the endpoint of this number.
-    pub(crate) fn streams(&self, endpoint: usize) -> u32 {
+    pub(crate) fn streams(&self, endpoint: u64) -> u32 {
         let streams = self.streams.borrow();
         match streams.few[place(endpoint)] {
             (number, held) if number == endpoint => held,
@@ -71,7 +71,7 @@ impl Holder {
 
     /// It has one more there: how many it has now.
     #[inline]
-    pub(crate) fn takes(&self, endpoint: usize) -> u32 {
+    pub(crate) fn takes(&self, endpoint: u64) -> u32 {
         let mut streams = self.streams.borrow_mut();
         let (number, held) = &mut streams.few[place(endpoint)];
         if *number != endpoint {
@@ -83,7 +83,7 @@ impl Holder {
 
     /// It has one less there: how many it has now.
     #[inline]
-    pub(crate) fn leaves(&self, endpoint: usize) -> u32 {
+    pub(crate) fn leaves(&self, endpoint: u64) -> u32 {
         let mut streams = self.streams.borrow_mut();
         let (number, held) = &mut streams.few[place(endpoint)];
         if *number != endpoint {
@@ -97,7 +97,7 @@ impl Holder {
 impl Streams {
     /// One more of an endpoint that has no place: it takes it, if there is nothing to count there.
     #[cold]
-    fn take_elsewhere(&mut self, endpoint: usize) -> u32 {
+    fn take_elsewhere(&mut self, endpoint: u64) -> u32 {
         let (number, held) = &mut self.few[place(endpoint)];
         if *held == 0 {
             *number = endpoint;
@@ -111,7 +111,7 @@ impl Streams {
 
     /// One less of such an endpoint.
     #[cold]
-    fn leave_elsewhere(&mut self, endpoint: usize) -> u32 {
+    fn leave_elsewhere(&mut self, endpoint: u64) -> u32 {
         let Some(held) = self.more.get_mut(&endpoint) else {
             return 0;
         };
@@ -126,8 +126,8 @@ impl Streams {
 
 /// Where an endpoint's count is, unless another's is there.
 #[inline]
-fn place(endpoint: usize) -> usize {
-    endpoint % FEW
+fn place(endpoint: u64) -> usize {
+    endpoint as usize % FEW
 }
 
 impl Drop for Holder {
@@ -173,7 +173,7 @@ mod tests {
             one.takes(endpoint);
         }
         assert_eq!(more(), 1000 - FEW);
-        let held = |endpoint: usize| 1 + u32::from(endpoint.is_multiple_of(3));
+        let held = |endpoint: u64| 1 + u32::from(endpoint.is_multiple_of(3));
         assert!((0..1000).all(|endpoint| one.streams(endpoint) == held(endpoint)));
         for endpoint in 0..1000 {
             assert_eq!(one.leaves(endpoint), held(endpoint) - 1);
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_gets_a_place_brings_what_is_counted_of_it() {
         let one = Holders::default().of([192, 0, 2, 1].into());
-        let (first, other) = (3, 3 + FEW);
+        let (first, other) = (3, 3 + FEW as u64);
         assert_eq!(
             (one.takes(first), one.takes(other), one.leaves(first)),
             (1, 1, 0)

@@ -60,13 +60,17 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Pool {
     endpoints: RefCell<HashMap<u64, Rc<EndpointPool>, foldhash::fast::FixedState>>,
+    /// How many there have been.
+    added: Cell<u32>,
 }
 
 /// The connections of one endpoint, and the RPCs that wait for one.
 pub(crate) struct EndpointPool {
     pub(crate) shared: Arc<EndpointShared>,
-    /// By which clients' streams are counted here: no other endpoint has it, and it is small.
-    number: usize,
+    /// By which clients' streams are counted here. No other has it or will: an RPC may count for a moment after its
+    /// endpoint has gone, and nobody would tell another's queue when it doesn't any more. Its last bits are small, and those
+    /// of no other that is there.
+    number: u64,
     /// Its cluster's.
     series: Arc<ClusterSeries>,
     policy: RefCell<Arc<ClusterPolicy>>,
@@ -269,10 +273,13 @@ impl Pool {
         cluster: &Cluster,
     ) -> Rc<EndpointPool> {
         let mut endpoints = self.endpoints.borrow_mut();
-        let mut taken: Vec<_> = endpoints.values().map(|pool| pool.number).collect();
+        let mut taken: Vec<_> = endpoints.values().map(|pool| pool.number as u32).collect();
         taken.sort_unstable();
-        let is_taken = |(number, taken): &(usize, usize)| number == taken;
-        let number = (0..).zip(taken).take_while(is_taken).count();
+        let is_taken = |(small, taken): &(u32, u32)| small == taken;
+        let small = (0..).zip(taken).take_while(is_taken).count();
+        let added = self.added.get();
+        self.added.set(added.wrapping_add(1));
+        let number = u64::from(added) << 32 | small as u64;
         let pool = Rc::new(EndpointPool::new(worker, endpoint.clone(), number, cluster));
         endpoints.insert(endpoint.id, pool.clone());
         pool
@@ -297,7 +304,7 @@ impl Pool {
 }
 
 impl EndpointPool {
-    fn new(worker: &Worker, shared: Arc<EndpointShared>, number: usize, cluster: &Cluster) -> Self {
+    fn new(worker: &Worker, shared: Arc<EndpointShared>, number: u64, cluster: &Cluster) -> Self {
         Self {
             shared,
             number,

@@ -460,6 +460,23 @@ fn what_a_client_holds_is_counted_by_endpoint_and_given_back() {
 }
 
 #[test]
+fn an_endpoint_that_comes_when_another_has_gone_is_not_taken_for_that_one() {
+    frozen(|| async {
+        let both = Unequal::new(3).await;
+        let worker = &both.bench.worker;
+        let gone = worker.pool.endpoints.take();
+        let snapshot = worker.snapshot();
+        let cluster = &snapshot.clusters[0];
+        let endpoint = &cluster.endpoints[0].shared;
+        let came = worker.pool.add(worker, endpoint, cluster);
+        let holder = worker.holders.of([127, 0, 1, 1].into());
+        let streams = |pool: &EndpointPool| holder.streams(pool.number);
+        // Its RPCs still count there, and tell nobody here when they end.
+        assert_eq!((streams(&gone[&endpoint.id]), streams(&came)), (3, 0));
+    });
+}
+
+#[test]
 fn room_that_a_new_configuration_makes_is_given_at_once() {
     for (connections, streams) in [(1, 3), (3, 1)] {
         frozen(|| async move {
