@@ -5,11 +5,15 @@
 //!
 //! - The oldest silent one goes, of the source that has most of them.
 //! - But while most are heard, the oldest of those goes, of the source that has most of them, if that is more than the
-//!   newcomer's source would have. If it isn't, no other source with as few has one taken away either: the newcomer
-//!   takes the place of its own source's oldest silent one, or is refused.
+//!   newcomer's source would have.
+//! - If it isn't, but is more than the newcomer's source has, the oldest of those goes all the same once it has owed its
+//!   answer for [`STALLED`]: as many sources as there are places, each with one that stops there, keep nobody out.
+//! - Else no other source with as few has one taken away either: the newcomer takes the place of its own source's oldest
+//!   silent one, or is refused.
 //!
 //! A heard one has had its signature computed. In a rush of clients that are all honest, behind one address or each at its
-//! own, it isn't given up for the next one, which would come no farther: it is refused, and those before it end.
+//! own, it isn't given up for the next one, which would come no farther: it is refused, and those before it end. All that
+//! they need for that is one round trip.
 //!
 //! It is the worker that closes what is given up: while a worker is behind, only a few may wait for that, and newcomers are
 //! refused instead; else a flood of connections would take as many files as it likes.
@@ -18,6 +22,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -53,10 +58,19 @@ pub(super) struct Handshake {
 #[derive(Debug, Default)]
 struct Group {
     len: usize,
-    /// Each source's, oldest first, and how to tell them that they are given up. None is empty.
-    by_source: HashMap<Source, BTreeMap<u64, Arc<Notify>>>,
+    /// Each source's, oldest first. None is empty.
+    by_source: HashMap<Source, BTreeMap<u64, Member>>,
     /// The last one has most; of those that have as many, it has the oldest.
     ranks: BTreeSet<Rank>,
+}
+
+/// One of a group.
+#[derive(Debug)]
+struct Member {
+    /// When it came here.
+    since: Instant,
+    /// Tells it that it is given up.
+    given_up: Arc<Notify>,
 }
 
 /// How many a source has, and the number of its oldest.
@@ -75,13 +89,14 @@ impl Pending {
         &mut self,
         source: Source,
         limit: usize,
+        now: Instant,
     ) -> Result<(Handshake, bool), Limit> {
         let full = self.count() >= limit;
         if full {
             if self.given_up >= GIVEN_UP {
                 return Err(Limit::PendingHandshakes);
             }
-            let other = self.take_for(source).ok_or(Limit::PendingHandshakes)?;
+            let other = self.take_for(source, now).ok_or(Limit::PendingHandshakes)?;
             other.notify_one();
             self.given_up += 1;
         }
@@ -92,16 +107,21 @@ impl Pending {
         };
         self.next += 1;
         let given_up = handshake.given_up.clone();
-        self.silent.add(source, handshake.number, given_up);
+        let member = Member {
+            since: now,
+            given_up,
+        };
+        self.silent.add(source, handshake.number, member);
         self.show();
         Ok((handshake, full))
     }
 
     /// Its ClientHello has come, which saves it only if it isn't given up already.
-    pub(super) fn heard(&mut self, handshake: &Handshake) {
+    pub(super) fn heard(&mut self, handshake: &Handshake, now: Instant) {
         let (source, number) = (handshake.source, handshake.number);
-        if let Some(given_up) = self.silent.remove(source, number) {
-            self.heard.add(source, number, given_up);
+        if let Some(mut member) = self.silent.remove(source, number) {
+            member.since = now;
+            self.heard.add(source, number, member);
         }
     }
 
@@ -120,12 +140,12 @@ impl Pending {
     }
 
     /// Takes out the one that goes for one of `newcomer`.
-    fn take_for(&mut self, newcomer: Source) -> Option<Arc<Notify>> {
+    fn take_for(&mut self, newcomer: Source, now: Instant) -> Option<Arc<Notify>> {
         let own = self.of(newcomer);
         let mostly_heard = self.heard.len > self.silent.len;
         if mostly_heard
             && let Some((most, source)) = self.heard.largest()
-            && most > own + 1
+            && (most > own + 1 || most > own && self.heard.is_stalled(source, now))
         {
             return self.heard.pop_oldest(source);
         }
@@ -153,17 +173,24 @@ impl Pending {
 }
 
 impl Group {
-    fn add(&mut self, source: Source, number: u64, given_up: Arc<Notify>) {
-        self.change(source, |own| own.insert(number, given_up));
+    fn add(&mut self, source: Source, number: u64, member: Member) {
+        self.change(source, |own| own.insert(number, member));
     }
 
-    fn remove(&mut self, source: Source, number: u64) -> Option<Arc<Notify>> {
+    fn remove(&mut self, source: Source, number: u64) -> Option<Member> {
         self.change(source, |own| own.remove(&number))
     }
 
     fn pop_oldest(&mut self, source: Source) -> Option<Arc<Notify>> {
-        let (_, given_up) = self.change(source, BTreeMap::pop_first)?;
-        Some(given_up)
+        let (_, member) = self.change(source, BTreeMap::pop_first)?;
+        Some(member.given_up)
+    }
+
+    /// Whether this source's oldest has come no farther for [`STALLED`].
+    fn is_stalled(&self, source: Source, now: Instant) -> bool {
+        let own = self.by_source.get(&source);
+        let oldest = own.and_then(BTreeMap::first_key_value);
+        oldest.is_some_and(|(_, member)| now >= member.since + STALLED)
     }
 
     /// The source that has most, and how many.
@@ -180,7 +207,7 @@ impl Group {
     fn change<R>(
         &mut self,
         source: Source,
-        change: impl FnOnce(&mut BTreeMap<u64, Arc<Notify>>) -> R,
+        change: impl FnOnce(&mut BTreeMap<u64, Member>) -> R,
     ) -> R {
         let rank = |own: &BTreeMap<u64, _>| {
             let (oldest, _) = own.first_key_value()?;
@@ -201,6 +228,10 @@ impl Group {
         changed
     }
 }
+
+/// Whoever means it has answered by then: five times the longest handshake over a network as it should be, and a worker may
+/// be as late once before it hears of it.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// Handshakes that were given up and wait for their worker to close them.
 pub(super) const GIVEN_UP: usize = 64;
@@ -232,6 +263,7 @@ mod tests {
     struct Door {
         pending: Pending,
         limit: usize,
+        now: Instant,
         open: Vec<Handshake>,
     }
 
@@ -240,13 +272,19 @@ mod tests {
             Self {
                 pending: Pending::default(),
                 limit,
+                now: Instant::now(),
                 open: Vec::new(),
             }
         }
 
         /// Somebody connects, and stops there; its number.
         fn silent(&mut self, last: u8) -> Option<u64> {
-            let (handshake, gives_up) = self.pending.enter(source(last), self.limit).ok()?;
+            self.silent_at(source(last))
+        }
+
+        fn silent_at(&mut self, source: Source) -> Option<u64> {
+            let entered = self.pending.enter(source, self.limit, self.now);
+            let (handshake, gives_up) = entered.ok()?;
             let number = handshake.number;
             let gone = self.open.extract_if(.., |one| is_given_up(one));
             let gone: Vec<_> = gone.collect();
@@ -258,9 +296,13 @@ mod tests {
             Some(number)
         }
 
+        fn passes(&mut self, time: Duration) {
+            self.now += time;
+        }
+
         fn hello(&mut self, number: u64) {
             let handshake = self.open.iter().find(|one| one.number == number);
-            self.pending.heard(handshake.unwrap());
+            self.pending.heard(handshake.unwrap(), self.now);
         }
 
         /// Somebody connects, says hello, and stops there.
@@ -361,6 +403,48 @@ mod tests {
         door.hello(next);
         assert_eq!(door.silent(2), None);
         assert!(door.has(other));
+    }
+
+    #[test]
+    fn as_many_sources_as_there_are_places_keep_nobody_out_who_stop_after_their_hello() {
+        let mut door = Door::new(512);
+        let heard = |door: &mut Door, number: u16| {
+            let address = IpAddr::from([198, 18, (number >> 8) as u8, number as u8]);
+            let number = door.silent_at(address.into())?;
+            door.hello(number);
+            Some(number)
+        };
+        for number in 0..512 {
+            heard(&mut door, number).unwrap();
+        }
+        // They may all be honest.
+        door.passes(STALLED - Duration::from_millis(1));
+        assert_eq!(door.silent(1), None);
+        door.passes(Duration::from_millis(1));
+        let newcomer = door.silent(1).unwrap();
+        assert!(!door.has(0) && door.has(1), "the oldest goes");
+        // Those that come back take each other's places, and not this one's.
+        for number in 512..1000 {
+            heard(&mut door, number).unwrap();
+        }
+        assert!(door.has(newcomer));
+        door.hello(newcomer);
+        door.passes(Duration::from_millis(200));
+        for number in 1000..2000 {
+            heard(&mut door, number);
+        }
+        assert!(door.has(newcomer), "an honest handshake has its time");
+    }
+
+    #[test]
+    fn who_has_stopped_gives_its_place_to_none_that_has_as_many() {
+        let mut door = Door::new(2);
+        let all = [door.heard(1), door.heard(2)].map(Option::unwrap);
+        door.passes(10 * STALLED);
+        assert_eq!(door.silent(1), None);
+        assert!(all.iter().all(|one| door.has(*one)));
+        assert!(door.silent(3).is_some());
+        assert!(!door.has(all[0]));
     }
 
     proptest! {

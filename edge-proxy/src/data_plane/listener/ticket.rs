@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use tokio::sync::Notify;
@@ -53,7 +54,7 @@ impl Ticket {
         if from_there >= per_source {
             return Err(Limit::ConnectionsPerSource);
         }
-        let (handshake, given_up) = lock(&counts.pending).enter(source, handshakes)?;
+        let (handshake, given_up) = lock(&counts.pending).enter(source, handshakes, now())?;
         by_source.insert(source, from_there + 1);
         drop(by_source);
         counts.open.fetch_add(1, Ordering::Relaxed);
@@ -70,7 +71,7 @@ impl Ticket {
     /// The ClientHello has come.
     pub(crate) fn heard(&self) {
         if let Some(handshake) = &self.handshake {
-            lock(&self.counts.pending).heard(handshake);
+            lock(&self.counts.pending).heard(handshake, now());
         }
     }
 
@@ -131,6 +132,11 @@ impl Counts {
     pub(crate) fn arrived(&self) -> usize {
         self.arrived.load(Ordering::Relaxed)
     }
+}
+
+/// Tokio's, so that a test may pass it; for what happens once in a connection's life, on any thread.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Nothing is left half-done under these locks.
