@@ -201,7 +201,7 @@ impl Downstream {
 
     /// What a turn left waiting gets its deadlines; one that was told to go and waits for nothing is done.
     pub(super) fn deadlines_after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
-        self.hear(now);
+        let heard = self.hear(now);
         if let Some(since) = self.link.engine().header_block_since() {
             self.link
                 .check_by(since + self.policy.timeouts.header_block);
@@ -220,21 +220,24 @@ impl Downstream {
             }
         }
         if !self.shrunk.get() {
-            let age = now.saturating_duration_since(self.accepted);
-            self.moved.set(tenths(age));
+            // A worker that is late each time would never find that nothing has moved.
+            if heard || !self.link.puts_off() {
+                let age = now.saturating_duration_since(self.accepted);
+                self.moved.set(tenths(age));
+            }
             self.link.check_by(self.quiet_at());
         }
         None
     }
 
     /// One that goes on saying something and never answers a PING is there: its streams, what waits for it and its age have
-    /// limits of their own.
-    fn hear(&self, now: Instant) {
-        if self.link.take_heard()
-            && let Ping::Sent(_) = self.ping.get()
-        {
+    /// limits of their own. Whether it has said something.
+    fn hear(&self, now: Instant) -> bool {
+        let heard = self.link.take_heard();
+        if heard && let Ping::Sent(_) = self.ping.get() {
             self.ping.set(Ping::Sent(now));
         }
+        heard
     }
 
     /// When the next PING is due, if the last was answered `since` then. More often while streams are open: a client

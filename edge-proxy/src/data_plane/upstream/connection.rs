@@ -297,11 +297,13 @@ impl Upstream {
         self.ping.get().is_some()
     }
 
-    /// A byte of any kind shows that a backend is there which hasn't answered its PING yet.
-    fn hear(&self, now: Instant) {
-        if self.link.take_heard() && self.ping.get().is_some() {
+    /// A byte of any kind shows that a backend is there which hasn't answered its PING yet. Whether one came.
+    fn hear(&self, now: Instant) -> bool {
+        let heard = self.link.take_heard();
+        if heard && self.ping.get().is_some() {
             self.ping.set(Some(now));
         }
+        heard
     }
 
     /// It has no stream, nor has one for the peer only.
@@ -312,12 +314,15 @@ impl Upstream {
 
     /// Notes when something has moved, as long as it has memory to give back, and since when it has had no stream after that;
     /// and has itself looked at when either will have been for long.
-    fn watch_quiet(&self, now: Instant) {
+    fn watch_quiet(&self, heard: bool, now: Instant) {
         if self.used.get() || self.made_room.get() {
             self.used.set(true);
-            self.moved.set(now);
+            // A worker that is late each time would never find that nothing has moved.
+            if heard || self.made_room.get() || !self.link.puts_off() {
+                self.moved.set(now);
+            }
             self.quiet_since.set(None);
-            return self.link.check_by(now + QUIET);
+            return self.link.check_by(self.moved.get() + QUIET);
         }
         if !self.is_quiet() {
             self.quiet_since.set(None);
@@ -542,7 +547,7 @@ impl Side for Rc<Upstream> {
     }
 
     fn after_turn(&self, worker: &Rc<Worker>, now: Instant) -> Option<End> {
-        self.hear(now);
+        let heard = self.hear(now);
         // Only those that go are looked at: thousands may wait.
         while let Some(stream) = { self.link.engine().take_cancelled() } {
             self.cancelling.borrow_mut().remove(&stream);
@@ -553,7 +558,7 @@ impl Side for Rc<Upstream> {
         if let Some(since) = barrier {
             self.link.check_by(since + ANSWER_TIMEOUT);
         }
-        self.watch_quiet(now);
+        self.watch_quiet(heard, now);
         self.watch_credit(worker, now);
         let worn = {
             let engine = self.link.engine();

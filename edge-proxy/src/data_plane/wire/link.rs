@@ -158,6 +158,11 @@ impl Link {
         self.heard.replace(false)
     }
 
+    /// The turn that ends only puts off a look at deadlines that comes late.
+    pub(crate) fn puts_off(&self) -> bool {
+        self.put_off.get() > 0
+    }
+
     /// Whether the connection's task has ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()

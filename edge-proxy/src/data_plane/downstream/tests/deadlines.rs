@@ -160,6 +160,22 @@ fn a_quiet_connection_holds_little() {
 }
 
 #[test]
+fn a_quiet_connection_of_a_worker_that_is_always_late_holds_little_too() {
+    frozen(|| async {
+        let bench = Bench::new(&[backend(echo()).await]);
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        settle().await;
+        for _ in 0..3 {
+            pass(Duration::from_secs(3)).await;
+            settle().await;
+        }
+        assert!(only(&bench).shrunk.get());
+    });
+}
+
+#[test]
 fn a_connection_whose_only_stream_is_quiet_holds_little_too() {
     frozen(|| async {
         let seen = Rc::new(Cell::new(0));

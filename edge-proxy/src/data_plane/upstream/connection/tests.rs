@@ -609,3 +609,25 @@ fn a_connection_that_is_quiet_for_1_s_gives_back_what_only_busy_times_need() {
         assert_eq!(connections(&bench).len(), 1);
     });
 }
+
+#[test]
+fn a_worker_that_is_always_late_gives_memory_back_too() {
+    frozen(|| async {
+        let bench = Bench::with(
+            &[backend(echo()).await],
+            patient(),
+            testing::cluster_policy(),
+        );
+        let mut client = Client::connect_with(&bench, patient()).await;
+        let stream = client.call("/api.Echo/Echo", b"", true);
+        assert_eq!(client.status(stream).await, "0");
+        at_once(|| connections(&bench)[0].is_quiet()).await;
+        settle().await;
+        // Later than `LATE` each time.
+        for _ in 0..3 {
+            pass(3 * QUIET).await;
+            settle().await;
+        }
+        assert!(!connections(&bench)[0].used.get());
+    });
+}
