@@ -174,7 +174,7 @@ impl Metrics {
         let shards = self.shards();
         let (mut gone, mut used) = (HashSet::new(), HashSet::new());
         for shard in &shards {
-            shard.look_at_clusters(|name, is_used| {
+            shard.lock_clusters().look(|name, is_used| {
                 if **name != *NONE && !is_kept(name) {
                     if is_used { &mut used } else { &mut gone }.insert(name.clone());
                 }
@@ -184,9 +184,18 @@ impl Metrics {
         if gone.is_empty() {
             return;
         }
+        // A thread may have begun to count in one meanwhile. None can from here on, until all have forgotten it.
+        let mut locked: Vec<_> = shards.iter().map(|shard| shard.lock_clusters()).collect();
+        for clusters in &locked {
+            clusters.look(|name, is_used| {
+                if is_used {
+                    gone.remove(name);
+                }
+            });
+        }
         let mut forgotten = lock(&self.forgotten);
-        for shard in &shards {
-            shard.forget(&gone, &mut forgotten);
+        for clusters in &mut locked {
+            clusters.forget(&gone, &mut forgotten);
         }
         self.methods.forget(&gone);
     }
@@ -286,34 +295,12 @@ impl Shard {
             .collect()
     }
 
-    /// Calls `look` with the cluster of each series, and whether somebody counts in that.
-    fn look_at_clusters(&self, mut look: impl FnMut(&Arc<str>, bool)) {
-        for series in lock(&self.series).values() {
-            look(&series.cluster, Arc::strong_count(series) > 1);
+    /// For a look at all that is counted by cluster: the owning thread waits as long as this is kept.
+    fn lock_clusters(&self) -> LockedClusters<'_> {
+        LockedClusters {
+            series: lock(&self.series),
+            clusters: lock(&self.clusters),
         }
-        for (name, cluster) in lock(&self.clusters).iter() {
-            look(name, Arc::strong_count(cluster) > 1);
-        }
-    }
-
-    /// Forgets these clusters, but what somebody has begun to count in.
-    fn forget(&self, gone: &HashSet<Arc<str>>, forgotten: &mut Forgotten) {
-        // A series that moved on from a place that is free now isn't found any more, and is made anew: of the same
-        // labels, and so told as one.
-        lock(&self.series).retain(|_, series| {
-            let stays = !gone.contains(&series.cluster) || Arc::strong_count(series) > 1;
-            if !stays {
-                forgotten.rpcs.count(series);
-            }
-            stays
-        });
-        lock(&self.clusters).retain(|name, cluster| {
-            let stays = !gone.contains(name) || Arc::strong_count(cluster) > 1;
-            if !stays {
-                forgotten.duration.add(&cluster.duration);
-            }
-            stays
-        });
     }
 
     /// The series of exactly these (an empty path: of the unknown methods), or its place if there is
@@ -333,6 +320,44 @@ impl Shard {
             place = place.wrapping_add(1);
         }
         Err(place)
+    }
+}
+
+/// What a [`Shard`] counts by cluster.
+struct LockedClusters<'a> {
+    series: MutexGuard<'a, HashMap<u64, Arc<Series>, AlreadyHashed>>,
+    clusters: MutexGuard<'a, HashMap<Arc<str>, Arc<ClusterSeries>>>,
+}
+
+impl LockedClusters<'_> {
+    /// Calls `look` with the cluster of each series, and whether somebody counts in that.
+    fn look(&self, mut look: impl FnMut(&Arc<str>, bool)) {
+        for series in self.series.values() {
+            look(&series.cluster, Arc::strong_count(series) > 1);
+        }
+        for (name, cluster) in self.clusters.iter() {
+            look(name, Arc::strong_count(cluster) > 1);
+        }
+    }
+
+    /// Forgets these clusters, in which nobody counts.
+    fn forget(&mut self, gone: &HashSet<Arc<str>>, forgotten: &mut Forgotten) {
+        // A series that moved on from a place that is free now isn't found any more, and is made anew: of the same
+        // labels, and so told as one.
+        self.series.retain(|_, series| {
+            let stays = !gone.contains(&series.cluster);
+            if !stays {
+                forgotten.rpcs.count(series);
+            }
+            stays
+        });
+        self.clusters.retain(|name, cluster| {
+            let stays = !gone.contains(name);
+            if !stays {
+                forgotten.duration.add(&cluster.duration);
+            }
+            stays
+        });
     }
 }
 
@@ -460,6 +485,8 @@ const UNIMPLEMENTED: u32 = 12;
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
 
     fn names() -> (Arc<str>, Arc<str>) {
@@ -628,5 +655,38 @@ mod tests {
         // Should it come back, it begins anew.
         let again = shards[0].series(&route, &cluster, b"/api.Echo/Echo");
         assert_eq!((&*again.method, again.started.get()), (UNKNOWN, 0));
+    }
+
+    #[test]
+    fn a_cluster_in_which_a_thread_counts_again_while_it_is_looked_for_is_kept_by_all() {
+        let (metrics, (route, cluster)) = (Metrics::new(), names());
+        let shards = [metrics.shard(), metrics.shard()];
+        for shard in &shards {
+            let series = shard.series(&route, &cluster, b"/x");
+            series.started.inc();
+            shard.cluster(&cluster).duration.record(Duration::ZERO);
+        }
+        // One series and one cluster each: at the third look the first thread has been looked at.
+        let (looks, held) = (Cell::new(0), RefCell::default());
+        metrics.forget_clusters(|_| {
+            looks.set(looks.get() + 1);
+            if looks.get() == 3 {
+                held.replace(Some(shards[0].series(&route, &cluster, b"/x")));
+            }
+            false
+        });
+        assert_eq!(looks.get(), 4);
+        let started = || {
+            metrics
+                .totals()
+                .series
+                .values()
+                .map(|of| of.started)
+                .sum::<u64>()
+        };
+        assert_eq!(started(), 2, "of both threads");
+        held.take();
+        metrics.forget_clusters(|_| false);
+        assert_eq!((started(), metrics.totals().forgotten.rpcs.started), (0, 2));
     }
 }
