@@ -398,3 +398,39 @@ fn a_window_that_is_used_up_for_a_moment_keeps_nobody_out() {
         }
     });
 }
+
+#[test]
+fn a_connection_whose_window_is_used_up_keeps_no_streams_from_being_divided() {
+    frozen(|| async {
+        let (address, streams) = unread().await;
+        let cluster = ClusterPolicy {
+            max_connections: 2,
+            per_connection_streams: 18,
+            ..testing::cluster_policy()
+        };
+        let bench = Bench::with(&[address], patient(), cluster);
+        let client = Client::connect_with(&bench, patient()).await;
+        let upload = upload(client, 16, 90_000);
+        used_up_by(&bench, 90_000).await;
+        for _ in 0..2 {
+            pass(Duration::from_millis(1100)).await;
+            settle().await;
+        }
+        let congestion = || connections(&bench)[0].congestion.get();
+        at_once(|| congestion() == Congestion::Connection).await;
+        // It has two places, which are nobody's. All of the other connection are one client's.
+        let mut holder = Client::connect_from(&bench, [127, 0, 1, 1]).await;
+        for _ in 0..18 {
+            call(&mut holder).await;
+        }
+        at_once(|| streams.borrow().len() == 16 + 18).await;
+        let mut other = Client::connect_from(&bench, [127, 0, 1, 2]).await;
+        call(&mut other).await;
+        at_once(|| bench.worker.pool.counts().2 == 1).await;
+        pass(Duration::from_millis(1100)).await;
+        at_once(|| streams.borrow().len() == 16 + 18 + 1).await;
+        assert_eq!(bench.shard.limits(Limit::StreamShare).get(), 1);
+        assert_eq!(congestion(), Congestion::Connection);
+        upload.abort();
+    });
+}
