@@ -253,7 +253,7 @@ mod tests {
     use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
     use super::{
-        super::script::{Backend, Reply},
+        super::script::{Backend, FLOOD, Reply},
         *,
     };
     use crate::data_plane::testing::{at_once, frozen, pass};
@@ -380,6 +380,30 @@ mod tests {
             windows = windows => assert_eq!(windows, (65_535, 65_535)),
             outcome = checker.check() => panic!("{outcome:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_floods_the_connection_of_its_checks_loses_it() {
+        // Between two checks.
+        let backend = Backend::start(|n| match n {
+            0 => Reply::Flood(Some(1)),
+            _ => Reply::Health(1),
+        })
+        .await;
+        let flooded = checker(backend.address, LONG);
+        assert_eq!(flooded.check().await, Outcome::Serving);
+        assert!(backend.flooded().await < FLOOD, "all of it was read");
+        assert_eq!(flooded.check().await, Outcome::Serving);
+        assert_eq!(backend.connections(), 2);
+        // In place of an answer.
+        let backend = Backend::start(|_| Reply::Flood(None)).await;
+        let flooded = checker(backend.address, LONG);
+        let (outcome, taken) = tokio::join!(flooded.check(), backend.flooded());
+        assert!(taken < FLOOD, "all of it was read");
+        let Outcome::Connection(text) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert!(text.contains("more than its checks ask for"), "{text}");
     }
 
     #[tokio::test]

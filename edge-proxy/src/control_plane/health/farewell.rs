@@ -5,13 +5,16 @@
 //! connection, reaches the caller as a broken connection, and the GOAWAY itself is never told. So the bytes are read
 //! along on their way in: frames are told apart by their nine-byte heads (§4.1), and nothing but GOAWAY and RST_STREAM
 //! is looked at. Whether they are right is the library's to judge; whatever comes, the [`Scanner`] only skips and counts.
+//!
+//! The library reads all that comes, between checks too, on the thread that all clusters' checks share, and has no budget
+//! for frames that mean nothing: of a backend that floods its connection no more is read than [`MOST`].
 
 use std::{
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -27,6 +30,8 @@ pub(super) struct Farewell {
     /// A stream was reset since the check began. A connection has one check at a time, so it is the check's, or a late
     /// word about one that has its answer.
     reset: AtomicBool,
+    /// Bytes that came since the check began, or the connection if that is later.
+    came: AtomicUsize,
 }
 
 /// A connection that is read along.
@@ -60,11 +65,18 @@ impl Farewell {
     /// A new connection is there.
     pub(super) fn connected(&self) {
         self.graceful.store(false, Ordering::Relaxed);
+        self.came.store(0, Ordering::Relaxed);
     }
 
     /// A check begins.
     pub(super) fn check_begins(&self) {
         self.reset.store(false, Ordering::Relaxed);
+        self.came.store(0, Ordering::Relaxed);
+    }
+
+    /// So many bytes more came: whether the backend may send them.
+    fn may_come(&self, bytes: usize) -> bool {
+        self.came.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST
     }
 
     /// The backend said that it ends the connection, that nothing is wrong, and nothing against the check's stream.
@@ -102,7 +114,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let Self {
             scanner, farewell, ..
         } = &mut *self;
-        scanner.read(&buf.filled()[before..], |seen| farewell.note(seen));
+        let came = &buf.filled()[before..];
+        scanner.read(came, |seen| farewell.note(seen));
+        if !farewell.may_come(came.len()) {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the backend sent more than its checks ask for",
+            )));
+        }
         polled
     }
 }
@@ -165,6 +184,10 @@ impl Scanner {
         u32::from_be_bytes([0, a, b, c]) as usize
     }
 }
+
+/// Bytes from one check to the next. An answer has a hundred; hyper takes 16 KiB of headers, and the windows let 64 KiB
+/// of data come. The rest is for what a backend says of itself: at a PING each second it is enough for four hours.
+const MOST: usize = 256 * 1024;
 
 /// A frame's head (RFC 9113 §4.1).
 const HEAD: usize = 9;

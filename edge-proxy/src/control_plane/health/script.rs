@@ -13,6 +13,7 @@ use http2::{Config, Connection, Event, Headers, Role};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
 /// What happens to one request.
@@ -38,6 +39,9 @@ pub(in crate::control_plane) enum Reply {
     LeaveAndReset(u8),
     /// GOAWAY with NO_ERROR that covers the request, and this serving status.
     LeaveAnswering(u8),
+    /// This serving status, or no answer, then frames of a type that nobody knows, [`FLOOD`] bytes or until the
+    /// connection ends.
+    Flood(Option<u8>),
     /// The connection's end.
     Close,
     /// Bytes that aren't HTTP/2, then the connection's end.
@@ -50,6 +54,7 @@ pub(in crate::control_plane) struct Backend {
     pub(in crate::control_plane) address: SocketAddr,
     connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<Request>>>,
+    flooded: Arc<watch::Sender<Option<usize>>>,
 }
 
 /// A request as the backend saw it.
@@ -72,13 +77,16 @@ impl Backend {
             address: listener.local_addr().unwrap(),
             connections: Arc::default(),
             requests: Arc::default(),
+            flooded: Arc::default(),
         };
         let (connections, requests) = (backend.connections.clone(), backend.requests.clone());
+        let flooded = backend.flooded.clone();
         let reply = Arc::new(reply);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(socket, requests.clone(), reply.clone()));
+                let (requests, flooded) = (requests.clone(), flooded.clone());
+                tokio::spawn(serve(socket, requests, flooded, reply.clone()));
             }
         });
         backend
@@ -93,22 +101,35 @@ impl Backend {
     pub(in crate::control_plane) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
+
+    /// Waits for the end of a flood: how many bytes of it the sockets took.
+    pub(in crate::control_plane) async fn flooded(&self) -> usize {
+        let mut flooded = self.flooded.subscribe();
+        let ended = flooded.wait_for(Option::is_some).await.unwrap();
+        ended.unwrap_or_default()
+    }
 }
 
 async fn serve(
     mut socket: TcpStream,
     requests: Arc<Mutex<Vec<Request>>>,
+    flooded: Arc<watch::Sender<Option<usize>>>,
     reply: Arc<impl Fn(usize) -> Reply>,
 ) {
     let mut connection = Connection::new(Role::Server, Config::default(), Instant::now());
     let mut buffer = vec![0; 4096];
     let mut open = Vec::new();
+    let mut floods = false;
     loop {
         connection.flush(Instant::now());
         if socket.write_all(connection.output()).await.is_err() {
             return;
         }
         connection.consume(connection.output().len());
+        if floods {
+            flooded.send_replace(Some(flood(&mut socket).await));
+            return;
+        }
         let Ok(read @ 1..) = socket.read(&mut buffer).await else {
             return;
         };
@@ -157,8 +178,11 @@ async fn serve(
             if let Reply::LeaveAndReset(_) | Reply::LeaveAnswering(_) = reply {
                 let _ = socket.write_all(&goaway(stream, 0)).await;
             }
+            floods = matches!(reply, Reply::Flood(_));
             let frame = match reply {
-                Reply::Health(status) | Reply::LeaveAnswering(status) => {
+                Reply::Health(status)
+                | Reply::LeaveAnswering(status)
+                | Reply::Flood(Some(status)) => {
                     connection.send_headers(stream, &head("application/grpc", &[]), false);
                     let message = [0, 0, 0, 0, 2, 8, status];
                     connection.send_data(stream, &message, false, Instant::now());
@@ -182,7 +206,7 @@ async fn serve(
                     connection.send_headers(stream, &head("text/html", &[]), true);
                     continue;
                 }
-                Reply::Silence => continue,
+                Reply::Silence | Reply::Flood(None) => continue,
                 Reply::Reset(code) | Reply::LeaveAndReset(code) => {
                     let mut frame = vec![0, 0, 4, 3, 0];
                     frame.extend(stream.to_be_bytes());
@@ -200,6 +224,19 @@ async fn serve(
         }
     }
 }
+
+/// Returns the bytes of it that the socket took.
+async fn flood(socket: &mut TcpStream) -> usize {
+    let frames = [0, 0, 0, 0xfa, 0, 0, 0, 0, 0].repeat(1024);
+    let mut taken = 0;
+    while taken < FLOOD && socket.write_all(&frames).await.is_ok() {
+        taken += frames.len();
+    }
+    taken
+}
+
+/// More than the kernel keeps for two sockets.
+pub(in crate::control_plane) const FLOOD: usize = 64 << 20;
 
 fn goaway(last: u32, code: u8) -> Vec<u8> {
     let mut frame = vec![0, 0, 8, 7, 0, 0, 0, 0, 0];
