@@ -70,7 +70,8 @@ impl Connection {
             let Some(s) = self.streams.get_mut(at) else {
                 continue;
             };
-            let end = s.finished && s.queue.is_empty() && s.trailers.is_none();
+            let empty = s.queue.is_empty();
+            let end = s.finished && empty && s.trailers.is_none();
             s.state = State::Open;
             s.head_sent = true;
             s.headers_at = position;
@@ -78,10 +79,11 @@ impl Connection {
             stock::recycle(head);
             if end {
                 self.local_end(at);
-            } else if self.backlog {
+            } else if self.backlog && !empty {
                 self.make_ready(at);
             } else {
-                // One turn at once, so that a small request's frames lie side by side.
+                // One turn at once, so that a small request's frames lie side by side. Trailers without data need no turn:
+                // they wait for no window, and nobody would flush for them.
                 self.pump(at, &[], 1, false);
                 self.wait_for_turn(at);
             }

@@ -261,6 +261,19 @@ fn opens_that_wait_for_the_peers_limit_are_not_for_another_flush() {
 }
 
 #[test]
+fn trailers_without_data_wait_for_nobodys_window() {
+    let mut s = Script::client_after(Config::default(), &[(4, 100_000)]);
+    let first = s.opened(0, false);
+    s.engine.send_data(first, &[0; 65_536], true, s.now);
+    s.sent();
+    assert_eq!(s.engine.windows().send, 0);
+    assert_eq!(s.engine.pending_bytes(), 1);
+    let second = s.engine.open(request(), false, 0).unwrap();
+    s.engine.send_trailers(second, &response());
+    assert_eq!(kinds(&s.sent()), [(HEADERS, second), (HEADERS, second)]);
+}
+
+#[test]
 fn calls_out_of_order_are_ignored() {
     let mut s = Script::server(Config::default());
     for stream in [0, 1, 2, 7, u32::MAX] {
