@@ -23,7 +23,7 @@
 //!
 //! The rest is for the process, its connections, heads on their way to being refused, and the
 //! allocator's holes. Those of mimalloc are small only where `MIMALLOC_PURGE_DELAY` is 0, as the
-//! manifests have it: otherwise it keeps for a second what was freed, and buffers of many sizes
+//! manifests have it: otherwise it keeps for a while what was freed, and buffers of many sizes
 //! take new memory meanwhile.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

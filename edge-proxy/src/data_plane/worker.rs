@@ -454,7 +454,7 @@ impl Worker {
             clients.shrink_to(room);
         }
         drop(clients);
-        // mimalloc returns what has been free for a second to the system, but looks whether there is any only when it
+        // mimalloc returns what has been free for a while to the system, but looks whether there is any only when it
         // gives out or takes back a block of pages of its own: a worker without a burst needs none for hours.
         drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));
     }
