@@ -1,6 +1,7 @@
 //! Memory with connections on which nothing happens, and after one RPC of 8 KiB on each.
 //!
-//! Peers are started anew for each round: what an allocator keeps from before is no connection's.
+//! Peers are started anew for each round: what an allocator keeps from before is no connection's. Nor is what the first
+//! connection of all costs (pages of the program that are needed from then on), so that one comes and goes before.
 
 use std::time::Duration;
 
@@ -58,15 +59,24 @@ async fn measure(
     let tls = lab.tls.clone();
     let peer = &mut lab.peers[index];
     let processes = peer.processes()?;
+    if echo.is_none() {
+        let untouched = processes.memory()? as f64 / MIB;
+        results.add(
+            Part::Idle,
+            &shape(0, false),
+            Metric::Memory,
+            peer.kind,
+            untouched,
+        );
+    }
+    drop(client::hold(peer.address, &tls, 1, echo).await?);
+    tokio::time::sleep(SETTLED).await;
     let empty = processes.memory()?;
     let name = peer.kind.name();
     let mut add = |shape: &str, metric, value| {
         eprintln!("{shape:44} {name:12} {value:>9.2} {}", Metric::unit(metric));
         results.add(Part::Idle, shape, metric, peer.kind, value);
     };
-    if echo.is_none() {
-        add(&shape(0, false), Metric::Memory, empty as f64 / MIB);
-    }
     let mut held = Vec::new();
     for count in counts {
         let more = count - held.len();
@@ -75,7 +85,6 @@ async fn measure(
                 .await
                 .with_context(|| format!("{count} connections"))?,
         );
-        // For what ends later than its connection's last byte: logs, timers, freed memory.
         tokio::time::sleep(SETTLED).await;
         let memory = processes.memory()?;
         let each = memory.saturating_sub(empty) as f64 / *count as f64;
@@ -89,5 +98,7 @@ async fn measure(
 
 /// Memory hardly differs from round to round.
 const ROUNDS: usize = 3;
-const SETTLED: Duration = Duration::from_millis(700);
+/// For what ends later than a connection's last byte: logs, timers, freed memory. Buffers of a moment ago aren't what an
+/// idle connection costs.
+const SETTLED: Duration = Duration::from_secs(5);
 const MIB: f64 = 1024.0 * 1024.0;
