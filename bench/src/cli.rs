@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser, Subcommand};
+use e2e::program::program_file;
 
 use crate::{
     backend, instructions,
@@ -100,11 +101,11 @@ struct Options {
     out: PathBuf,
 
     /// A binary of edge-proxy, instead of building it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = program_file())]
     edge_proxy: Option<PathBuf>,
 
     /// Another one, which becomes the peer "baseline"
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = program_file())]
     baseline: Option<PathBuf>,
 
     /// Exit with 1 if a target is missed
@@ -227,3 +228,33 @@ fn finish(results: &Results, out: &std::path::Path, assert: bool) -> anyhow::Res
 const OUT: &str = "target/bench";
 /// Somebody else runs.
 const BUSY: f64 = 0.5;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// `bench cpu` with a flag that names a program: what is made of it.
+    fn program(flag: &str, path: &str) -> Result<Option<PathBuf>, clap::Error> {
+        let Command::Cpu(options) = Cli::try_parse_from(["bench", "cpu", flag, path])?.command
+        else {
+            unreachable!("it was asked for")
+        };
+        Ok(options.edge_proxy.or(options.baseline))
+    }
+
+    #[test]
+    fn our_programs_are_found_from_any_working_directory_and_have_to_be_there() {
+        for flag in ["--edge-proxy", "--baseline"] {
+            // Tests run in their crate's folder.
+            let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+            assert_eq!(program(flag, "Cargo.toml").unwrap(), Some(whole));
+            let error = program(flag, "no/such/program").unwrap_err().to_string();
+            assert!(
+                error.contains(flag) && error.contains("no/such/program"),
+                "{error}"
+            );
+        }
+    }
+}
