@@ -6,11 +6,12 @@ use std::{
 
 use edge_proxy::{
     control_plane::{
+        admin::scrape::HEALTH,
         config::Config,
         status::{CheckResult, Detected, LookupResult},
     },
     telemetry::{
-        exposition::{FAMILIES, HEALTH},
+        families::FAMILIES,
         labels::{
             AttemptResult, Flag, HandshakeResult, Label, Limit, ResetCause, RetryRefusal, Side,
         },

@@ -20,7 +20,9 @@ pub mod labels;
 // Which gRPC methods have a label of their own.
 pub mod methods;
 
-// Every metric family, named once; Prometheus' text.
+// Every metric family, named once.
+pub mod families;
+// Prometheus' text.
 pub mod exposition;
 // What is counted where: shards and series.
 pub mod metrics;

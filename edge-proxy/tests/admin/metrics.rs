@@ -3,10 +3,14 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use edge_proxy::{
-    control_plane::status::Report,
+    control_plane::{
+        admin::scrape::{self, Scrape},
+        status::Report,
+    },
     snapshot::pressure::Pressure,
     telemetry::{
-        exposition::{self, FAMILIES, Scrape},
+        exposition,
+        families::FAMILIES,
         metrics::{AttemptResult, End, Flag, HandshakeResult, Limit, ResetCause, Side},
     },
 };
@@ -216,7 +220,7 @@ async fn a_scrape_without_anything_is_in_order_too() {
         clusters: Vec::new(),
         ..support::report(0)
     });
-    check_format(&exposition::render(&Scrape {
+    check_format(&scrape::render(&Scrape {
         metrics: &state.metrics,
         report: &state.status.report(),
         ready: true,

@@ -26,13 +26,13 @@ use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use self::{
     history::{History, INTERVAL},
+    scrape::Scrape,
     server::Rules,
 };
 use crate::{
     control_plane::status::{ProcessState, Report, Status},
     snapshot::{Heartbeats, pressure::Pressure},
     telemetry::{
-        exposition::{self, Scrape},
         log::SetLevelError,
         metrics::{Metrics, lock},
     },
@@ -40,6 +40,8 @@ use crate::{
 
 // The probes' listener.
 pub mod probes;
+// The metrics, as one scrape reads them.
+pub mod scrape;
 
 mod actions;
 mod config_dump;
@@ -139,7 +141,7 @@ impl State {
     /// `/metrics`. What a removed cluster has counted is told once more when nothing of it runs, and then no more.
     fn exposition(&self) -> String {
         let report = self.status.report();
-        let text = exposition::render(&Scrape {
+        let text = scrape::render(&Scrape {
             metrics: &self.metrics,
             report: &report,
             ready: self.is_ready(&report),
