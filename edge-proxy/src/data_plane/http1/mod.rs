@@ -9,8 +9,9 @@
 //! answer that came, would be most of what a quiet connection takes, and clients may have as many of these as they like.
 //!
 //! hyper has no clock here. The limits of a connection (first head, later heads, idleness, age, a socket that takes
-//! nothing) are the listener's, kept in `deadlines.rs`. Requests that hyper refuses itself are answered, counted and logged
-//! as ours, in `refused.rs`.
+//! nothing) are the listener's, kept in `deadlines.rs`. What bytes tell of where the connection stands is in `traffic.rs`,
+//! a request's way into [`rpc`] in `request.rs`, and what a client leaves here in `held.rs`. Requests that hyper refuses
+//! itself are answered, counted and logged as ours, in `refused.rs`.
 //!
 //! A client that ends its half (FIN, TLS's close_notify) while it waits for an answer has gone away, as to Envoy; hyper's
 //! `half_close` stays off. `close` and `shutdown(SHUT_WR)` send the same, and which of them it was only an answer's
@@ -22,8 +23,11 @@ mod convert;
 mod deadlines;
 mod exchange;
 mod framing;
+mod held;
 mod io;
 mod refused;
+mod request;
+mod traffic;
 
 use std::{
     any::Any,
@@ -39,7 +43,7 @@ use std::{
 };
 
 use hyper::{
-    body::{Body as _, Incoming},
+    body::Incoming,
     server::conn::http1::{Builder, Connection as Hyper},
 };
 use hyper_util::rt::TokioIo;
@@ -50,21 +54,16 @@ use tokio::{
 };
 
 pub(crate) use self::exchange::Exchange;
-use self::{
-    convert::Refusal,
-    exchange::Responding,
-    framing::Framing,
-    io::{Buffers, Io},
-};
+use self::{framing::Framing, io::Io, request::Service};
 use super::{
     downstream::{ClientConnection, Open},
     holder::Holder,
     rpc,
     tls::Tls,
-    wire::{FAR, WORTHWHILE},
-    worker::{Phase, Worker},
+    wire::FAR,
+    worker::Worker,
 };
-use crate::{error::Failure, snapshot::ListenerPolicy, telemetry::metrics::Limit};
+use crate::snapshot::ListenerPolicy;
 
 /// A client's HTTP/1.1 connection.
 pub(crate) struct Connection {
@@ -165,9 +164,6 @@ struct Parts<T> {
     /// Boxed, since most connections are quiet.
     hyper: Option<Box<Hyper<TokioIo<Io<T>>, Service>>>,
 }
-
-/// What hyper calls for each request.
-struct Service(Rc<Connection>);
 
 /// Tells the RPCs of a connection that it is gone, however its task ends.
 struct Gone<'a>(&'a Connection);
@@ -389,227 +385,6 @@ impl Connection {
             waker.wake_by_ref();
         }
     }
-
-    /// Whether hyper gets what comes next: a request's head only when the answer before it has left. It wouldn't parse it
-    /// earlier, and a slow reader would have its next head's deadline pass meanwhile. Nor what is left of a body, when
-    /// hyper has all of the answer: at its end it closes a connection that isn't to stay, whatever it still has to write.
-    fn may_read(&self) -> bool {
-        let is_wanted = self.stage.get() == Stage::Busy && self.framing.get().in_body();
-        self.output.get() != Output::Answering || is_wanted
-    }
-
-    /// These bytes came, and hyper doesn't get them yet.
-    fn put_off(&self, bytes: &[u8]) {
-        let begins = !self.framing.get().in_body() && begins_a_head(bytes);
-        self.put_off.set(Some(begins));
-    }
-
-    /// Whether hyper has nothing to do but to wait for a next request.
-    fn is_quiet(&self) -> bool {
-        matches!(
-            self.stage.get(),
-            Stage::First { begun: false } | Stage::Idle(_)
-        ) && self.output.get() == Output::Quiet
-            && !self.framing.get().in_body()
-            && self.exchanges.borrow().is_empty()
-            && self.given_up.borrow().is_none()
-    }
-
-    /// Tells the worker's account what waits for the client: to take it, or to send the rest of what it began. Not what a
-    /// request takes while it is answered: nothing could free that, and others would pay for it.
-    fn account(&self, buffers: Buffers) {
-        let blocked = self.write_blocked.get().is_some();
-        let (hyper, transport) = match self.stage.get() {
-            Stage::First { begun: true } | Stage::Head(_) => (true, true),
-            Stage::First { begun: false } | Stage::Idle(_) => (blocked, true),
-            Stage::Busy => (blocked, blocked),
-        };
-        let counted = |counts, memory| if counts { memory } else { 0 };
-        let held = counted(hyper, buffers.hyper) + counted(transport, buffers.transport);
-        self.holds(buffers.ahead + held);
-    }
-
-    fn holds(&self, memory: usize) {
-        if self.shed.get() {
-            return;
-        }
-        self.worker.memory.change(self.held.replace(memory), memory);
-        if memory == 0 {
-            self.holds_since.set(None);
-        } else if self.holds_since.get().is_none() {
-            self.holds_since.set(Some(self.worker.now()));
-        }
-    }
-
-    /// Whom others share with.
-    pub(crate) fn holder(&self) -> &Rc<Holder> {
-        &self.holder
-    }
-
-    /// What waits for the client, and bytes of answers that wait for hyper.
-    pub(crate) fn held(&self) -> usize {
-        let exchanges = self.exchanges.borrow();
-        let queued = exchanges.iter().map(|exchange| exchange.queued());
-        self.held.get() + queued.sum::<usize>()
-    }
-
-    /// Since when it holds something that waits for the client.
-    pub(crate) fn stalled(&self) -> Option<Instant> {
-        let since = self.holds_since.get();
-        since.filter(|_| self.held.get() >= WORTHWHILE)
-    }
-
-    /// What it holds is needed elsewhere: it ends, with its RPC.
-    pub(crate) fn shed(&self, now: Instant) {
-        self.worker.shard.limits(Limit::Memory).inc();
-        let exchanges = self.exchanges.borrow();
-        let keys: Vec<_> = exchanges.iter().filter_map(|e| e.key()).collect();
-        drop(exchanges);
-        for key in keys {
-            rpc::shed_one(&self.worker, key, Limit::Memory, now);
-        }
-        // At once, or more would go than has to. So does the memory itself: its task's turn may be far behind those of many
-        // that take more.
-        self.holds(0);
-        self.shed.set(true);
-        drop(self.parts.take());
-        self.wake();
-    }
-
-    /// Nobody wants the rest of this request.
-    fn give_up(&self, request: Incoming) {
-        if self.output.get() == Output::Answering {
-            self.given_up.replace(Some(request));
-        }
-    }
-
-    /// Bytes came from the client (none: it closed): says how many of them hyper gets now, which are of one head or body.
-    fn on_read(&self, bytes: &[u8], now: Instant) -> usize {
-        self.put_off.set(None);
-        let mut framing = self.framing.get();
-        let of_body = framing.in_body();
-        let n = framing.take(bytes);
-        self.framing.set(framing);
-        if !of_body {
-            self.head.set(self.head.get() + n);
-        }
-        let begins = !of_body && begins_a_head(&bytes[..n]);
-        match self.stage.get() {
-            Stage::First { .. } if begins => self.stage.set(Stage::First { begun: true }),
-            Stage::Idle(_) if begins => self.head_began(now),
-            _ => {}
-        }
-        n
-    }
-
-    /// The socket takes nothing, or takes something again.
-    fn on_write(&self, blocked: bool) {
-        if !blocked {
-            self.write_blocked.set(None);
-        } else if self.write_blocked.get().is_none() {
-            let now = self.worker.now();
-            self.write_blocked.set(Some(now));
-            self.check_by(now + self.policy.timeouts.write_stall);
-        }
-    }
-
-    /// hyper writes: whether that is to reach the client.
-    fn may_write(&self) -> bool {
-        if self.output.get() != Output::Answering {
-            self.output.set(Output::Refused);
-            return false;
-        }
-        true
-    }
-
-    /// What hyper has written has left.
-    fn on_flush(&self) {
-        if self.output.get() == Output::Answering && self.stage.get() != Stage::Busy {
-            self.output.set(Output::Quiet);
-            self.given_up.take();
-            // What was put off, the end of a connection that is leaving, or hyper's.
-            self.wake();
-        }
-    }
-
-    /// hyper has all of a response, and awaits the next request.
-    fn responded(&self) {
-        let now = self.worker.now();
-        self.stage.set(Stage::Idle(now));
-        self.check_by(now + self.worker.idle(&self.policy.timeouts));
-    }
-
-    /// Whether hyper may be told that the connection is to end. A request whose head is under way is served before; and
-    /// when an answer is only still on its way out, hyper would end without the rest of it.
-    fn may_leave(&self) -> bool {
-        match self.stage.get() {
-            Stage::First { begun } => !begun,
-            Stage::Busy => true,
-            Stage::Idle(_) => {
-                self.output.get() == Output::Quiet && self.put_off.get() != Some(true)
-            }
-            Stage::Head(_) => false,
-        }
-    }
-
-    fn request(self: &Rc<Self>, request: http::Request<Incoming>) -> Responding {
-        let now = self.worker.now();
-        self.stage.set(Stage::Busy);
-        self.head.set(0);
-        self.output.set(Output::Answering);
-        if self.worker.phase.get() != Phase::Running {
-            let since = match self.worker.phase.get() {
-                Phase::Draining { since, .. } => since,
-                _ => now,
-            };
-            if self.accepted >= since || self.leave_at.get() <= now {
-                self.leaving.set(self.leaving.get().or(Some(now)));
-            }
-        }
-        if let Some(at) = self.leaving.get().and_then(|since| self.cut_at(since)) {
-            self.check_by(at);
-        }
-        let (head, body) = request.into_parts();
-        let end_stream = body.is_end_stream();
-        let mut framing = self.framing.get();
-        framing.body(body.size_hint().exact());
-        self.framing.set(framing);
-        let protocol = protocol(head.version);
-        let exchange = Exchange::new(self.clone(), protocol, (!end_stream).then_some(body));
-        let client = rpc::Client::Http1(exchange.clone());
-        self.exchanges.borrow_mut().push(exchange.clone());
-        let (headers, failure) = match convert::request(&head) {
-            Ok(headers) if headers.list_size() > self.policy.http2.max_header_bytes as usize => {
-                self.worker.shard.limits(Limit::HeaderBytes).inc();
-                (headers, Some(Failure::HeadersTooLarge))
-            }
-            Ok(headers) => (headers, None),
-            Err(Refusal::Host(headers)) => (headers, Some(Failure::InvalidAuthority)),
-            Err(Refusal::Malformed(rule, headers)) => {
-                tracing::debug!(peer = %self.peer, rule, "malformed request");
-                (headers, Some(Failure::MalformedRequest))
-            }
-        };
-        match failure {
-            Some(failure) => rpc::refuse(&self.worker, client, headers, failure, now),
-            None => {
-                rpc::start(&self.worker, client, headers, end_stream, now);
-                self.check_by(now + self.policy.timeouts.stream_idle);
-            }
-        }
-        exchange.started();
-        Responding::new(exchange)
-    }
-}
-
-impl hyper::service::Service<http::Request<Incoming>> for Service {
-    type Response = http::Response<exchange::Body>;
-    type Error = exchange::Aborted;
-    type Future = Responding;
-
-    fn call(&self, request: http::Request<Incoming>) -> Responding {
-        self.0.request(request)
-    }
 }
 
 impl Drop for Gone<'_> {
@@ -662,23 +437,6 @@ async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, answer: &[u8]) {
     // An error here means that the peer took too long: the socket is dropped either way.
     let _ = tokio::time::timeout(LINGER, linger).await;
 }
-
-/// Empty lines before a head aren't the beginning of one (RFC 9112 §2.2): old clients end a body so.
-fn begins_a_head(bytes: &[u8]) -> bool {
-    bytes.iter().any(|byte| !b"\r\n".contains(byte))
-}
-
-/// As the access log names it.
-fn protocol(version: http::Version) -> &'static str {
-    if version == http::Version::HTTP_10 {
-        "HTTP/1.0"
-    } else {
-        PROTOCOL
-    }
-}
-
-/// The protocol of a head that couldn't be read, too.
-const PROTOCOL: &str = "HTTP/1.1";
 
 /// A head above this, or above `max_header_bytes` if that is more, ends the connection with its answer; after one that is
 /// above `max_header_bytes` alone it goes on. As HTTP/2's limit for a list that is still decoded.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Connection, PROTOCOL, convert};
+use super::{Connection, convert, request::PROTOCOL};
 use crate::{
     data_plane::{
         access_log,

@@ -9,12 +9,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::{serve_on, *};
 use crate::{
-    data_plane::testing::{
-        self, Bench, at_once, backend, elapse, frozen, headers, pass, paused, running, settle,
-        until,
+    data_plane::{
+        testing::{
+            self, Bench, at_once, backend, elapse, frozen, headers, pass, paused, running, settle,
+            until,
+        },
+        worker::Phase,
     },
     snapshot::pressure::{Level, Pressure},
-    telemetry::metrics::ResetCause,
+    telemetry::metrics::{Limit, ResetCause},
 };
 
 /// A client's end of a connection to `bench`.
