@@ -11,7 +11,7 @@ use std::{
 use socket2::Socket;
 use tokio::{sync::watch, task::JoinSet};
 
-use self::bind::{bind, bind_advice, bind_and_listen, listen};
+use self::bind::{LISTENER, Sockets, bind_advice, listen};
 pub use crate::shutdown::{Outcome, ShutdownHandle};
 use crate::{
     cgroup::{MemoryGroup, Resources},
@@ -113,22 +113,9 @@ impl App {
         log_level: LogLevel,
         memory_group: Option<MemoryGroup>,
     ) -> Result<Running, StartError> {
-        // Bound at once, so that a port in use is told before anything runs; the listener listens when it can serve.
-        let listener = bind(LISTENER, config.listener_address)?;
-        let admin_listener = bind_and_listen("admin.address", config.admin)?;
-        let probes_listener = bind_and_listen("probes.address", config.probes)?;
-        let address = |socket: &Socket, configured: SocketAddr| {
-            socket
-                .local_addr()
-                .ok()
-                .and_then(|address| address.as_socket())
-                .unwrap_or(configured)
-        };
-        let addresses = Addresses {
-            listener: address(&listener, config.listener_address),
-            admin: address(&admin_listener, config.admin),
-            probes: address(&probes_listener, config.probes),
-        };
+        // Bound at once, so that a port in use is told before anything runs.
+        let sockets = Sockets::bind(&config)?;
+        let addresses = sockets.addresses(&config);
 
         let resources = Resources::detect();
         let workers = match config.workers {
@@ -182,13 +169,13 @@ impl App {
                 log_level,
             }),
         };
-        serve_operators(&control, admin_listener, probes_listener, state)
+        serve_operators(&control, sockets.admin, sockets.probes, state)
             .map_err(StartError::Thread)?;
 
         let handle = control.handle();
         let reopener = access_log.reopener();
         let life = Life {
-            listener: Some(listener),
+            listener: Some(sockets.listener),
             address: addresses.listener,
             process,
             control,
@@ -489,9 +476,6 @@ fn named(names: [Option<String>; 2]) -> Arc<str> {
         .unwrap_or("unknown")
         .into()
 }
-
-/// The configuration's key of the address that clients connect to.
-const LISTENER: &str = "listener.address";
 
 /// For the access log's last lines.
 const LOG_FLUSH: Duration = Duration::from_secs(2);

@@ -5,13 +5,53 @@ use std::{io, net::SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::StartError;
-use crate::data_plane::listener::BACKLOG;
+use crate::{
+    control_plane::{admin::Addresses, config::Config},
+    data_plane::listener::BACKLOG,
+};
+
+/// What the configuration says to listen on.
+pub(super) struct Sockets {
+    /// For clients. It listens when they can be served.
+    pub(super) listener: Socket,
+    /// Listens.
+    pub(super) admin: Socket,
+    /// Listens.
+    pub(super) probes: Socket,
+}
+
+impl Sockets {
+    /// Takes all addresses.
+    ///
+    /// # Errors
+    /// [`StartError::Bind`].
+    pub(super) fn bind(config: &Config) -> Result<Self, StartError> {
+        Ok(Self {
+            listener: bind(LISTENER, config.listener_address)?,
+            admin: bind_and_listen("admin.address", config.admin)?,
+            probes: bind_and_listen("probes.address", config.probes)?,
+        })
+    }
+
+    /// Those of `config`, with the ports that they really got.
+    pub(super) fn addresses(&self, config: &Config) -> Addresses {
+        let address = |socket: &Socket, configured: SocketAddr| {
+            let own = socket.local_addr().ok();
+            own.and_then(|own| own.as_socket()).unwrap_or(configured)
+        };
+        Addresses {
+            listener: address(&self.listener, config.listener_address),
+            admin: address(&self.admin, config.admin),
+            probes: address(&self.probes, config.probes),
+        }
+    }
+}
 
 /// Takes the address that `key` of the configuration names.
 ///
 /// # Errors
 /// [`StartError::Bind`].
-pub(super) fn bind(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
+fn bind(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
     let bind = || {
         let socket = Socket::new(
             Domain::for_address(address),
@@ -35,10 +75,7 @@ pub(super) fn bind(key: &'static str, address: SocketAddr) -> Result<Socket, Sta
 ///
 /// # Errors
 /// [`StartError::Bind`].
-pub(super) fn bind_and_listen(
-    key: &'static str,
-    address: SocketAddr,
-) -> Result<Socket, StartError> {
+fn bind_and_listen(key: &'static str, address: SocketAddr) -> Result<Socket, StartError> {
     let socket = bind(key, address)?;
     listen(key, address, &socket)?;
     Ok(socket)
@@ -75,3 +112,6 @@ pub(super) fn bind_advice(error: &io::Error) -> String {
         _ => format!("{error}; choose another address in the configuration"),
     }
 }
+
+/// The configuration's key of the address that clients connect to.
+pub(super) const LISTENER: &str = "listener.address";
