@@ -67,30 +67,64 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
     while let Error::AliasError { error: inner, .. } = error {
         error = inner;
     }
+    let (message, about) = if place.is_some_and(|place| has_bare_ipv6(line_at(text, place))) {
+        (BARE_IPV6.to_owned(), About::Value)
+    } else {
+        (in_words(error, text, place), About::of(error))
+    };
+    let mut path = match (outline, place, &about) {
+        (Some(outline), Some(place), About::Key(key)) => outline.path_of_key(place, key),
+        (Some(outline), Some(place), _) => outline.path(place),
+        (_, _, About::Key(key)) => Shown(key).to_string(),
+        _ => String::new(),
+    };
+    if let About::Missing(field) = about {
+        if !path.is_empty() {
+            path.push('.');
+        }
+        path.push_str(field);
+    }
+    Problem {
+        file: file.to_owned(),
+        place,
+        path,
+        message,
+    }
+}
+
+/// What a mistake is about, beside its place.
+enum About<'a> {
+    /// The value that stands there.
+    Value,
+    /// This key.
+    Key(&'a str),
+    /// This key, which should stand there.
+    Missing(&'a str),
+}
+
+impl<'a> About<'a> {
+    fn of(error: &'a Error) -> Self {
+        match error {
+            Error::SerdeUnknownField { field, .. } => Self::Key(field),
+            Error::DuplicateMappingKey { key: Some(key), .. } => Self::Key(key),
+            Error::SerdeMissingField { field, .. } => Self::Missing(field),
+            _ => Self::Value,
+        }
+    }
+}
+
+/// What is wrong, and what to write instead.
+fn in_words(error: &Error, text: &str, place: Option<Place>) -> String {
     let found = || match place.map(|place| quote(text, place)).unwrap_or_default() {
         empty if empty.is_empty() => "nothing".to_owned(),
         value => format!("`{}`", Shown(&value)),
     };
-    // The key that the message is about, when the place isn't that of a value.
-    let mut key = None;
-    let mut below = None;
-    let message = match error {
-        _ if place.is_some_and(|place| has_bare_ipv6(line_at(text, place))) => {
-            "an IPv6 address in brackets looks like a list here: put quotes around it, as \"[::1]:8443\""
-                .to_owned()
-        }
-        Error::SerdeUnknownField { field, expected, .. } => {
-            key = Some(field.as_str());
-            unknown_key(field, expected)
-        }
-        Error::DuplicateMappingKey { key: name, .. } => {
-            key = name.as_deref();
+    match error {
+        Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
+        Error::DuplicateMappingKey { .. } => {
             "this key is written twice: keep one of them".to_owned()
         }
-        Error::SerdeMissingField { field, .. } => {
-            below = Some(*field);
-            format!("is missing: {}", example(field))
-        }
+        Error::SerdeMissingField { field, .. } => format!("is missing: {}", example(field)),
         Error::SerdeUnknownVariant { variant, expected, .. } => format!(
             "`{}` isn't known here: {}write {}",
             Shown(variant),
@@ -139,24 +173,6 @@ fn explain(error: &Error, outline: Option<&Outline>, text: &str, file: &Path) ->
             let remedy = remedy(&words, text, place);
             format!("not YAML: {words}{remedy}")
         }
-    };
-    let mut path = match (outline, place, key) {
-        (Some(outline), Some(place), Some(key)) => outline.path_of_key(place, key),
-        (Some(outline), Some(place), None) => outline.path(place),
-        (_, _, Some(key)) => Shown(key).to_string(),
-        _ => String::new(),
-    };
-    if let Some(field) = below {
-        if !path.is_empty() {
-            path.push('.');
-        }
-        path.push_str(field);
-    }
-    Problem {
-        file: file.to_owned(),
-        place,
-        path,
-        message,
     }
 }
 
@@ -342,6 +358,9 @@ fn without_place(error: &Error) -> String {
     let end = text.rfind(" at line ").unwrap_or(text.len());
     text[..end].to_owned()
 }
+
+const BARE_IPV6: &str =
+    "an IPv6 address in brackets looks like a list here: put quotes around it, as \"[::1]:8443\"";
 
 const TOO_LARGE: &str = "the file is larger or deeper than any configuration: is it the right one?";
 
