@@ -15,7 +15,7 @@ use edge_proxy::{
         status::Standing,
     },
     snapshot::EndpointShared,
-    telemetry::metrics::{End, Limit, Shard, Side},
+    telemetry::metrics::{Limit, RpcEnd, Shard, Side},
 };
 
 #[path = "../tests/support/mod.rs"]
@@ -104,8 +104,8 @@ fn count(shard: &Shard, cluster: &Arc<str>, rpcs: u64, failing: Option<u64>) {
     let series = shard.series(&"/".into(), cluster, b"/api.Echo/Echo");
     series.started.add(rpcs);
     let failed = if failing == Some(0) { rpcs / 5 } else { 0 };
-    series.ended(End::Grpc(14)).add(failed);
-    series.ended(End::Grpc(0)).add(rpcs - failed);
+    series.ended(RpcEnd::Grpc(14)).add(failed);
+    series.ended(RpcEnd::Grpc(0)).add(rpcs - failed);
     let durations = &shard.cluster(cluster).duration;
     for i in 0..rpcs {
         durations.record(Duration::from_micros(600 + 17 * i * i * i % 9_000));

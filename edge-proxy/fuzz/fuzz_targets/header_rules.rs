@@ -14,7 +14,7 @@ use edge_proxy::{
     data_plane::{
         answer::{self, AnswerContext, Form},
         filters::{
-            Filters, Flow, RequestContext, Respond, Version, request,
+            Filtered, Filters, RequestContext, Respond, Version, request,
             response::{self, ResponseContext},
         },
     },
@@ -62,7 +62,7 @@ fn check_request(mut headers: Headers, http1: bool) {
     );
 
     let (facts, flow) = Filters::new().run(&mut headers, &context, &POLICY);
-    if let Flow::Respond(respond) = flow {
+    if let Filtered::Respond(respond) = flow {
         let form = Form::of(&facts, context.version);
         let context = AnswerContext {
             server_name: "edge-proxy",

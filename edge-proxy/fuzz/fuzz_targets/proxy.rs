@@ -31,7 +31,7 @@ use std::{
 use edge_proxy::{
     control_plane::config::Config,
     data_plane::{
-        pipe::{End, direct},
+        pipe::{PipeEnd, direct},
         route::RouteTable,
         stage::{self, Connecting, Network, Stage},
     },
@@ -126,7 +126,7 @@ fn framed(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A client's end. What it doesn't read stays in the pipe, which then is full.
 struct Client {
-    end: Option<End>,
+    end: Option<PipeEnd>,
     encoder: Encoder,
     next: u32,
 }
@@ -205,7 +205,7 @@ impl Client {
 /// Where the data path finds backends.
 struct Backends {
     honest: bool,
-    fuzzed: RefCell<VecDeque<End>>,
+    fuzzed: RefCell<VecDeque<PipeEnd>>,
 }
 
 impl Backends {
@@ -255,7 +255,7 @@ impl Network for Backends {
 }
 
 /// Answers every request with its body, and status 0.
-async fn echo(mut end: End) {
+async fn echo(mut end: PipeEnd) {
     let mut engine = Connection::new(Role::Server, http2::Config::default(), now());
     let mut answer = stage::echo();
     let mut buffer = vec![0; 16 * 1024];
@@ -296,13 +296,13 @@ async fn echo(mut end: End) {
 }
 
 /// As much as there is room for.
-fn write(end: &mut End, bytes: &[u8]) {
+fn write(end: &mut PipeEnd, bytes: &[u8]) {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let _: Poll<io::Result<usize>> = Pin::new(end).poll_write(&mut cx, bytes);
 }
 
 /// As much as there is.
-fn read(end: &mut End) {
+fn read(end: &mut PipeEnd) {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let limit = PIPE;
     let mut drain = std::pin::pin!(end.drain(limit));

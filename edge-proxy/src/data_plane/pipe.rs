@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// One end of a connection.
 #[derive(Debug)]
-pub struct End {
+pub struct PipeEnd {
     inbound: Rc<RefCell<Lane>>,
     outbound: Rc<RefCell<Lane>>,
 }
@@ -54,7 +54,7 @@ struct Lane {
 }
 
 /// Two ends, each of whose lanes holds `capacity` bytes; everything arrives at once.
-pub fn direct(capacity: usize) -> (End, End) {
+pub fn direct(capacity: usize) -> (PipeEnd, PipeEnd) {
     let (one, other, line) = pair(capacity);
     for lane in line.lanes {
         lane.borrow_mut().direct = true;
@@ -64,9 +64,9 @@ pub fn direct(capacity: usize) -> (End, End) {
 
 /// Two ends, each of whose lanes holds `capacity` bytes, and the line that carries them: lane 0 is the first end's to
 /// write.
-pub fn pair(capacity: usize) -> (End, End, Line) {
+pub fn pair(capacity: usize) -> (PipeEnd, PipeEnd, Line) {
     let lanes = [0, 1].map(|_| Rc::new(RefCell::new(Lane::new(capacity))));
-    let end = |inbound: usize, outbound: usize| End {
+    let end = |inbound: usize, outbound: usize| PipeEnd {
         inbound: lanes[inbound].clone(),
         outbound: lanes[outbound].clone(),
     };
@@ -126,7 +126,7 @@ impl Line {
     }
 }
 
-impl End {
+impl PipeEnd {
     /// Whether a read would say anything; if not, the task is woken when it would.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.inbound.borrow_mut().poll_readable(cx)
@@ -148,7 +148,7 @@ impl End {
     }
 }
 
-impl AsyncRead for End {
+impl AsyncRead for PipeEnd {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -168,7 +168,7 @@ impl AsyncRead for End {
     }
 }
 
-impl AsyncWrite for End {
+impl AsyncWrite for PipeEnd {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -209,7 +209,7 @@ impl AsyncWrite for End {
     }
 }
 
-impl Drop for End {
+impl Drop for PipeEnd {
     fn drop(&mut self) {
         let unread = {
             let mut inbound = self.inbound.borrow_mut();

@@ -26,7 +26,7 @@ use super::{
     access_log::{AccessLog, AccessLogConfig, AccessLogFormat},
     downstream::{self, ClientConnection},
     memory::{Account, Memory},
-    pipe::End,
+    pipe::PipeEnd,
     rpc,
     tls::Transport,
     upstream::Upstream,
@@ -45,7 +45,7 @@ pub trait Network {
 }
 
 /// A connection that is being opened.
-pub type Connecting = Pin<Box<dyn Future<Output = io::Result<End>>>>;
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<PipeEnd>>>>;
 
 /// A worker on the caller's `LocalSet`. See the module's head.
 pub struct Stage {
@@ -97,7 +97,7 @@ impl Stage {
     }
 
     /// Serves a client on `end`, which has chosen HTTP/2.
-    pub fn accept(&self, end: End, peer: SocketAddr) {
+    pub fn accept(&self, end: PipeEnd, peer: SocketAddr) {
         let worker = self.worker.clone();
         tokio::task::spawn_local(async move {
             let now = worker.tick();

@@ -90,7 +90,7 @@ pub struct Series {
 
 /// How a stream ended, as its client saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum RpcEnd {
     /// gRPC, with this grpc-status.
     Grpc(u32),
     /// Plain HTTP: a whole response with this status.
@@ -383,17 +383,17 @@ impl Series {
 
     /// RPCs whose stream ended so.
     #[inline]
-    pub fn ended(&self, end: End) -> &Counter {
+    pub fn ended(&self, end: RpcEnd) -> &Counter {
         let index = match end {
-            End::Grpc(status @ 0..=16) => status as usize,
-            End::Grpc(_) => 17,
+            RpcEnd::Grpc(status @ 0..=16) => status as usize,
+            RpcEnd::Grpc(_) => 17,
             // Below 200 is no end.
-            End::Without | End::Http(..200) => WITHOUT,
-            End::Http(200..300) => 19,
-            End::Http(300..400) => 20,
-            End::Http(400..500) => 21,
+            RpcEnd::Without | RpcEnd::Http(..200) => WITHOUT,
+            RpcEnd::Http(200..300) => 19,
+            RpcEnd::Http(300..400) => 20,
+            RpcEnd::Http(400..500) => 21,
             // A server's fault, as what has no known class is to whoever gets it (RFC 9110 §15).
-            End::Http(500..) => SERVER_ERRORS,
+            RpcEnd::Http(500..) => SERVER_ERRORS,
         };
         &self.ended[index]
     }
@@ -567,11 +567,11 @@ mod tests {
         let (metrics, (route, cluster)) = (Metrics::new(), names());
         let series = metrics.shard().series(&route, &cluster, b"/x");
         for status in [0, 16, 17, u32::MAX] {
-            series.ended(End::Grpc(status)).inc();
+            series.ended(RpcEnd::Grpc(status)).inc();
         }
-        series.ended(End::Without).inc();
+        series.ended(RpcEnd::Without).inc();
         for status in [0, 199, 200, 299, 300, 404, 499, 500, 503, 999] {
-            series.ended(End::Http(status)).inc();
+            series.ended(RpcEnd::Http(status)).inc();
         }
         let counts = STATUS_LABELS.iter().zip(series.all_ended());
         let counted: Vec<_> = counts
@@ -620,7 +620,7 @@ mod tests {
             let series = shard.series(&route, &cluster, b"/api.Echo/Echo");
             series.started.inc();
             series.learn(b"/api.Echo/Echo", 0);
-            series.ended(End::Grpc(0)).inc();
+            series.ended(RpcEnd::Grpc(0)).inc();
             let of_cluster = shard.cluster(&cluster);
             of_cluster.duration.record(Duration::from_secs(1));
             (series, of_cluster)

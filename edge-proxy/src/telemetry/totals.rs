@@ -152,24 +152,29 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::metrics::End;
+    use crate::telemetry::metrics::RpcEnd;
 
     #[test]
     fn what_is_no_success_is_a_failure_but_for_http_clients_own_mistakes() {
         let metrics = Metrics::new();
         let shard = metrics.shard();
-        for end in [End::Grpc(0), End::Http(200), End::Http(302), End::Http(404)] {
+        for end in [
+            RpcEnd::Grpc(0),
+            RpcEnd::Http(200),
+            RpcEnd::Http(302),
+            RpcEnd::Http(404),
+        ] {
             shard.unrouted().ended(end).inc();
         }
         let failed = || metrics.totals().series.values().next().unwrap().failed();
         assert_eq!(failed(), 0);
         for (n, end) in [
-            End::Grpc(1),
-            End::Grpc(16),
-            End::Grpc(99),
-            End::Without,
-            End::Http(500),
-            End::Http(999),
+            RpcEnd::Grpc(1),
+            RpcEnd::Grpc(16),
+            RpcEnd::Grpc(99),
+            RpcEnd::Without,
+            RpcEnd::Http(500),
+            RpcEnd::Http(999),
         ]
         .into_iter()
         .enumerate()
@@ -186,9 +191,9 @@ mod tests {
         for shard in [metrics.shard(), metrics.shard()] {
             let series = shard.series(&route, &cluster, b"/s/m");
             series.started.add(4);
-            series.ended(End::Grpc(0)).inc();
-            series.ended(End::Grpc(14)).inc();
-            series.ended(End::Http(200)).inc();
+            series.ended(RpcEnd::Grpc(0)).inc();
+            series.ended(RpcEnd::Grpc(14)).inc();
+            series.ended(RpcEnd::Http(200)).inc();
             let cluster = shard.cluster(&cluster);
             cluster.duration.record(Duration::from_millis(1));
             cluster.active.inc();

@@ -11,7 +11,7 @@ use edge_proxy::{
     telemetry::{
         exposition,
         families::FAMILIES,
-        metrics::{AttemptResult, End, Flag, HandshakeResult, Limit, ResetCause, Side},
+        metrics::{AttemptResult, Flag, HandshakeResult, Limit, ResetCause, RpcEnd, Side},
     },
 };
 
@@ -26,8 +26,8 @@ async fn metrics_are_the_listed_families_and_nothing_else() {
     let cluster: Arc<str> = "echo-grpc".into();
     let series = shard.series(&"/api.Echo/".into(), &cluster, b"/api.Echo/Secret?token=1");
     series.started.add(3);
-    series.ended(End::Grpc(0)).inc();
-    series.ended(End::Grpc(99)).inc();
+    series.ended(RpcEnd::Grpc(0)).inc();
+    series.ended(RpcEnd::Grpc(99)).inc();
     shard
         .cluster(&cluster)
         .duration
@@ -128,7 +128,7 @@ async fn a_removed_cluster_is_told_once_more_when_nothing_of_it_runs() {
     for _ in 0..2 {
         scrapes.push(server.get("/metrics").await.body);
     }
-    running.ended(End::Grpc(0)).inc();
+    running.ended(RpcEnd::Grpc(0)).inc();
     drop(running);
     for _ in 0..2 {
         scrapes.push(server.get("/metrics").await.body);

@@ -140,7 +140,7 @@ const LONG: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::{End, Metrics};
+    use crate::telemetry::metrics::{Metrics, RpcEnd};
 
     #[test]
     fn rates_and_quantiles_are_of_the_last_moments() {
@@ -164,8 +164,8 @@ mod tests {
 
         for i in 1..=31 {
             series.started.add(20);
-            series.ended(End::Grpc(0)).add(18);
-            series.ended(End::Grpc(14)).add(2);
+            series.ended(RpcEnd::Grpc(0)).add(18);
+            series.ended(RpcEnd::Grpc(14)).add(2);
             shard
                 .cluster(&cluster)
                 .duration

@@ -1,9 +1,9 @@
 //! Step 5: what is done to a request's and a response's header fields, and which requests end here.
 //!
-//! A request passes an ordered list of [`Filter`]s; each says [`Flow::Continue`], or [`Flow::Respond`] and none after
-//! it runs. The block is read once ([`Facts::read`]): every filter decides from these facts and touches the block only
-//! where they say that something has to change, so the ordinary gRPC request costs one pass and three appended fields,
-//! and allocates nothing of its own.
+//! A request passes an ordered list of [`Filter`]s; each says [`Filtered::Continue`], or [`Filtered::Respond`] and
+//! none after it runs. The block is read once ([`Facts::read`]): every filter decides from these facts and touches the
+//! block only where they say that something has to change, so the ordinary gRPC request costs one pass and three
+//! appended fields, and allocates nothing of its own.
 //!
 //! An enum and not a list of trait objects: the set is ours, the order is part of the behaviour, and it is checked by
 //! reading one constant.
@@ -45,7 +45,7 @@ pub enum Version {
 
 /// Whether a request goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
+pub enum Filtered {
     /// To its route.
     Continue,
     /// No further: the proxy answers.
@@ -110,22 +110,22 @@ impl Filters {
         }
     }
 
-    /// Classifies the request, and takes it through the filters in order. On [`Flow::Continue`] the block is as the
+    /// Classifies the request, and takes it through the filters in order. On [`Filtered::Continue`] the block is as the
     /// backend shall see it, but for a `grpc-timeout` that could be read, which is written at each attempt.
     pub fn run(
         &mut self,
         headers: &mut Headers,
         context: &RequestContext<'_>,
         policy: &ListenerPolicy,
-    ) -> (Facts, Flow) {
+    ) -> (Facts, Filtered) {
         let facts = Facts::read(headers, policy.health_check.as_ref());
         for filter in Filter::ORDER {
             let flow = self.apply(filter, &facts, headers, context);
-            if flow != Flow::Continue {
+            if flow != Filtered::Continue {
                 return (facts, flow);
             }
         }
-        (facts, Flow::Continue)
+        (facts, Filtered::Continue)
     }
 
     fn apply(
@@ -134,20 +134,20 @@ impl Filters {
         facts: &Facts,
         headers: &mut Headers,
         context: &RequestContext<'_>,
-    ) -> Flow {
+    ) -> Filtered {
         match filter {
-            Filter::HealthCheck if facts.health_check => Flow::Respond(Respond::HealthCheck),
+            Filter::HealthCheck if facts.health_check => Filtered::Respond(Respond::HealthCheck),
             Filter::Connect if facts.connect => {
-                Flow::Respond(Respond::Failure(Failure::ConnectMethod))
+                Filtered::Respond(Respond::Failure(Failure::ConnectMethod))
             }
             Filter::Protocol if facts.grpc && context.version == Version::Http1 => {
-                Flow::Respond(Respond::Failure(Failure::GrpcOverHttp1))
+                Filtered::Respond(Respond::Failure(Failure::GrpcOverHttp1))
             }
             Filter::Authority => request::authority(facts, headers, &mut self.buffer),
             Filter::Fields => {
                 request::fields(facts, headers, context, &mut self.random, &mut self.buffer)
             }
-            Filter::HealthCheck | Filter::Connect | Filter::Protocol => Flow::Continue,
+            Filter::HealthCheck | Filter::Connect | Filter::Protocol => Filtered::Continue,
         }
     }
 }

@@ -8,7 +8,7 @@ use rand::{Rng, rngs::SmallRng};
 use uuid::fmt::Hyphenated;
 
 use super::{
-    Flow, RequestContext, Respond, Version,
+    Filtered, RequestContext, Respond, Version,
     classify::{
         Authority, FORBIDDEN_TRAILERS, Facts, RequestId, Te, is_dropped, is_spoofable, options,
     },
@@ -17,24 +17,24 @@ use crate::error::Failure;
 
 /// `host` that differs from `:authority` is refused, one that repeats it is dropped, one that stands alone takes its
 /// place if it can (RFC 9113 §8.3.1).
-pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u8>) -> Flow {
+pub(super) fn authority(facts: &Facts, headers: &mut Headers, buffer: &mut Vec<u8>) -> Filtered {
     match facts.authority {
         Authority::Alone => {}
         Authority::Conflict => {
-            return Flow::Respond(Respond::Failure(Failure::InvalidAuthority));
+            return Filtered::Respond(Respond::Failure(Failure::InvalidAuthority));
         }
         Authority::Repeated => headers.remove_known(Known::Host),
         Authority::FromHost => {
             buffer.clear();
             buffer.extend_from_slice(headers.known(Known::Host).unwrap_or_default());
             if !http2::is_authority(buffer) {
-                return Flow::Respond(Respond::Failure(Failure::InvalidAuthority));
+                return Filtered::Respond(Respond::Failure(Failure::InvalidAuthority));
             }
             headers.remove_known(Known::Host);
             headers.set_known(Known::Authority, buffer);
         }
     }
-    Flow::Continue
+    Filtered::Continue
 }
 
 /// Drops, appends and makes fields. More options of `connection` than anybody has are malformed: each is compared with
@@ -45,7 +45,7 @@ pub(super) fn fields(
     context: &RequestContext<'_>,
     random: &mut SmallRng,
     buffer: &mut Vec<u8>,
-) -> Flow {
+) -> Filtered {
     if facts.drop {
         buffer.clear();
         if facts.connection {
@@ -56,7 +56,7 @@ pub(super) fn fields(
             if buffer.iter().filter(|&&byte| byte == b',').count() > MAX_OPTIONS {
                 let rule = "more than 32 options of connection";
                 tracing::debug!(peer = context.peer, rule, "malformed request");
-                return Flow::Respond(Respond::Failure(Failure::MalformedRequest));
+                return Filtered::Respond(Respond::Failure(Failure::MalformedRequest));
             }
         }
         let named: &[u8] = buffer;
@@ -112,7 +112,7 @@ pub(super) fn fields(
             headers.set_known(Known::XRequestId, id.as_bytes());
         }
     }
-    Flow::Continue
+    Filtered::Continue
 }
 
 /// Drops from a request's trailers what may not stand in trailers, and what a backend could take for a proxy's word.

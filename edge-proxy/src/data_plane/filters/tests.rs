@@ -36,7 +36,7 @@ fn listed(headers: &Headers) -> Vec<(String, String)> {
         .collect()
 }
 
-fn run(context: RequestContext<'_>, fields: &[(&str, &str)]) -> (Headers, Facts, Flow) {
+fn run(context: RequestContext<'_>, fields: &[(&str, &str)]) -> (Headers, Facts, Filtered) {
     let mut headers = block(fields);
     let (facts, flow) = Filters::new().run(&mut headers, &context, &policy());
     (headers, facts, flow)
@@ -53,7 +53,7 @@ fn passes(context: RequestContext<'_>, extra: &[(&str, &str)], wanted: &[(&str, 
     fields.extend_from_slice(extra);
     expected.extend_from_slice(wanted);
     let (headers, _, flow) = run(context, &fields);
-    assert_eq!(flow, Flow::Continue);
+    assert_eq!(flow, Filtered::Continue);
     let is_made = |(name, value): &(String, String)| {
         name == "x-request-id" && !extra.contains(&("x-request-id", value))
     };
@@ -101,24 +101,24 @@ fn who_is_a_grpc_request() {
             &[(":method", "POST"), ("content-type", content_type)],
         );
         assert_eq!(facts.grpc, grpc, "{content_type:?}");
-        assert_eq!(flow, Flow::Continue);
+        assert_eq!(flow, Filtered::Continue);
     }
     assert!(!run(HTTP2, &[(":method", "GET")]).1.grpc);
 }
 
 #[test]
 fn grpc_over_http1_is_refused_and_plain_http1_passes() {
-    let refused = Flow::Respond(Respond::Failure(Failure::GrpcOverHttp1));
+    let refused = Filtered::Respond(Respond::Failure(Failure::GrpcOverHttp1));
     assert_eq!(run(HTTP1, &GRPC).2, refused);
     assert_eq!(
         run(HTTP1, &[(":method", "GET"), (":path", "/")]).2,
-        Flow::Continue
+        Filtered::Continue
     );
 }
 
 #[test]
 fn connect_is_refused() {
-    let refused = Flow::Respond(Respond::Failure(Failure::ConnectMethod));
+    let refused = Filtered::Respond(Respond::Failure(Failure::ConnectMethod));
     assert_eq!(
         run(HTTP2, &[(":method", "CONNECT"), (":authority", "a:1")]).2,
         refused
@@ -129,14 +129,14 @@ fn connect_is_refused() {
         (":path", "/"),
     ];
     assert_eq!(run(HTTP2, &extended).2, refused);
-    assert_eq!(run(HTTP2, &[(":method", "connect")]).2, Flow::Continue);
+    assert_eq!(run(HTTP2, &[(":method", "connect")]).2, Filtered::Continue);
 }
 
 #[test]
 fn the_health_check_is_decided_before_every_other_rule() {
     let check = ("x-envoy-livenessprobe", "healthz");
     let path = (":path", "/healthz");
-    let health = Flow::Respond(Respond::HealthCheck);
+    let health = Filtered::Respond(Respond::HealthCheck);
     assert_eq!(run(HTTP2, &[(":method", "GET"), path, check]).2, health);
     assert_eq!(run(HTTP1, &[(":method", "GET"), path, check]).2, health);
     let conflict = [(":authority", "a"), path, ("host", "b"), check];
@@ -146,18 +146,18 @@ fn the_health_check_is_decided_before_every_other_rule() {
         health
     );
     // Not quite: ordinary requests.
-    assert_eq!(run(HTTP2, &[path]).2, Flow::Continue);
+    assert_eq!(run(HTTP2, &[path]).2, Filtered::Continue);
     assert_eq!(
         run(HTTP2, &[path, ("x-envoy-livenessprobe", "x")]).2,
-        Flow::Continue
+        Filtered::Continue
     );
     assert_eq!(
         run(HTTP2, &[(":path", "/healthz/"), check]).2,
-        Flow::Continue
+        Filtered::Continue
     );
     assert_eq!(
         run(HTTP2, &[(":path", "/healthz?a"), check]).2,
-        Flow::Continue
+        Filtered::Continue
     );
 }
 
@@ -167,30 +167,30 @@ fn a_health_check_without_header_needs_the_path_alone_and_none_needs_nothing() {
     let request = [(":method", "GET"), (":path", "/healthz")];
     policy.health_check.as_mut().unwrap().header = None;
     let flow = Filters::new().run(&mut block(&request), &HTTP2, &policy).1;
-    assert_eq!(flow, Flow::Respond(Respond::HealthCheck));
+    assert_eq!(flow, Filtered::Respond(Respond::HealthCheck));
     policy.health_check = None;
     let flow = Filters::new().run(&mut block(&request), &HTTP2, &policy).1;
-    assert_eq!(flow, Flow::Continue);
+    assert_eq!(flow, Filtered::Continue);
 }
 
 #[test]
 fn host_and_authority() {
-    let refused = Flow::Respond(Respond::Failure(Failure::InvalidAuthority));
+    let refused = Filtered::Respond(Respond::Failure(Failure::InvalidAuthority));
     let authority = |fields: &[(&str, &str)]| {
         let (headers, _, flow) = run(HTTP2, fields);
-        assert!(flow != Flow::Continue || headers.known(Known::Host).is_none());
+        assert!(flow != Filtered::Continue || headers.known(Known::Host).is_none());
         (flow, headers.authority().map(<[u8]>::to_vec))
     };
     let a = Some(b"a.test".to_vec());
     assert_eq!(
         authority(&[(":authority", "a.test")]),
-        (Flow::Continue, a.clone())
+        (Filtered::Continue, a.clone())
     );
     assert_eq!(
         authority(&[(":authority", "a.test"), ("host", "A.test")]),
-        (Flow::Continue, a.clone())
+        (Filtered::Continue, a.clone())
     );
-    assert_eq!(authority(&[("host", "a.test")]), (Flow::Continue, a));
+    assert_eq!(authority(&[("host", "a.test")]), (Filtered::Continue, a));
     assert_eq!(
         authority(&[(":authority", "a.test"), ("host", "b.test")]).0,
         refused
@@ -326,11 +326,11 @@ fn hop_by_hop_fields_are_dropped_and_with_them_those_that_connection_names() {
 #[test]
 fn more_than_32_options_of_connection_are_malformed() {
     let options = |number: usize| vec!["x-a"; number].join(",");
-    let refused = Flow::Respond(Respond::Failure(Failure::MalformedRequest));
+    let refused = Filtered::Respond(Respond::Failure(Failure::MalformedRequest));
     for (first, second, wanted) in [
-        (32, None, Flow::Continue),
+        (32, None, Filtered::Continue),
         (33, None, refused),
-        (16, Some(16), Flow::Continue),
+        (16, Some(16), Filtered::Continue),
         (16, Some(17), refused),
     ] {
         let (first, second) = (options(first), second.map(options));
@@ -339,7 +339,7 @@ fn more_than_32_options_of_connection_are_malformed() {
         let (headers, _, flow) = run(HTTP1, &fields);
         assert_eq!(flow, wanted, "{fields:?}");
         let is_dropped = headers.get(b"x-a").is_none();
-        assert_eq!(is_dropped, wanted == Flow::Continue);
+        assert_eq!(is_dropped, wanted == Filtered::Continue);
     }
 }
 
@@ -525,7 +525,7 @@ proptest! {
         }
         let context = if http1 { HTTP1 } else { HTTP2 };
         let (_, flow) = Filters::new().run(&mut headers, &context, &policy());
-        if flow == Flow::Continue {
+        if flow == Filtered::Continue {
             for field in headers.iter() {
                 prop_assert!(!classify::is_dropped(&field), "{field:?}");
                 prop_assert!(field.known != Known::Host);

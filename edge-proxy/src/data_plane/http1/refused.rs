@@ -11,7 +11,7 @@ use crate::{
     error::Failure,
     telemetry::{
         labels::Flags,
-        metrics::{End, Limit},
+        metrics::{Limit, RpcEnd},
     },
 };
 
@@ -50,7 +50,7 @@ impl Connection {
         let now = worker.now();
         worker.shard.unrouted().started.inc();
         let status = failure.http_status();
-        worker.shard.unrouted().ended(End::Http(status)).inc();
+        worker.shard.unrouted().ended(RpcEnd::Http(status)).inc();
         worker.shard.flags(failure.flag()).inc();
         worker.log.write(&access_log::Record {
             time: worker.wall(now),

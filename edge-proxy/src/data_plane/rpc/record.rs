@@ -23,7 +23,7 @@ use crate::{
     snapshot::{Cluster, EndpointShared, Route, streak::Ending},
     telemetry::{
         labels::{AttemptResult, Flags},
-        metrics::{End, Series},
+        metrics::{RpcEnd, Series},
     },
 };
 
@@ -230,9 +230,9 @@ impl Record {
         let path = head.value(Logged::Path);
         let told = self.told(is_grpc);
         let end = match told {
-            Some(status) => End::Grpc(status),
-            None if is_grpc || self.is_cut_short() => End::Without,
-            None => End::Http(self.status),
+            Some(status) => RpcEnd::Grpc(status),
+            None if is_grpc || self.is_cut_short() => RpcEnd::Without,
+            None => RpcEnd::Http(self.status),
         };
         match &self.series {
             Some(series) => {

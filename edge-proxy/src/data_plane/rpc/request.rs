@@ -13,7 +13,7 @@ use crate::{
     data_plane::{
         answer::{self, Form},
         balance,
-        filters::{self, Flow as Filtered, Respond, timeout},
+        filters::{self, Filtered, Respond, timeout},
         upstream::{Acquired, Caller, Upstream, retry::Outcome},
         wire::Side as _,
         worker::{Timer, Worker},

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        pipe::{End, Line, pair},
+        pipe::{Line, PipeEnd, pair},
         stage::{self, Connecting, Stage},
     },
     backend::{Backend, State},
@@ -70,7 +70,7 @@ impl Network {
     }
 
     /// A client's connection to the proxy.
-    pub(super) fn dial(&self, client: usize) -> End {
+    pub(super) fn dial(&self, client: usize) -> PipeEnd {
         let (near, far) = self.line(Whose::Client(client));
         if let Some(stage) = &*self.stage.borrow() {
             let peer = SocketAddr::new(Ipv4Addr::new(10, 0, 0, client as u8).into(), 50_000);
@@ -107,7 +107,7 @@ impl Network {
         own.cloned().collect()
     }
 
-    fn line(&self, whose: Whose) -> (End, End) {
+    fn line(&self, whose: Whose) -> (PipeEnd, PipeEnd) {
         let mut random = self.world.random();
         let capacity = [1_000, 16_000, 200_000][random.random_range(0..3)];
         let (near, far, line) = pair(capacity);
@@ -124,7 +124,7 @@ impl Network {
         (near, far)
     }
 
-    async fn connected(self: Rc<Self>, address: SocketAddr) -> io::Result<End> {
+    async fn connected(self: Rc<Self>, address: SocketAddr) -> io::Result<PipeEnd> {
         let backend = self
             .backends
             .iter()

@@ -15,7 +15,7 @@ use tokio::{
     sync::Notify,
 };
 
-use super::{super::pipe::End, now, world::World};
+use super::{super::pipe::PipeEnd, now, world::World};
 
 /// One end. Whoever changes something in the engine calls [`wake`](Self::wake).
 pub(super) struct Peer {
@@ -175,7 +175,7 @@ enum Look {
 pub(super) async fn drive(
     world: Rc<World>,
     peer: Rc<Peer>,
-    mut end: End,
+    mut end: PipeEnd,
     mut accept: impl FnMut(&Rc<Peer>, &mut Connection, u32, Headers, bool),
 ) {
     let mut buffer = vec![0; 16 * 1024];

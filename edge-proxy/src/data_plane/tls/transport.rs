@@ -25,7 +25,7 @@ pub(crate) enum Transport {
     Tls(Box<Tls>),
     /// Either, without a socket.
     #[cfg(any(test, fuzzing))]
-    Memory(pipe::End),
+    Memory(pipe::PipeEnd),
 }
 
 impl Transport {

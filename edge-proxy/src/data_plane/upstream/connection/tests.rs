@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::data_plane::pipe::{self, End as PipeEnd};
+use crate::data_plane::pipe::{self, PipeEnd};
 use crate::data_plane::stage::{Connecting, Network};
 use crate::data_plane::testing::{
     self, ACK, Bench, Client, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, Raw,
