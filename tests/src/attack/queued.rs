@@ -1,6 +1,7 @@
 //! Requests that wait for a connection to a backend, thousands at a time.
 //!
 //! The attacker's cluster may have one connection, which its own streams fill; the victim's is another one, of the same worker.
+//! All of it comes from one address: where several share an endpoint, who has most gives streams up for those that wait.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,7 +27,8 @@ pub(super) fn behind_one_connection(builder: Builder, _: Scale) -> Builder {
 
 /// All of them are reset, again and again, as fast as a busy worker can read that.
 pub(super) async fn resets(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
-    let mut holder = arena.attacker.from(source(0)).wire(&[]).await?;
+    let attacker = arena.attacker.from(source(0));
+    let mut holder = attacker.wire(&[]).await?;
     let held = requests(numbers(0, FULL), &gated());
     acknowledged(&mut holder, &held).await?;
     let in_flight = || async {
@@ -41,7 +43,6 @@ pub(super) async fn resets(arena: Arc<Arena>) -> anyhow::Result<Vec<Finding>> {
 
     let connections = arena.scale.of(200, 40);
     let mut clients = Vec::new();
-    let attacker = arena.attacker.from(source(1));
     for _ in 0..connections {
         let mut wire = attacker.wire(&[]).await?;
         acknowledged(&mut wire, &[]).await?;
