@@ -454,9 +454,11 @@ impl Worker {
             clients.shrink_to(room);
         }
         drop(clients);
-        // mimalloc returns what has been free for a while to the system, but looks whether there is any only when it
-        // gives out or takes back a block of pages of its own: a worker without a burst needs none for hours.
-        drop(black_box(Vec::<u8>::with_capacity(OWN_PAGES)));
+        // mimalloc goes through what a thread has free, and returns it to the system, only in passing, while it gives out
+        // and takes back: a worker that has become quiet does neither. Before it refuses, it looks everywhere.
+        let mut nothing = Vec::<u8>::new();
+        let refused = nothing.try_reserve_exact(black_box(MORE_THAN_THERE_IS));
+        black_box((&nothing, refused).1.is_err());
     }
 
     pub(crate) fn enter(self: &Rc<Self>, phase: Phase) {
@@ -521,8 +523,8 @@ const SEARCH_AGAIN: Duration = Duration::from_millis(100);
 /// See [`Worker::scratch`].
 const READ_AT_ONCE: usize = 64 * 1024;
 
-/// An allocation so large has its pages for itself; none of them is touched.
-const OWN_PAGES: usize = 1024 * 1024;
+/// Bytes that no process's address space has room for, and not so many that mimalloc refuses without a look (2^48).
+const MORE_THAN_THERE_IS: usize = (1 << 48) - (1 << 20);
 
 /// `/livez` fails when this hasn't happened for 10 s.
 const HEARTBEAT: Duration = Duration::from_secs(1);
