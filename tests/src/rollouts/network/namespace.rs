@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd as _,
     process::{Child, Command, Stdio},
 };
@@ -183,20 +183,37 @@ fn answer(holder: &mut Child) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The last usable address of a net of four that no interface has: of those that are for documentation (RFC 5737).
+/// The last usable address of a net of four, of those that are for documentation (RFC 5737), in which no interface is. They
+/// are also what virtual machines are connected by.
 fn free_net(process: u32) -> anyhow::Result<Ipv4Addr> {
-    let nets = (0..192).map(|number| {
+    let interfaces = succeeds("ip", &words("-4 -oneline address show"))?;
+    let taken: Vec<_> = interfaces.lines().filter_map(network).collect();
+    unused_net(process, &taken).context("all nets for documentation are in use")
+}
+
+/// What an interface reaches directly, of a line of `ip address`: its address and the length of its prefix.
+fn network(line: &str) -> Option<(Ipv4Addr, u32)> {
+    let mut words = line.split_whitespace();
+    let (address, prefix) = words
+        .find(|word| *word == "inet")
+        .and(words.next())?
+        .split_once('/')?;
+    Some((address.parse().ok()?, prefix.parse().ok()?))
+}
+
+fn unused_net(process: u32, taken: &[(Ipv4Addr, u32)]) -> Option<Ipv4Addr> {
+    let mut nets = (0..192).map(|number| {
         let number = (process + number) % 192;
         let [a, b, c] = [[192, 0, 2], [198, 51, 100], [203, 0, 113]][number as usize / 64];
-        (a, b, c, 4 * (number % 64) as u8)
+        Ipv4Addr::new(a, b, c, 4 * (number % 64) as u8 + 2)
     });
-    for (a, b, c, net) in nets {
-        // Only an address that is this machine's can be bound.
-        if UdpSocket::bind((Ipv4Addr::new(a, b, c, net + 1), 0)).is_err() {
-            return Ok(Ipv4Addr::new(a, b, c, net + 2));
-        }
-    }
-    anyhow::bail!("all nets for documentation are in use")
+    nets.find(|net| {
+        !taken.iter().any(|(address, prefix)| {
+            // The shorter of two prefixes decides whether they overlap.
+            let differ = net.to_bits() ^ address.to_bits();
+            differ.checked_shr(32 - (*prefix).min(30)).unwrap_or(0) == 0
+        })
+    })
 }
 
 fn words(text: &str) -> Vec<&str> {
@@ -217,3 +234,26 @@ fn succeeds(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
 
 /// TCP connections, without a heading, and a line for each that was destroyed.
 const DESTROY: &str = "--kill --no-header --numeric --tcp state established";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_net_is_taken_in_which_no_interface_is() {
+        let lines = "1: lo    inet 127.0.0.1/8 scope host lo\n\
+                     4: eth0    inet 192.0.2.2/24 brd 192.0.2.255 scope global eth0\n\
+                     9: ee7a    inet 198.51.100.1/30 scope global ee7a";
+        let taken: Vec<_> = lines.lines().filter_map(network).collect();
+        assert_eq!(taken.len(), 3);
+        // Neither the machine's own network nor another namespace's.
+        for process in [0, 63, 64, 192] {
+            let net = unused_net(process, &taken);
+            assert_eq!(net, Some(Ipv4Addr::new(198, 51, 100, 6)), "{process}");
+        }
+        let last = unused_net(191, &taken);
+        assert_eq!(last, Some(Ipv4Addr::new(203, 0, 113, 254)));
+        let everywhere = [(Ipv4Addr::new(10, 0, 0, 1), 0)];
+        assert_eq!(unused_net(0, &everywhere), None);
+    }
+}
