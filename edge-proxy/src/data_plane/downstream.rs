@@ -89,12 +89,12 @@ pub(crate) async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     };
 
     let given_up = ticket.given_up();
-    let heard = || ticket.heard();
+    let turn = |turn| ticket.turn(turn);
     let handshake = Box::pin(Tls::accept(
         socket,
         identity.config.clone(),
         &worker.gate,
-        heard,
+        turn,
     ));
     let result = tokio::select! {
         result = timeout(policy.timeouts.tls_handshake, handshake) => result,

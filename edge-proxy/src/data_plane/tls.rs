@@ -68,6 +68,17 @@ pub(crate) struct Handshake {
     pub(crate) resumed: bool,
 }
 
+/// How a handshake goes on, for who decides which one is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// What the client has said is answered: it is its turn.
+    Answered,
+    /// After that, more has come, and waits to be read.
+    Came,
+    /// It was read, and is nothing to answer.
+    Read,
+}
+
 /// ALPN's outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Alpn {
@@ -78,13 +89,13 @@ pub(crate) enum Alpn {
 }
 
 impl Tls {
-    /// Accepts a TLS session on `socket`. The caller bounds the time that this may take. `heard` is called when the whole
-    /// ClientHello has come.
+    /// Accepts a TLS session on `socket`. The caller bounds the time that this may take, and is told whose turn it is from
+    /// when a whole ClientHello has come.
     pub(crate) async fn accept(
         socket: TcpStream,
         config: Arc<rustls::ServerConfig>,
         gate: &Gate,
-        heard: impl FnOnce(),
+        mut turn: impl FnMut(Turn),
     ) -> io::Result<(Box<Self>, Handshake)> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         let mut tls = Box::new(Self {
@@ -98,20 +109,24 @@ impl Tls {
             eof: false,
             failed: false,
         });
-        let mut heard = Some(heard);
+        let mut answered = false;
         while tls.session.is_handshaking() {
             if tls.wants_write() {
                 poll_fn(|cx| tls.poll_sealed(cx)).await?;
                 continue;
             }
             tls.socket.readable().await?;
+            if answered {
+                turn(Turn::Came);
+            }
             let pass = gate.enter().await;
-            tls.read_handshake()?;
-            // The answer to it is what a server says first.
-            if tls.wants_write()
-                && let Some(heard) = heard.take()
-            {
-                heard();
+            tls.read_handshake().await?;
+            // The answer to a whole ClientHello is what a server says first.
+            if tls.wants_write() {
+                answered = true;
+                turn(Turn::Answered);
+            } else if answered {
+                turn(Turn::Read);
             }
             pass.leave().await;
         }
@@ -161,29 +176,21 @@ impl Tls {
     }
 
     /// Reads once and computes.
-    fn read_handshake(&mut self) -> io::Result<()> {
-        let from = self.make_room();
-        let read = self.socket.try_read(&mut self.unread[from..]);
-        self.unread.truncate(from + *read.as_ref().unwrap_or(&0));
-        match read {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {
-                self.open_unread()?;
-                // Nobody is known yet: what waits for a message's end is little, or many could hold much.
-                if self.session.is_handshaking() && self.unread.len() > LARGEST_HANDSHAKE {
-                    return Err(invalid("a handshake message that is too long"));
-                }
-                Ok(())
+    async fn read_handshake(&mut self) -> io::Result<()> {
+        match poll_fn(|cx| Poll::Ready(self.poll_fill(cx))).await {
+            Poll::Ready(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            // Nobody is known yet: what waits for a message's end is little, or many could hold much.
+            Poll::Ready(Ok(_))
+                if self.session.is_handshaking() && self.unread.len() > LARGEST_HANDSHAKE =>
+            {
+                Err(invalid("a handshake message that is too long"))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.unread.shrink_to_fit();
-                Ok(())
-            }
-            Err(error) => Err(error),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Ready(Ok(_)) | Poll::Pending => Ok(()),
         }
     }
 
-    /// Reads once, for [`AsyncRead`]; 0: the peer has closed its half.
+    /// Reads once; 0: the peer has closed its half.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let from = self.make_room();
         let mut buffer = ReadBuf::new(&mut self.unread[from..]);

@@ -7,7 +7,8 @@
 //! - But while most are heard, the oldest of those goes, of the source that has most of them, if that is more than the
 //!   newcomer's source would have.
 //! - If it isn't, but is more than the newcomer's source has, the oldest of those goes all the same once it has owed its
-//!   answer for [`STALLED`]: as many sources as there are places, each with one that stops there, keep nobody out.
+//!   answer for [`STALLED`]: as many sources as there are places, each with one that stops there, keep nobody out. Who has
+//!   answered, and waits for its turn to be read, owes nothing.
 //! - Else no other source with as few has one taken away either: the newcomer takes the place of its own source's oldest
 //!   silent one, or is refused.
 //!
@@ -49,7 +50,7 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Handshake {
     source: Source,
-    /// Its place in the order of arrival.
+    /// Its place in the order in which those of its group came there.
     number: u64,
     pub(super) given_up: Arc<Notify>,
 }
@@ -69,6 +70,8 @@ struct Group {
 struct Member {
     /// When it came here.
     since: Instant,
+    /// Something of its client's waits to be read: it is we who are late.
+    waits_for_us: bool,
     /// Tells it that it is given up.
     given_up: Arc<Notify>,
 }
@@ -109,6 +112,7 @@ impl Pending {
         let given_up = handshake.given_up.clone();
         let member = Member {
             since: now,
+            waits_for_us: false,
             given_up,
         };
         self.silent.add(source, handshake.number, member);
@@ -116,12 +120,29 @@ impl Pending {
         Ok((handshake, full))
     }
 
-    /// Its ClientHello has come, which saves it only if it isn't given up already.
-    pub(super) fn heard(&mut self, handshake: &Handshake, now: Instant) {
+    /// A ClientHello has come and is answered, which saves it only if it isn't given up already. (There are two where the
+    /// first one offers no key exchange that we know.)
+    pub(super) fn heard(&mut self, handshake: &mut Handshake, now: Instant) {
         let (source, number) = (handshake.source, handshake.number);
-        if let Some(mut member) = self.silent.remove(source, number) {
-            member.since = now;
-            self.heard.add(source, number, member);
+        let silent = self.silent.remove(source, number);
+        let Some(member) = silent.or_else(|| self.heard.remove(source, number)) else {
+            return;
+        };
+        handshake.number = self.next;
+        self.next += 1;
+        let member = Member {
+            since: now,
+            waits_for_us: false,
+            ..member
+        };
+        self.heard.add(source, handshake.number, member);
+    }
+
+    /// Whether something of the client's waits to be read, now that it was answered.
+    pub(super) fn waits_for_us(&mut self, handshake: &Handshake, waits: bool) {
+        let member = self.heard.member(handshake.source, handshake.number);
+        if let Some(member) = member {
+            member.waits_for_us = waits;
         }
     }
 
@@ -181,6 +202,10 @@ impl Group {
         self.change(source, |own| own.remove(&number))
     }
 
+    fn member(&mut self, source: Source, number: u64) -> Option<&mut Member> {
+        self.by_source.get_mut(&source)?.get_mut(&number)
+    }
+
     fn pop_oldest(&mut self, source: Source) -> Option<Arc<Notify>> {
         let (_, member) = self.change(source, BTreeMap::pop_first)?;
         Some(member.given_up)
@@ -190,7 +215,7 @@ impl Group {
     fn is_stalled(&self, source: Source, now: Instant) -> bool {
         let own = self.by_source.get(&source);
         let oldest = own.and_then(BTreeMap::first_key_value);
-        oldest.is_some_and(|(_, member)| now >= member.since + STALLED)
+        oldest.is_some_and(|(_, member)| !member.waits_for_us && now >= member.since + STALLED)
     }
 
     /// The source that has most, and how many.
@@ -229,8 +254,8 @@ impl Group {
     }
 }
 
-/// Whoever means it has answered by then: five times the longest handshake over a network as it should be, and a worker may
-/// be as late once before it hears of it.
+/// Whoever means it has answered by then: five times the longest handshake over a network as it should be. How long a worker
+/// takes to see what has come is a part of it, how long that waits for its turn isn't.
 const STALLED: Duration = Duration::from_secs(1);
 
 /// Handshakes that were given up and wait for their worker to close them.
@@ -264,7 +289,8 @@ mod tests {
         pending: Pending,
         limit: usize,
         now: Instant,
-        open: Vec<Handshake>,
+        /// With the number of each as it came.
+        open: Vec<(u64, Handshake)>,
     }
 
     impl Door {
@@ -286,13 +312,13 @@ mod tests {
             let entered = self.pending.enter(source, self.limit, self.now);
             let (handshake, gives_up) = entered.ok()?;
             let number = handshake.number;
-            let gone = self.open.extract_if(.., |one| is_given_up(one));
+            let gone = self.open.extract_if(.., |(_, one)| is_given_up(one));
             let gone: Vec<_> = gone.collect();
             assert_eq!(gone.len(), usize::from(gives_up));
-            for gone in &gone {
+            for (_, gone) in &gone {
                 self.pending.leave(gone);
             }
-            self.open.push(handshake);
+            self.open.push((number, handshake));
             Some(number)
         }
 
@@ -301,8 +327,13 @@ mod tests {
         }
 
         fn hello(&mut self, number: u64) {
-            let handshake = self.open.iter().find(|one| one.number == number);
-            self.pending.heard(handshake.unwrap(), self.now);
+            let at = self.at(number).unwrap();
+            self.pending.heard(&mut self.open[at].1, self.now);
+        }
+
+        fn waits_for_us(&mut self, number: u64, waits: bool) {
+            let at = self.at(number).unwrap();
+            self.pending.waits_for_us(&self.open[at].1, waits);
         }
 
         /// Somebody connects, says hello, and stops there.
@@ -313,12 +344,16 @@ mod tests {
         }
 
         fn ends(&mut self, number: u64) {
-            let at = self.open.iter().position(|one| one.number == number);
-            self.pending.leave(&self.open.swap_remove(at.unwrap()));
+            let at = self.at(number).unwrap();
+            self.pending.leave(&self.open.swap_remove(at).1);
+        }
+
+        fn at(&self, number: u64) -> Option<usize> {
+            self.open.iter().position(|(came, _)| *came == number)
         }
 
         fn has(&self, number: u64) -> bool {
-            self.open.iter().any(|one| one.number == number)
+            self.at(number).is_some()
         }
 
         fn of(&self, last: u8) -> usize {
@@ -414,15 +449,15 @@ mod tests {
             door.hello(number);
             Some(number)
         };
-        for number in 0..512 {
-            heard(&mut door, number).unwrap();
-        }
+        let all: Vec<_> = (0..512)
+            .map(|number| heard(&mut door, number).unwrap())
+            .collect();
         // They may all be honest.
         door.passes(STALLED - Duration::from_millis(1));
         assert_eq!(door.silent(1), None);
         door.passes(Duration::from_millis(1));
         let newcomer = door.silent(1).unwrap();
-        assert!(!door.has(0) && door.has(1), "the oldest goes");
+        assert!(!door.has(all[0]) && door.has(all[1]), "the oldest goes");
         // Those that come back take each other's places, and not this one's.
         for number in 512..1000 {
             heard(&mut door, number).unwrap();
@@ -447,6 +482,38 @@ mod tests {
         assert!(!door.has(all[0]));
     }
 
+    #[test]
+    fn who_has_answered_is_not_given_up_because_we_are_late() {
+        let mut door = Door::new(2);
+        let [late, slow] = [door.heard(1), door.heard(2)].map(Option::unwrap);
+        door.passes(STALLED);
+        door.waits_for_us(late, true);
+        assert_eq!(door.silent(3), None, "its answer waits to be read");
+        // What came isn't all that it owes.
+        door.waits_for_us(late, false);
+        assert!(door.silent(3).is_some());
+        assert!(!door.has(late) && door.has(slow));
+    }
+
+    #[test]
+    fn who_has_owed_its_answer_for_longest_goes_whoever_came_first() {
+        let mut door = Door::new(2);
+        let [first, second] = [door.silent(1), door.silent(2)].map(Option::unwrap);
+        door.hello(second);
+        door.passes(STALLED);
+        door.hello(first);
+        let third = door.silent(3).unwrap();
+        assert!(door.has(first) && !door.has(second));
+        // A second hello is answered, too, and has as long.
+        door.hello(third);
+        door.passes(STALLED);
+        for number in [first, third] {
+            door.hello(number);
+        }
+        assert_eq!(door.silent(4), None);
+        assert!(door.has(first) && door.has(third));
+    }
+
     proptest! {
         #[test]
         fn counts_and_ranks_are_those_of_the_handshakes(
@@ -459,8 +526,8 @@ mod tests {
                         door.silent(last);
                     }
                     _ if door.open.is_empty() => {}
-                    2 => door.hello(which.get(&door.open).number),
-                    _ => door.ends(which.get(&door.open).number),
+                    2 => door.hello(which.get(&door.open).0),
+                    _ => door.ends(which.get(&door.open).0),
                 }
                 let pending = &door.pending;
                 prop_assert_eq!((pending.count(), pending.given_up), (door.open.len(), 0));

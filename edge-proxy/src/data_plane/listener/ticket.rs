@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::pending::{Handshake, Pending};
 use crate::{
-    data_plane::{memory::room_to_keep, source::Source, worker::Load},
+    data_plane::{memory::room_to_keep, source::Source, tls::Turn, worker::Load},
     telemetry::metrics::{Limit, ListenerGauges},
 };
 
@@ -68,10 +68,16 @@ impl Ticket {
         Ok((ticket, given_up))
     }
 
-    /// The ClientHello has come.
-    pub(crate) fn heard(&self) {
-        if let Some(handshake) = &self.handshake {
-            lock(&self.counts.pending).heard(handshake, now());
+    /// How the handshake goes on.
+    pub(crate) fn turn(&mut self, turn: Turn) {
+        let Some(handshake) = &mut self.handshake else {
+            return;
+        };
+        let mut pending = lock(&self.counts.pending);
+        match turn {
+            Turn::Answered => pending.heard(handshake, now()),
+            Turn::Came => pending.waits_for_us(handshake, true),
+            Turn::Read => pending.waits_for_us(handshake, false),
         }
     }
 
@@ -175,14 +181,14 @@ mod tests {
         let take = || Ticket::take(&counts, &load, source(1), [100, 100, 2]);
         let (mut heard, _) = take().unwrap();
         assert_eq!(shown(), 1);
-        heard.heard();
+        heard.turn(Turn::Answered);
         let (silent, given_up) = take().unwrap();
         assert!(!given_up);
-        let (newer, given_up) = take().unwrap();
+        let (mut newer, given_up) = take().unwrap();
         assert!(given_up, "for the newer one");
         assert_eq!(shown(), 2, "the other one's is over");
         assert!(is_given_up(&silent) && !is_given_up(&heard) && !is_given_up(&newer));
-        newer.heard();
+        newer.turn(Turn::Answered);
         // All that are pending have said who they are.
         assert_eq!(take().unwrap_err(), Limit::PendingHandshakes);
         drop(silent);
@@ -207,9 +213,9 @@ mod tests {
                 .unwrap()
                 .0
         };
-        let late = take();
+        let mut late = take();
         let newer = take();
-        late.heard();
+        late.turn(Turn::Answered);
         assert!(is_given_up(&late));
         drop(late);
         assert_eq!(lock(&counts.pending).count(), 1);

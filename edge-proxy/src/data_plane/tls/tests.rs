@@ -34,7 +34,7 @@ async fn session(
         let _ = io::Read::read_to_end(&mut socket, &mut Vec::new());
     });
     let (socket, _) = listener.accept().await.unwrap();
-    let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+    let accepted = Tls::accept(socket, server, &Gate::default(), |_| {}).await;
     begin.send(()).unwrap();
     accepted.unwrap().0
 }
@@ -64,8 +64,8 @@ fn between_two_handshakes_everything_else_that_is_ready_runs() {
         for socket in accepted {
             let (server, gate, computed) = (server.clone(), gate.clone(), computed.clone());
             tokio::task::spawn_local(async move {
-                let heard = || computed.set(computed.get() + 1);
-                let _ = Tls::accept(socket, server, &gate, heard).await;
+                let turn = |_| computed.set(computed.get() + 1);
+                let _ = Tls::accept(socket, server, &gate, turn).await;
             });
         }
         let mut before = 0;
@@ -125,7 +125,7 @@ fn a_pass_wakes_the_next_in_line_and_one_that_is_given_up_hands_its_turn_on() {
 }
 
 #[test]
-fn half_a_client_hello_is_not_heard() {
+fn it_is_told_when_a_whole_hello_is_answered_and_when_more_waits_to_be_read() {
     running(|| async {
         let (server, client) = testing::tls();
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
@@ -139,11 +139,12 @@ fn half_a_client_hello_is_not_heard() {
             .await
             .unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
-        let (gate, heard) = (Rc::new(Gate::default()), Rc::new(Cell::new(false)));
+        let (gate, turns) = (Rc::new(Gate::default()), Rc::new(RefCell::new(Vec::new())));
         tokio::task::spawn_local({
-            let (gate, heard) = (gate.clone(), heard.clone());
+            let (gate, turns) = (gate.clone(), turns.clone());
             async move {
-                let _ = Tls::accept(accepted, server, &gate, || heard.set(true)).await;
+                let turn = |turn| turns.borrow_mut().push(turn);
+                let _ = Tls::accept(accepted, server, &gate, turn).await;
             }
         });
         let (first, last) = hello.split_at(hello.len() - 1);
@@ -153,11 +154,21 @@ fn half_a_client_hello_is_not_heard() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert!(!heard.get());
+        assert!(turns.borrow().is_empty(), "half of it");
         tokio::io::AsyncWriteExt::write_all(&mut socket, last)
             .await
             .unwrap();
-        testing::until(|| heard.get()).await;
+        testing::until(|| *turns.borrow() == [Turn::Answered]).await;
+        // The next one's first byte, while another handshake computes.
+        let pass = gate.enter().await;
+        tokio::io::AsyncWriteExt::write_all(&mut socket, &[0x16])
+            .await
+            .unwrap();
+        testing::until(|| turns.borrow().len() == 2).await;
+        assert_eq!(turns.borrow()[1], Turn::Came);
+        pass.leave().await;
+        testing::until(|| turns.borrow().len() == 3).await;
+        assert_eq!(turns.borrow()[2], Turn::Read);
     });
 }
 
@@ -181,7 +192,7 @@ fn a_client_hello_without_an_end_is_refused_at_16_kib() {
         // Its end alone would be another error.
         socket.shutdown(std::net::Shutdown::Write).unwrap();
         let (accepted, _) = listener.accept().await.unwrap();
-        let accepted = Tls::accept(accepted, server, &Gate::default(), || {}).await;
+        let accepted = Tls::accept(accepted, server, &Gate::default(), |_| {}).await;
         let Err(error) = accepted else {
             panic!("accepted");
         };
@@ -209,7 +220,7 @@ fn a_client_hello_of_12_kib_is_answered() {
             }
         });
         let (socket, _) = listener.accept().await.unwrap();
-        let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+        let accepted = Tls::accept(socket, server, &Gate::default(), |_| {}).await;
         assert_eq!(accepted.unwrap().1.alpn, Alpn::Http2);
         opened.join().unwrap();
     });
@@ -324,7 +335,7 @@ fn a_slow_reader_gets_everything_in_order() {
             io::Read::read_to_end(&mut stream, &mut Vec::new()).unwrap();
         });
         let (socket, _) = listener.accept().await.unwrap();
-        let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+        let accepted = Tls::accept(socket, server, &Gate::default(), |_| {}).await;
         let mut transport = Transport::Tls(accepted.unwrap().0);
         let mut written = 0;
         let mut begin = Some(begin);
@@ -394,7 +405,7 @@ fn garbage_is_told_with_an_alert() {
             }
         });
         let (socket, _) = listener.accept().await.unwrap();
-        let accepted = Tls::accept(socket, server, &Gate::default(), || {}).await;
+        let accepted = Tls::accept(socket, server, &Gate::default(), |_| {}).await;
         begin.send(()).unwrap();
         let mut transport = Transport::Tls(accepted.unwrap().0);
         let error = read(&mut transport, 1, 4096).await.unwrap_err();

@@ -268,7 +268,7 @@ fn what_a_slow_reader_takes_of_one_batch_of_records_is_progress() {
         socket2::SockRef::from(&accepted)
             .set_send_buffer_size(4096)
             .unwrap();
-        let tls = Tls::accept(accepted, server, &Gate::default(), || {}).await;
+        let tls = Tls::accept(accepted, server, &Gate::default(), |_| {}).await;
         let mut transport = Transport::Tls(tls.unwrap().0);
         // It takes records, and needn't open them.
         let mut peer = TcpStream::from_std(connect.join().unwrap()).unwrap();

@@ -429,7 +429,7 @@ fn a_response_that_breaks_off_has_no_close_notify() {
                     .map_err(|error| error.kind())
             });
             let (socket, _) = listener.accept().await.unwrap();
-            let tls = Tls::accept(socket, server.clone(), &bench.worker.gate, || {}).await;
+            let tls = Tls::accept(socket, server.clone(), &bench.worker.gate, |_| {}).await;
             accept(&bench, testing::policy(), tls.unwrap().0);
             until(|| read.load(Ordering::Relaxed)).await;
             // What isn't whole by now is broken off.
