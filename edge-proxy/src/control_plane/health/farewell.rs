@@ -74,9 +74,13 @@ impl Farewell {
         self.came.store(0, Ordering::Relaxed);
     }
 
-    /// So many bytes more came: whether the backend may send them.
+    /// So many bytes more came: whether the backend may send them. Whatever it has said, it doesn't leave in peace with more.
     fn may_come(&self, bytes: usize) -> bool {
-        self.came.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST
+        let may = self.came.fetch_add(bytes, Ordering::Relaxed) + bytes <= MOST;
+        if !may {
+            self.graceful.store(false, Ordering::Relaxed);
+        }
+        may
     }
 
     /// The backend said that it ends the connection, that nothing is wrong, and nothing against the check's stream.
@@ -269,6 +273,18 @@ mod tests {
         farewell.note(Seen::GoAway(0));
         farewell.connected();
         assert!(!farewell.is_graceful(), "that was another connection");
+    }
+
+    #[tokio::test]
+    async fn who_floods_does_not_leave_in_peace() {
+        for (beyond, ends) in [(0, true), (1, false)] {
+            let mut bytes = goaway(0, b"");
+            bytes.resize(MOST + beyond, 0);
+            let farewell = Arc::<Farewell>::default();
+            let mut watched = Watched::new(&bytes[..], farewell.clone());
+            let read = tokio::io::copy(&mut watched, &mut tokio::io::sink()).await;
+            assert_eq!((read.is_ok(), farewell.is_graceful()), (ends, ends));
+        }
     }
 
     proptest! {
