@@ -49,6 +49,13 @@ fn patient() -> crate::snapshot::ListenerPolicy {
     policy
 }
 
+/// A client that is left alone for days, and a bench with one endpoint.
+async fn patiently(endpoint: SocketAddr) -> (Bench, Client) {
+    let bench = Bench::with(&[endpoint], patient(), testing::cluster_policy());
+    let client = Client::connect_with(&bench, patient()).await;
+    (bench, client)
+}
+
 #[test]
 fn a_peer_that_acknowledges_nothing_for_10_s_is_given_up_by_the_kernel() {
     running(|| async {
@@ -164,12 +171,7 @@ fn a_connection_on_which_the_backend_calls_much_malformed_is_replaced_and_what_r
             }
             _ => echo(engine, event),
         };
-        let bench = Bench::with(
-            &[backend(picky).await],
-            patient(),
-            testing::cluster_policy(),
-        );
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(backend(picky).await).await;
         let runs = client.call("/api.Echo/Echo", b"", false);
         client.flush().await;
         at_once(|| !connections(&bench).is_empty()).await;
@@ -241,8 +243,7 @@ fn a_backend_gets_a_ping_after_310_s_while_a_stream_runs_and_none_otherwise() {
                 echo(),
             )
             .await;
-            let bench = Bench::with(&[address], patient(), testing::cluster_policy());
-            let mut client = Client::connect_with(&bench, patient()).await;
+            let (bench, mut client) = patiently(address).await;
             if busy {
                 client.call("/api.Echo/Echo", b"", false);
             }
@@ -287,8 +288,7 @@ fn a_backend_that_does_not_answer_a_ping_in_20_s_loses_its_connection() {
             echo(),
         )
         .await;
-        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(address).await;
         let open = client.call("/api.Echo/Echo", b"", false);
         client.flush().await;
         at_once(|| {
@@ -397,12 +397,7 @@ fn the_backends_settings_are_awaited_within_connect_timeout() {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .unwrap();
-        let bench = Bench::with(
-            &[listener.local_addr().unwrap()],
-            patient(),
-            testing::cluster_policy(),
-        );
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(listener.local_addr().unwrap()).await;
         let stream = client.call("/api.Echo/Echo", b"", true);
         client.flush().await;
         let (socket, _) = listener.accept().await.unwrap();
@@ -491,8 +486,7 @@ fn a_peer_that_allows_no_streams_is_congested() {
             testing::serve(some, echo()).await;
             drop(none);
         });
-        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(address).await;
         let stream = client.call("/api.Echo/Echo", b"", true);
         assert_eq!(client.status(stream).await, "0");
         assert_eq!(connections(&bench).len(), 2);
@@ -565,8 +559,7 @@ fn backends_headers_may_be_64_kib() {
             }
         })
         .await;
-        let bench = Bench::with(&[address], patient(), testing::cluster_policy());
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(address).await;
         for (size, status) in [("65536", "0"), ("65537", "14"), ("1000", "0")] {
             let mut head = testing::grpc("/api.Echo/Echo");
             head.push(b"x-size", size.as_bytes());
@@ -580,12 +573,7 @@ fn backends_headers_may_be_64_kib() {
 #[test]
 fn a_connection_that_is_quiet_for_1_s_gives_back_what_only_busy_times_need() {
     frozen(|| async {
-        let bench = Bench::with(
-            &[backend(echo()).await],
-            patient(),
-            testing::cluster_policy(),
-        );
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(backend(echo()).await).await;
         let mut first = None;
         for _ in 0..2 {
             let stream = client.call("/api.Echo/Echo", b"", false);
@@ -613,12 +601,7 @@ fn a_connection_that_is_quiet_for_1_s_gives_back_what_only_busy_times_need() {
 #[test]
 fn a_worker_that_is_always_late_gives_memory_back_too() {
     frozen(|| async {
-        let bench = Bench::with(
-            &[backend(echo()).await],
-            patient(),
-            testing::cluster_policy(),
-        );
-        let mut client = Client::connect_with(&bench, patient()).await;
+        let (bench, mut client) = patiently(backend(echo()).await).await;
         let stream = client.call("/api.Echo/Echo", b"", true);
         assert_eq!(client.status(stream).await, "0");
         at_once(|| connections(&bench)[0].is_quiet()).await;
