@@ -59,24 +59,18 @@ async fn measure(
     let tls = lab.tls.clone();
     let peer = &mut lab.peers[index];
     let processes = peer.processes()?;
-    if echo.is_none() {
-        let untouched = processes.memory()? as f64 / MIB;
-        results.add(
-            Part::Idle,
-            &shape(0, false),
-            Metric::Memory,
-            peer.kind,
-            untouched,
-        );
-    }
-    drop(client::hold(peer.address, &tls, 1, echo).await?);
-    tokio::time::sleep(SETTLED).await;
-    let empty = processes.memory()?;
     let name = peer.kind.name();
     let mut add = |shape: &str, metric, value| {
         eprintln!("{shape:44} {name:12} {value:>9.2} {}", Metric::unit(metric));
         results.add(Part::Idle, shape, metric, peer.kind, value);
     };
+    if echo.is_none() {
+        let untouched = processes.memory()? as f64 / MIB;
+        add(&shape(0, false), Metric::Memory, untouched);
+    }
+    drop(client::hold(peer.address, &tls, 1, echo).await?);
+    tokio::time::sleep(SETTLED).await;
+    let empty = processes.memory()?;
     let mut held = Vec::new();
     for count in counts {
         let more = count - held.len();
