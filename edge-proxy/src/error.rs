@@ -36,7 +36,7 @@ pub enum Failure {
     InvalidAuthority,
     /// The request breaks HTTP's rules.
     MalformedRequest,
-    /// The request's header list is above `max_header_bytes`.
+    /// The request's header list is above `max_header_bytes`, or of too many fields.
     HeadersTooLarge,
     /// Overload, or a limit of clients.
     Overloaded,

@@ -19,6 +19,9 @@ pub struct Config {
     /// A header list (RFC 9113 §6.5.2 size) above this is not delivered as [`Event::Headers`](crate::Event),
     /// but as `HeadersTooLarge`, so that the owner answers 431. Announced as SETTINGS_MAX_HEADER_LIST_SIZE.
     pub max_header_list: u32,
+    /// Server role: a request of more fields than this, pseudo-header fields included and trailers added to those of the head, is
+    /// as one above `max_header_list`. No setting tells the peer.
+    pub max_header_fields: u32,
     /// A decoded list above this ends the stream (ENHANCE_YOUR_CALM), undelivered. One above four times this (64 times in
     /// the client role) isn't decoded to its end: it ends the connection, likewise (RFC 9113 §10.5.1, RFC 7541 §7.3).
     pub max_header_list_hard: u32,
@@ -44,6 +47,7 @@ impl Default for Config {
             stream_window: 64 * 1024,
             connection_window: 1024 * 1024,
             max_header_list: 8 * 1024,
+            max_header_fields: u32::MAX,
             max_header_list_hard: 32 * 1024,
             max_header_block: 32 * 1024,
             max_header_frames: 6,

@@ -79,6 +79,8 @@ pub(crate) struct Stream {
     pub(crate) content_left: Option<u64>,
     /// The content-length as announced, to tell an absent body from a short one.
     pub(crate) content_length: u64,
+    /// Server role: fields of the request's head.
+    pub(crate) fields: u32,
     /// The peer's final head has come (a request, or a response that isn't 1xx).
     pub(crate) head_received: bool,
     /// Our final head is encoded.
@@ -115,6 +117,7 @@ impl Stream {
             send,
             content_left: None,
             content_length: 0,
+            fields: 0,
             head_received: false,
             head_sent: false,
             deaf: false,

@@ -14,6 +14,7 @@ use rand::RngExt as _;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    filters::request::MAX_FIELDS,
     holder::Holder,
     http1,
     listener::{Accepted, Ticket},
@@ -570,6 +571,7 @@ fn engine_config(policy: &ListenerPolicy) -> http2::Config {
         stream_window: policy.http2.initial_stream_window_size,
         connection_window: policy.http2.initial_connection_window_size,
         max_header_list: policy.http2.max_header_bytes,
+        max_header_fields: MAX_FIELDS as u32,
         max_header_list_hard: MAX_HEADER_LIST,
         max_header_block: MAX_HEADER_BLOCK,
         max_header_frames: MAX_HEADER_FRAMES,

@@ -104,7 +104,7 @@ labels! {
         ConnectionsPerSource = "connections_per_source",
         /// `max_pending_handshakes`.
         PendingHandshakes = "pending_handshakes",
-        /// `max_header_bytes`: answered 431.
+        /// `max_header_bytes`, or too many fields: answered 431.
         HeaderBytes = "header_bytes",
         /// An encoded header block too large or in too many frames: its connection ended.
         HeaderBlock = "header_block",

@@ -294,7 +294,10 @@ impl Connection {
             }));
         }
         let body = headers.content_length();
-        let large = decoded.list_size > self.config.max_header_list as usize;
+        // Exact where it counts: a list that isn't above the size is kept whole.
+        let fields = headers.len();
+        let large = decoded.list_size > self.config.max_header_list as usize
+            || fields > self.config.max_header_fields as usize;
         if decoded.list_size > self.config.max_header_list_hard as usize {
             self.refuse(stream, Reason::ENHANCE_YOUR_CALM)?;
             return Ok(Some(Event::Refused {
@@ -344,6 +347,7 @@ impl Connection {
         }
         s.content_left = body;
         s.content_length = body.unwrap_or(0);
+        s.fields = fields as u32;
         self.streams.insert(s);
         Ok(Some(Event::Headers {
             stream,
@@ -477,12 +481,14 @@ impl Connection {
             return self.malformed(at, "HEADERS in a body without END_STREAM (RFC 9113 §8.1)");
         }
         let (stream, key) = (s.id, s.key);
+        let fields = s.fields as usize + headers.len();
         if !s.audible() {
             stock::recycle(headers);
             self.remote_end(at);
             return Ok(None);
         }
-        if decoded.list_size > self.config.max_header_list as usize {
+        let many = self.role == Role::Server && fields > self.config.max_header_fields as usize;
+        if decoded.list_size > self.config.max_header_list as usize || many {
             stock::recycle(headers);
             return self.stream_error(at, Reason::ENHANCE_YOUR_CALM);
         }

@@ -31,8 +31,8 @@ pub enum Event<'a> {
         headers: Headers,
         end_stream: bool,
     },
-    /// A request or response whose header list is above `max_header_list`. The stream stays open
-    /// for an answer; what more arrives on it is dropped and credited.
+    /// A request or response whose header list is above `max_header_list` (a request: or `max_header_fields`). The stream
+    /// stays open for an answer; what more arrives on it is dropped and credited.
     HeadersTooLarge {
         stream: u32,
         key: u32,

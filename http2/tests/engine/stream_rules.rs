@@ -340,6 +340,31 @@ fn header_lists_too_large_are_told_and_the_stream_stays_for_an_answer() {
 }
 
 #[test]
+fn requests_of_too_many_fields_are_as_those_too_large() {
+    let mut s = Script::server(Config {
+        max_header_fields: 7,
+        ..Config::default()
+    });
+    let mut head = request();
+    s.requested(1, false);
+    let few = s.headers(1, &trailers(), true);
+    assert!(matches!(s.one(&few), Got::Trailers(1, ..)));
+    s.requested(3, false);
+    let many = s.headers(3, &list(&[("a", "1"), ("a", "2")]), true);
+    s.breaks(&many, 3, Reason::ENHANCE_YOUR_CALM);
+    head.push(b"a", b"");
+    let bytes = s.headers(5, &head, false);
+    assert!(matches!(s.one(&bytes), Got::Headers(5, ..)));
+    let trailers = s.headers(5, &trailers(), true);
+    s.breaks(&trailers, 5, Reason::ENHANCE_YOUR_CALM);
+    head.push(b"a", b"");
+    let bytes = s.headers(7, &head, true);
+    assert_eq!(s.one(&bytes), Got::TooLarge(7, u32::MAX, true));
+    let kept = s.engine.take_large_head(7).unwrap();
+    assert_eq!(kept.get(b"content-type"), Some(&b"application/grpc"[..]));
+}
+
+#[test]
 fn header_lists_far_too_large_end_the_stream() {
     let mut s = Script::server(Config::default());
     let mut head = request();

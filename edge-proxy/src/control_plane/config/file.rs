@@ -169,7 +169,8 @@ pub(super) struct ListenerHttp2 {
     /// Bytes per connection before credit. Default: 1048576.
     #[schemars(range(min = 65_535, max = 2_147_483_647))]
     pub(super) initial_connection_window_size: Option<At<u64>>,
-    /// Size of a request's header list above which it is answered 431. Default: 8192.
+    /// Size of a request's header list above which it is answered 431. So is a request of more than 97 fields, of any size.
+    /// Default: 8192.
     #[schemars(range(min = 1024, max = 32_768))]
     pub(super) max_header_bytes: Option<At<u64>>,
 }

@@ -526,6 +526,8 @@ proptest! {
         let context = if http1 { HTTP1 } else { HTTP2 };
         let (_, flow) = Filters::new().run(&mut headers, &context, &policy());
         if flow == Filtered::Continue {
+            let added = headers.len().saturating_sub(fields.len());
+            prop_assert!(request::MAX_FIELDS + added <= 100);
             for field in headers.iter() {
                 prop_assert!(!classify::is_dropped(&field), "{field:?}");
                 prop_assert!(field.known != Known::Host);

@@ -33,6 +33,8 @@ use crate::{
 pub(crate) struct Exchange {
     connection: Rc<Connection>,
     protocol: &'static str,
+    /// Fields of the request's head.
+    fields: usize,
     /// The RPC, from its start to its end.
     key: Cell<Option<Key>>,
     /// What is still to be read of the request; `None` when it has ended, or nobody wants more of it.
@@ -195,12 +197,14 @@ impl Exchange {
     pub(super) fn new(
         connection: Rc<Connection>,
         protocol: &'static str,
+        fields: usize,
         request: Option<Incoming>,
     ) -> Rc<Self> {
         let moved = connection.worker.now();
         Rc::new(Self {
             connection,
             protocol,
+            fields,
             key: Cell::new(None),
             request: RefCell::new(request),
             outstanding: Cell::new(0),
@@ -285,13 +289,13 @@ impl Exchange {
     }
 
     /// The request's trailers, if they keep to what HTTP/2's engine asks of its clients: a backend may end the connection that
-    /// all clients share for what is above its own limit, which is 16 KiB in hyper.
+    /// all clients share for what is above its own limit, which is 16 KiB in hyper and 100 fields in Kestrel.
     fn judge(&self, trailers: &HeaderMap) -> Result<Headers, Failure> {
         let headers = convert::trailers(trailers).map_err(|rule| {
             tracing::debug!(peer = %self.connection.peer, rule, "malformed trailers");
             Failure::MalformedRequest
         })?;
-        if headers.list_size() > self.connection.policy.http2.max_header_bytes as usize {
+        if self.connection.is_too_large(&headers, self.fields) {
             let shard = &self.connection.worker.shard;
             shard.limits(Limit::HeaderBytes).inc();
             return Err(Failure::HeadersTooLarge);

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use http2::Headers;
 use hyper::body::{Body as _, Incoming};
 
 use super::{
@@ -10,7 +11,7 @@ use super::{
     exchange::{self, Responding},
 };
 use crate::{
-    data_plane::{rpc, worker::Phase},
+    data_plane::{filters::request::MAX_FIELDS, rpc, worker::Phase},
     error::Failure,
     telemetry::metrics::Limit,
 };
@@ -52,11 +53,8 @@ impl Connection {
         framing.body(body.size_hint().exact());
         self.framing.set(framing);
         let protocol = protocol(head.version);
-        let exchange = Exchange::new(self.clone(), protocol, (!end_stream).then_some(body));
-        let client = rpc::Client::Http1(exchange.clone());
-        self.exchanges.borrow_mut().push(exchange.clone());
         let (headers, failure) = match convert::request(&head) {
-            Ok(headers) if headers.list_size() > self.policy.http2.max_header_bytes as usize => {
+            Ok(headers) if self.is_too_large(&headers, 0) => {
                 self.worker.shard.limits(Limit::HeaderBytes).inc();
                 (headers, Some(Failure::HeadersTooLarge))
             }
@@ -67,6 +65,10 @@ impl Connection {
                 (headers, Some(Failure::MalformedRequest))
             }
         };
+        let body = (!end_stream).then_some(body);
+        let exchange = Exchange::new(self.clone(), protocol, headers.len(), body);
+        let client = rpc::Client::Http1(exchange.clone());
+        self.exchanges.borrow_mut().push(exchange.clone());
         match failure {
             Some(failure) => rpc::refuse(&self.worker, client, headers, failure, now),
             None => {
@@ -76,6 +78,12 @@ impl Connection {
         }
         exchange.started();
         Responding::new(exchange)
+    }
+
+    /// Whether a head, or trailers behind a head of so many fields, are above what HTTP/2's engine takes of its clients.
+    pub(super) fn is_too_large(&self, headers: &Headers, before: usize) -> bool {
+        headers.list_size() > self.policy.http2.max_header_bytes as usize
+            || before + headers.len() > MAX_FIELDS
     }
 }
 

@@ -615,6 +615,7 @@ fn engine_config(policy: &ClusterPolicy) -> http2::Config {
         stream_window: policy.initial_stream_window_size,
         connection_window: policy.initial_connection_window_size,
         max_header_list: MAX_RESPONSE_HEADERS,
+        max_header_fields: u32::MAX,
         max_header_list_hard: MAX_RESPONSE_HEADERS,
         max_header_block: MAX_RESPONSE_HEADERS,
         max_header_frames: MAX_RESPONSE_FRAMES,

@@ -108,6 +108,67 @@ fn a_header_list_above_8_kib_is_answered_and_one_above_32_kib_ends_its_stream() 
 }
 
 #[test]
+fn a_backend_sees_no_more_than_100_fields_of_a_request() {
+    frozen(|| async {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let (said, mut answer) = (seen.clone(), echo());
+        let address = backend(move |engine, event| {
+            if let Event::Headers { headers, .. } | Event::Trailers { headers, .. } = &event {
+                said.borrow_mut().push(headers.len());
+            }
+            answer(engine, event);
+        });
+        let bench = Bench::new(&[address.await]);
+        let mut client = Client::connect(&bench).await;
+        let mut head = testing::grpc("/api.Echo/Echo");
+        while head.len() < 97 {
+            head.push(b"x-user", b"1");
+        }
+        let stream = client.engine.open(head.clone(), true, 0).unwrap();
+        assert_eq!(client.status(stream).await, "0");
+        assert_eq!(*seen.borrow(), [100]);
+
+        head.push(b"x-user", b"1");
+        let stream = client.engine.open(head.clone(), true, 0).unwrap();
+        assert_eq!(client.status(stream).await, "8");
+        let plain = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":path", "/plain/"),
+        ];
+        let mut plain = testing::headers(&plain);
+        plain.push(b":authority", b"a");
+        (0..94).for_each(|_| plain.push(b"cookie", b"a=b"));
+        let stream = client.engine.open(plain, true, 0).unwrap();
+        let (refused, body, _) = client.answer(stream).await;
+        assert_eq!(refused.status(), Some(431));
+        assert_eq!(body, b"request header fields too large");
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 2);
+
+        // A server counts them with those of the head.
+        head.retain(|field| field.name != b"x-user");
+        let ten = head.len();
+        for (trailers, got) in [(97 - ten, 97 - ten), (98 - ten, 0)] {
+            let stream = client.engine.open(head.clone(), false, 0).unwrap();
+            let mut end = Headers::new();
+            (0..trailers).for_each(|_| end.push(b"x-sum", b"1"));
+            client.engine.send_trailers(stream, &end);
+            match got {
+                0 => loop {
+                    if let Got::Reset(at, reason) = client.next().await {
+                        assert_eq!((at, reason), (stream, Reason::ENHANCE_YOUR_CALM));
+                        break;
+                    }
+                },
+                _ => assert_eq!(client.status(stream).await, "0"),
+            }
+        }
+        assert_eq!(seen.borrow()[1..3], [ten + 3, 97 - ten]);
+        assert!(seen.borrow().len() <= 4, "{seen:?}");
+    });
+}
+
+#[test]
 fn a_7th_frame_of_a_header_block_ends_the_connection() {
     frozen(|| async {
         let bench = Bench::new(&[]);

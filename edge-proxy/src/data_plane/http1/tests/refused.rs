@@ -79,18 +79,30 @@ fn a_head_above_the_limit_gets_431_ours_or_hypers() {
         assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
         assert!(answer.contains("server: edge-proxy"), "{answer}");
         ask(&mut client, &request(7000), "direct").await;
+        // With the method, the scheme, the path and `host`.
+        for (fields, status) in [(93, "200"), (94, "431")] {
+            let fields = "x-user: 1\r\n".repeat(fields);
+            let request = format!("GET /direct/ HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
+            let end = if status == "200" {
+                "direct"
+            } else {
+                "too large"
+            };
+            let answer = ask(&mut client, &request, end).await;
+            assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+        }
         let mut client = connect(&bench);
         send(&mut client, &request(40_000)).await;
         let answer = read_all(&mut client).await;
         assert_is_ours(&answer, 431, "request header fields too large");
-        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 2);
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 3);
         let lines = bench.logged();
         assert_eq!(
             lines
                 .iter()
                 .filter(|line| line.contains(" status=431 "))
                 .count(),
-            2,
+            3,
             "{lines:?}"
         );
     });
@@ -226,8 +238,8 @@ fn with_trailers(path: &str, trailers: &str) -> String {
     format!("{head}\r\n\r\n1\r\na\r\n0\r\n{trailers}\r\n")
 }
 
-/// Trailers that servers on hyper don't take, and the answers to requests that end in them.
-fn refused_trailers() -> [(String, &'static str, &'static str); 4] {
+/// Trailers that servers on hyper, or Kestrel, don't take, and the answers to requests that end in them.
+fn refused_trailers() -> [(String, &'static str, &'static str); 5] {
     let large = "request header fields too large";
     [
         (
@@ -236,6 +248,7 @@ fn refused_trailers() -> [(String, &'static str, &'static str); 4] {
             large,
         ),
         ("aab: c\r\n".repeat(460), "431", large),
+        ("aab: c\r\n".repeat(93), "431", large),
         ("te: gzip\r\n".into(), "400", "malformed request"),
         ("upgrade: h2c\r\n".into(), "400", "malformed request"),
     ]
@@ -284,17 +297,17 @@ fn trailers_that_backends_do_not_forgive_are_refused() {
             .await;
         }
         // The connection stays, and so does the one to the backend; whatever else trailers hold passes.
-        let fields = "x-sum: 1\r\n".repeat(200);
+        let fields = "x-sum: 1\r\n".repeat(92);
         let answer = ask(&mut client, &with_trailers("/plain/", &fields), "0\r\n\r\n").await;
         assert!(answer.contains("/plain/ 1\r\n"), "{answer}");
-        assert_eq!(*ends.borrow(), [0, 0, 0, 0, 200]);
+        assert_eq!(*ends.borrow(), [0, 0, 0, 0, 0, 92]);
         let endpoint = &bench.worker.snapshot().clusters[0].endpoints[0].shared;
         assert_eq!(endpoint.connections.load(Ordering::Relaxed), 1);
         assert_eq!(endpoint.failures.load(Ordering::Relaxed), 0);
-        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 4);
-        assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 4);
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 6);
+        assert_eq!(bench.shard.resets(ResetCause::Malformed).get(), 5);
         let refused = |line: &&String| line.contains(" flags=DPE ");
-        assert_eq!(bench.logged().iter().filter(refused).count(), 8);
+        assert_eq!(bench.logged().iter().filter(refused).count(), 10);
     });
 }
 
