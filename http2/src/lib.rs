@@ -84,7 +84,8 @@ mod queue;
 pub mod stock;
 
 pub use connection::{
-    Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Refusal, Role, Sent, Unread, Windows,
+    Blocked, BlockedBy, Connection, Event, OpenError, Orphan, Refusal, Role, Sent, UNCONFIRMED,
+    Unread, Windows,
 };
 pub use error::{ConnectionError, Limit, Reason};
 pub use headers::{Field, Headers, Known, KnownSet, Packed, Place, is_authority, is_path};

@@ -34,7 +34,7 @@ use crate::{
 ///         │ send END_STREAM                     │ recv END_STREAM
 ///         └──────────────► closed ◄─────────────┘
 ///                            ▲
-///      RST_STREAM either way, from any state; while ten cancels are unconfirmed,
+///      RST_STREAM either way, from any state; while enough cancels are unconfirmed,
 ///      a reset of ours waits in the same state as `doomed`  [client]
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

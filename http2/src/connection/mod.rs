@@ -34,6 +34,7 @@ mod status;
 
 use std::{collections::VecDeque, time::Instant};
 
+pub use self::cancel::UNCONFIRMED;
 pub use self::event::{
     Blocked, BlockedBy, Event, OpenError, Orphan, Refusal, Role, Sent, Unread, Windows,
 };

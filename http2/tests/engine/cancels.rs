@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use http2::{Config, Reason, Role};
+use http2::{Config, Reason, Role, UNCONFIRMED};
 
 use crate::support::*;
+
+/// As many as may be under way.
+const FULL: u32 = UNCONFIRMED as u32;
 
 fn resets(sent: &[Frame]) -> Vec<u32> {
     sent.iter()
@@ -37,9 +40,9 @@ fn cancel(s: &mut Script, n: u32) -> Vec<Frame> {
 }
 
 #[test]
-fn the_eleventh_waits_for_the_acknowledgement_of_a_barrier() {
+fn one_too_many_waits_for_the_acknowledgement_of_a_barrier() {
     let mut s = Script::client(Config::default());
-    let sent = cancel(&mut s, 10);
+    let sent = cancel(&mut s, FULL);
     assert_eq!(resets(&sent).len(), 1, "each in its own flush");
     assert_eq!(barriers(&sent), 0);
     let stream = s.opened(0, false);
@@ -60,7 +63,7 @@ fn the_eleventh_waits_for_the_acknowledgement_of_a_barrier() {
 #[test]
 fn a_wave_of_cancels_is_no_strike_for_a_grpc_server() {
     let mut s = Script::client(Config::default());
-    let streams: Vec<u32> = (0..500).map(|key| s.opened(key, false)).collect();
+    let streams: Vec<u32> = (0..50 * FULL).map(|key| s.opened(key, false)).collect();
     for stream in &streams {
         s.engine.reset(*stream, Reason::CANCEL);
     }
@@ -68,7 +71,7 @@ fn a_wave_of_cancels_is_no_strike_for_a_grpc_server() {
     for round in 1.. {
         let sent = s.sent();
         gone.extend(resets(&sent));
-        assert_eq!(gone.len(), 10 * round);
+        assert_eq!(gone.len(), UNCONFIRMED * round);
         let wanted = usize::from(gone.len() < streams.len());
         assert_eq!(
             barriers(&sent),
@@ -90,7 +93,7 @@ fn a_barrier_waits_for_the_acknowledgement_of_our_first_settings() {
     s.one(&settings(&[]));
     s.sent();
     let began = s.now;
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let since = |s: &Script| {
         let engine = &s.engine;
         (
@@ -98,7 +101,7 @@ fn a_barrier_waits_for_the_acknowledgement_of_our_first_settings() {
             engine.barrier_unacked_since(),
         )
     };
-    assert_eq!(since(&s), (Some(began), None), "ten may go without one");
+    assert_eq!(since(&s), (Some(began), None), "so many may go without one");
     s.pass(Duration::from_secs(1));
     let wanted = s.now;
     let stream = s.opened(0, false);
@@ -124,7 +127,7 @@ fn a_barrier_waits_for_the_acknowledgement_of_our_first_settings() {
 #[test]
 fn a_barrier_is_awaited_from_when_it_has_left() {
     let mut s = Script::client(Config::default());
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let [stream, upload] = [0, 1].map(|key| s.opened(key, false));
     s.engine.reset(stream, Reason::CANCEL);
     s.engine.send_data(upload, &[7; 1000], true, s.now);
@@ -149,7 +152,7 @@ fn a_barrier_is_awaited_from_when_it_has_left() {
 fn a_barrier_that_is_not_wanted_any_more_is_not_awaited() {
     let mut s = Script::raw(Role::Client, Config::default());
     s.one(&settings(&[]));
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let stream = s.opened(0, false);
     s.engine.reset(stream, Reason::CANCEL);
     s.sent();
@@ -199,7 +202,7 @@ fn a_waiting_stream_swallows_its_response() {
         connection_window: 70_000,
         ..Config::default()
     });
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let a = s.opened(7, false);
     let b = s.opened(7, true);
     s.engine.reset(a, Reason::CANCEL);
@@ -211,7 +214,7 @@ fn a_waiting_stream_swallows_its_response() {
         connection_window: 70_000,
         ..Config::default()
     });
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let a = s.opened(7, true);
     s.engine.reset(a, Reason::CANCEL);
     s.sent();
@@ -233,11 +236,11 @@ fn a_waiting_stream_swallows_its_response() {
 #[test]
 fn a_response_on_a_later_stream_confirms_without_a_barrier() {
     let mut s = Script::client(Config::default());
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let live = s.opened(1, true);
     let head = s.headers(live, &response(), true);
     s.one(&head);
-    let sent = cancel(&mut s, 10);
+    let sent = cancel(&mut s, FULL);
     assert_eq!((resets(&sent).len(), barriers(&sent)), (1, 0));
 }
 
@@ -256,7 +259,7 @@ fn streams_that_were_answered_are_reset_at_once() {
 #[test]
 fn a_reset_by_the_peer_ends_a_waiting_one_silently() {
     let mut s = Script::client(Config::default());
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let stream = s.opened(1, false);
     s.engine.reset(stream, Reason::CANCEL);
     assert_eq!(barriers(&s.sent()), 1);
@@ -268,7 +271,7 @@ fn a_reset_by_the_peer_ends_a_waiting_one_silently() {
 #[test]
 fn waiting_streams_count_against_the_peer_s_limit() {
     let mut s = Script::client_after(Config::default(), &[(3, 1)]);
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let stream = s.opened(1, false);
     s.engine.reset(stream, Reason::CANCEL);
     assert!(s.engine.is_empty() && !s.engine.can_open());
@@ -287,12 +290,12 @@ fn a_server_never_waits() {
 #[test]
 fn a_late_response_confirms_too() {
     let mut s = Script::client(Config::default());
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let stream = s.opened(1, false);
     s.engine.reset(stream, Reason::CANCEL);
     assert_eq!(barriers(&s.sent()), 1);
-    // It crossed the reset of the tenth stream.
-    let head = s.headers(19, &response(), true);
+    // It crossed the reset of the last stream that went.
+    let head = s.headers(2 * FULL - 1, &response(), true);
     s.quiet(&head);
     assert_eq!(resets(&s.sent()), [stream]);
 }
@@ -300,10 +303,10 @@ fn a_late_response_confirms_too() {
 #[test]
 fn each_that_waited_is_told_once_when_it_goes() {
     let mut s = Script::client(Config::default());
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let mut streams = Vec::new();
     let mut asked = 0;
-    for key in 0..25 {
+    for key in 0..2 * FULL + 5 {
         let stream = s.opened(key, false);
         s.engine.reset(stream, Reason::CANCEL);
         asked += barriers(&s.sent());
@@ -315,25 +318,28 @@ fn each_that_waited_is_told_once_when_it_goes() {
         told.sort_unstable();
         told
     };
-    assert_eq!((told(&mut s), s.engine.cancels_waiting()), (vec![], 25));
-    s.quiet(&rst(streams[24], 8));
-    assert_eq!(told(&mut s), [streams[24]]);
+    let (first, rest) = streams.split_at(UNCONFIRMED);
+    let (second, last) = rest.split_at(UNCONFIRMED);
+    assert_eq!(told(&mut s), []);
+    assert_eq!(s.engine.cancels_waiting(), streams.len());
+    s.quiet(&rst(last[4], 8));
+    assert_eq!(told(&mut s), last[4..]);
     s.quiet(&acknowledgement());
-    assert_eq!(told(&mut s), streams[..10]);
-    assert_eq!(s.engine.cancels_waiting(), 14);
+    assert_eq!(told(&mut s), first);
+    assert_eq!(s.engine.cancels_waiting(), UNCONFIRMED + 4);
     assert_eq!(barriers(&s.sent()), 1);
     s.quiet(&acknowledgement());
-    assert_eq!(told(&mut s), streams[10..20]);
-    let head = s.headers(streams[23], &response(), true);
+    assert_eq!(told(&mut s), second);
+    let head = s.headers(last[3], &response(), true);
     s.quiet(&head);
-    assert_eq!(told(&mut s), streams[20..24]);
+    assert_eq!(told(&mut s), last[..4]);
     assert_eq!((told(&mut s), s.engine.cancels_waiting()), (vec![], 0));
 }
 
 #[test]
 fn one_that_waits_is_not_the_one_of_which_most_is_unread() {
     let mut s = Script::client(Config::default());
-    cancel(&mut s, 10);
+    cancel(&mut s, FULL);
     let [most, less] = [20_000, 10_000].map(|bytes| {
         let stream = s.opened(0, false);
         s.engine.send_data(stream, &vec![1; bytes], false, s.now);

@@ -104,8 +104,8 @@ fn a_queue_has_one_timer_however_often_it_is_left() {
         let (_silent, address) = silent().await;
         let bench = Bench::new(&[address]);
         let mut client = Client::connect(&bench).await;
-        // An engine keeps more than ten cancels back.
-        for _ in 0..8 {
+        // An engine keeps more cancels back.
+        for _ in 0..http2::UNCONFIRMED {
             let stream = client.call("/api.Echo/Echo", b"", true);
             client.flush().await;
             at_once(|| waiting(&bench) == 1).await;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use http2::UNCONFIRMED;
 use tokio::{net::TcpListener, sync::Notify};
 
 use super::*;
@@ -56,14 +57,14 @@ fn a_connection_on_which_many_cancels_wait_is_used_only_if_there_is_no_other() {
             (cluster.max_connections, cluster.per_connection_streams) = (most, 3);
             let bench = Bench::with(&[address], patient(), cluster);
             let (mut raw, _) = Raw::open(&bench, patient()).await;
-            // Ten resets may be under way.
-            cancelled(&bench, &mut raw, &seen, 0..12).await;
+            let two_wait = UNCONFIRMED + 2;
+            cancelled(&bench, &mut raw, &seen, 0..two_wait).await;
             let waiting = || connections(&bench)[0].link.engine().cancels_waiting();
             assert_eq!((waiting(), connections(&bench).len()), (2, 1));
-            cancelled(&bench, &mut raw, &seen, 12..13).await;
+            cancelled(&bench, &mut raw, &seen, two_wait..two_wait + 1).await;
             assert_eq!((waiting(), connections(&bench).len()), (3, 1));
-            open(&mut raw, 13).await;
-            at_once(|| seen.borrow().len() == 14).await;
+            open(&mut raw, two_wait + 1).await;
+            at_once(|| seen.borrow().len() == two_wait + 2).await;
             assert_eq!(connections(&bench).len(), wanted);
             let first = connections(&bench).remove(0);
             let on_first = first.link.engine().stream_count();
@@ -78,25 +79,26 @@ fn a_backend_that_leaves_cancels_unacknowledged_for_20_s_loses_its_connection() 
         let (address, seen) = deaf().await;
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let (mut raw, _) = Raw::open(&bench, patient()).await;
-        cancelled(&bench, &mut raw, &seen, 0..10).await;
+        cancelled(&bench, &mut raw, &seen, 0..UNCONFIRMED).await;
         let first = connections(&bench).remove(0);
         let unacked = || first.link.engine().barrier_unacked_since().is_some();
-        assert!(!unacked(), "ten may go without one");
-        cancelled(&bench, &mut raw, &seen, 10..13).await;
+        assert!(!unacked(), "so many may go without one");
+        let three_wait = UNCONFIRMED + 3;
+        cancelled(&bench, &mut raw, &seen, UNCONFIRMED..three_wait).await;
         at_once(unacked).await;
         assert_eq!(first.cancelling.borrow().len(), 3);
         pass(Duration::from_secs(19)).await;
         settle().await;
         assert!(!first.link.is_closed(), "19 s are not 20");
-        open(&mut raw, 13).await;
-        at_once(|| seen.borrow().len() == 14).await;
+        open(&mut raw, three_wait).await;
+        at_once(|| seen.borrow().len() == three_wait + 1).await;
         pass(Duration::from_secs(1)).await;
         at_once(|| first.link.is_closed()).await;
         assert!(first.cancelling.borrow().is_empty());
         let answer = raw.next_of(HEADERS).await;
         assert_eq!(answer[4] & END_STREAM, END_STREAM, "by a status alone");
-        open(&mut raw, 14).await;
-        at_once(|| seen.borrow().len() == 15).await;
+        open(&mut raw, three_wait + 1).await;
+        at_once(|| seen.borrow().len() == three_wait + 2).await;
         assert_eq!(connections(&bench).len(), 1, "on another one");
     });
 }
@@ -179,7 +181,7 @@ fn cancels_reach_a_backend_that_acknowledges_several_settings_at_once() {
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let (mut raw, _) = Raw::open(&bench, patient()).await;
         go.cancelled(&bench, &mut raw, 0..25).await;
-        at_once(|| go.count(RST_STREAM) == 10).await;
+        at_once(|| go.count(RST_STREAM) == UNCONFIRMED).await;
         settle().await;
         go.written.notify_one();
         at_once(|| go.count(RST_STREAM) == 25).await;
@@ -196,12 +198,13 @@ fn a_backend_that_acknowledges_nothing_loses_its_connection_when_cancels_have_wa
         let (address, go) = Go::new().await;
         let bench = Bench::with(&[address], patient(), testing::cluster_policy());
         let (mut raw, _) = Raw::open(&bench, patient()).await;
-        go.cancelled(&bench, &mut raw, 0..10).await;
+        go.cancelled(&bench, &mut raw, 0..UNCONFIRMED).await;
         pass(Duration::from_secs(60)).await;
         settle().await;
         let only = connections(&bench).remove(0);
         assert!(!only.link.is_closed(), "nobody waits for it");
-        go.cancelled(&bench, &mut raw, 10..13).await;
+        go.cancelled(&bench, &mut raw, UNCONFIRMED..UNCONFIRMED + 3)
+            .await;
         at_once(|| only.link.engine().barrier_unacked_since().is_some()).await;
         pass(Duration::from_secs(19)).await;
         settle().await;
@@ -223,22 +226,23 @@ fn cancels_that_go_make_room_for_those_that_wait() {
         let mut policy = patient();
         policy.http2.max_concurrent_streams = 1000;
         let (mut raw, _) = Raw::open(&bench, policy).await;
-        cancelled(&bench, &mut raw, &seen, 0..11).await;
+        cancelled(&bench, &mut raw, &seen, 0..UNCONFIRMED + 1).await;
         let first = connections(&bench).remove(0);
         assert_eq!(first.cancelling.borrow().len(), 1);
         // All but one of the streams that the backend allows.
         let most = first.link.engine().peer_max_streams() as usize;
-        cancelled(&bench, &mut raw, &seen, 11..10 + most - 1).await;
-        let live = open(&mut raw, 10 + most - 1).await;
-        at_once(|| seen.borrow().len() == 10 + most).await;
+        let all = UNCONFIRMED + most;
+        cancelled(&bench, &mut raw, &seen, UNCONFIRMED + 1..all - 1).await;
+        let live = open(&mut raw, all - 1).await;
+        at_once(|| seen.borrow().len() == all).await;
         assert!(!first.link.engine().can_open());
         assert_eq!(first.cancelling.borrow().len(), most - 1);
-        open(&mut raw, 10 + most).await;
+        open(&mut raw, all).await;
         let waits = || bench.shard.limits(Limit::UpstreamConnections).get() == 1;
         at_once(waits).await;
         // The answer to the last stream confirms the resets of all earlier ones.
         raw.send(&testing::frame(DATA, 0, live, b"more")).await;
-        at_once(|| seen.borrow().len() == 10 + most + 1).await;
+        at_once(|| seen.borrow().len() == all + 1).await;
         assert!(first.cancelling.borrow().is_empty());
         assert_eq!(first.link.engine().stream_count(), 2);
     });
@@ -247,7 +251,7 @@ fn cancels_that_go_make_room_for_those_that_wait() {
 #[test]
 fn a_wave_of_cancels_is_no_strike_for_a_grpc_server_and_ends_nobody_elses_rpc() {
     frozen(|| async {
-        const WAVE: usize = 90;
+        const WAVE: usize = 15 * UNCONFIRMED;
         let frames = Rc::new(RefCell::new(Strikes::default()));
         let (opened, barriers) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
         let address = backend_behind(
@@ -287,7 +291,7 @@ fn a_wave_of_cancels_is_no_strike_for_a_grpc_server_and_ends_nobody_elses_rpc() 
         raw.send(&resets).await;
         at_once(|| frames.borrow().streams.len() == 1).await;
         assert_eq!((frames.borrow().pings, frames.borrow().strikes), (0, 0));
-        assert_eq!(barriers.get(), WAVE / 10 - 1);
+        assert_eq!(barriers.get(), WAVE / UNCONFIRMED - 1);
         let only = connections(&bench).remove(0);
         at_once(|| only.cancelling.borrow().is_empty()).await;
         other.send(&testing::frame(DATA, 0, others, b"more")).await;

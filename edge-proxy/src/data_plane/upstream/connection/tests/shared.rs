@@ -270,21 +270,22 @@ fn settings_that_came_in_time_count_when_they_are_read_late() {
     }
 }
 
-/// Eleven RPCs are cancelled after the backend has seen them, and an upload of `body` bytes begins before; the stream of
+/// One RPC more than may be is cancelled after the backend has seen them, and an upload of `body` bytes begins before; the stream of
 /// that.
 async fn asks_for_a_barrier(bench: &Bench, backend: &mut Backend, body: usize) -> u32 {
     let (mut raw, _) = Raw::open(bench, patient()).await;
     let head = testing::grpc("/api.Echo/Echo");
-    for number in 0..12 {
+    let rpcs = http2::UNCONFIRMED + 2;
+    for number in 0..rpcs {
         let block = raw.block(&head);
-        let stream = 2 * number + 1;
+        let stream = 2 * number as u32 + 1;
         raw.send(&testing::frame(HEADERS, END_HEADERS, stream, &block))
             .await;
     }
-    at_once(|| bench.worker.rpcs.borrow().len() == 12).await;
+    at_once(|| bench.worker.rpcs.borrow().len() == rpcs).await;
     backend.greet().await;
     let mut streams = Vec::new();
-    while streams.len() < 12 {
+    while streams.len() < rpcs {
         streams.push(stream_of(&backend.next_of(HEADERS).await));
     }
     for part in vec![7; body].chunks(16_000) {
@@ -296,9 +297,9 @@ async fn asks_for_a_barrier(bench: &Bench, backend: &mut Backend, body: usize) -
         engine.output().len() + engine.pending_bytes() >= body
     };
     at_once(|| body == 0 || uploaded()).await;
-    for number in 1..12 {
-        let reason = Reason::CANCEL.0.to_be_bytes();
-        raw.send(&testing::frame(RST_STREAM, 0, 2 * number + 1, &reason))
+    for number in 1..rpcs {
+        let (stream, reason) = (2 * number as u32 + 1, Reason::CANCEL.0.to_be_bytes());
+        raw.send(&testing::frame(RST_STREAM, 0, stream, &reason))
             .await;
     }
     at_once(|| bench.worker.rpcs.borrow().len() == 1).await;
