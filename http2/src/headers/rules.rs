@@ -95,7 +95,7 @@ pub(super) fn validate(headers: &Headers, known: usize, kind: Kind) -> Result<()
         Kind::Response if pseudo & Known::Status.bit() == 0 => return Err(NO_STATUS),
         Kind::Response | Kind::Trailers => {}
     }
-    content_lengths_agree(headers)
+    content_lengths(headers, kind)
 }
 
 /// The bit of a pseudo-header field, if `kind` may have it (RFC 9113 §8.3).
@@ -137,21 +137,26 @@ fn request_line(headers: &Headers, pseudo: u32) -> Result<(), &'static str> {
     }
 }
 
-fn content_lengths_agree(headers: &Headers) -> Result<(), &'static str> {
+/// RFC 9110 §8.6: a second one may be the same, or what has it be invalid. Kestrel ends the connection for it.
+fn content_lengths(headers: &Headers, kind: Kind) -> Result<(), &'static str> {
     let mut values = headers.all_known(Known::ContentLength).map(content_length);
-    let first = values.next();
-    match first.is_none() || values.all(|v| Some(v) == first) {
-        true => Ok(()),
-        false => Err(CONTENT_LENGTHS_DIFFER),
+    let Some(first) = values.next() else {
+        return Ok(());
+    };
+    match kind {
+        Kind::Request if values.next().is_some() => Err(CONTENT_LENGTH_TWICE),
+        _ if values.all(|other| other == first) => Ok(()),
+        _ => Err(CONTENT_LENGTHS_DIFFER),
     }
 }
 
-/// RFC 9110 §8.6: digits only. A number that u64 can't hold is no length of anything that could follow.
+/// RFC 9110 §8.6: digits only. A number that i64 can't hold is no length of anything that could follow, and Kestrel ends
+/// the connection for it.
 pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     // The crate `h2` takes no more digits than a u64 has, be they zeros.
     let digits = matches!(value.len(), 1..20) && value.iter().all(u8::is_ascii_digit);
     let text = digits.then(|| std::str::from_utf8(value).ok())??;
-    text.parse().ok()
+    text.parse::<i64>().ok()?.try_into().ok()
 }
 
 /// Three digits, 100–599 (RFC 9110 §15).
@@ -410,6 +415,7 @@ const NO_PATH: &str = "a request without :path (RFC 9113 §8.3.1)";
 const PATH_ASTERISK: &str = ":path is * and :method is not OPTIONS (RFC 9113 §8.3.1)";
 const CONNECT_WITH_PATH: &str = "CONNECT with :scheme or :path (RFC 9113 §8.5)";
 const CONNECT_NO_AUTHORITY: &str = "CONNECT without :authority (RFC 9113 §8.5)";
+const CONTENT_LENGTH_TWICE: &str = "content-length more than once (RFC 9110 §8.6)";
 const CONTENT_LENGTHS_DIFFER: &str = "content-length values that differ (RFC 9110 §8.6)";
 
 #[cfg(test)]

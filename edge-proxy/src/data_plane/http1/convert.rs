@@ -48,6 +48,9 @@ pub(super) fn request(head: &request::Parts) -> Result<Headers, Refusal> {
     if let Err(rule) = rule {
         return Err(Refusal::Malformed(rule, headers));
     }
+    if headers.known(Known::ContentLength).is_some() && headers.content_length().is_none() {
+        return Err(Refusal::Malformed(CONTENT_LENGTH, headers));
+    }
     if host_is_wrong(head) {
         return Err(Refusal::Host(headers));
     }
@@ -113,6 +116,9 @@ fn host_is_wrong(head: &request::Parts) -> bool {
         (Some(host), None) => !http2::is_authority(host.as_bytes()),
     }
 }
+
+/// hyper takes what fits a u64, with any number of zeros before it; not every backend does.
+const CONTENT_LENGTH: &str = "content-length is no number that all servers take (RFC 9110 §8.6)";
 
 /// The target was absolute and had nothing behind the authority.
 fn is_bare(head: &request::Parts) -> bool {

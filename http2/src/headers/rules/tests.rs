@@ -290,10 +290,23 @@ fn content_lengths() {
         ("x-a", "1"),
         ("content-length", "05"),
     ];
-    assert_eq!(request(twice), Ok(()));
+    assert_eq!(request(twice), Err(CONTENT_LENGTH_TWICE));
+    assert_eq!(rule(Kind::Response, &[OK, twice]), Ok(()));
+    let most: Fields<'_> = &[("content-length", "9223372036854775807")];
+    assert_eq!(request(most), Ok(()));
+    assert_eq!(of(most), Some(i64::MAX as u64));
     assert_eq!(of(twice), Some(5));
     assert_eq!(of(&[]), None);
-    for wrong in ["", "-1", "+1", "1,1", "0x1", "1.0", "99999999999999999999"] {
+    for wrong in [
+        "",
+        "-1",
+        "+1",
+        "1,1",
+        "0x1",
+        "1.0",
+        "9223372036854775808",
+        "99999999999999999999",
+    ] {
         assert_eq!(
             request(&[("content-length", wrong)]),
             fault(Fault::ContentLength),
@@ -301,7 +314,7 @@ fn content_lengths() {
         );
     }
     let differing: Fields<'_> = &[("content-length", "5"), ("content-length", "6")];
-    assert_eq!(request(differing), Err(CONTENT_LENGTHS_DIFFER));
+    assert_eq!(request(differing), Err(CONTENT_LENGTH_TWICE));
     assert_eq!(
         rule(Kind::Response, &[OK, differing]),
         Err(CONTENT_LENGTHS_DIFFER)

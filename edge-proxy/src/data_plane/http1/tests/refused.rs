@@ -47,6 +47,16 @@ fn local_answers() {
                 "400",
                 "malformed request",
             ),
+            (
+                "POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 9223372036854775808\r\n\r\n",
+                "400",
+                "malformed request",
+            ),
+            (
+                "POST /plain/ HTTP/1.1\r\nhost: a\r\ncontent-length: 00000000000000000001\r\n\r\n",
+                "400",
+                "malformed request",
+            ),
         ];
         for (request, status, end) in cases {
             let mut client = connect(&bench);
