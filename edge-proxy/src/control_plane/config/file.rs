@@ -279,7 +279,8 @@ pub(super) struct Cluster {
     /// Percent of healthy endpoints below which all are used; 0: never. Default: 0.
     #[schemars(range(max = 100))]
     pub(super) panic_threshold: Option<At<u64>>,
-    /// HTTP/2 connections per endpoint and worker; all but the first are closed after 15 minutes without a stream. Default: 8.
+    /// HTTP/2 connections per endpoint and worker; all but the first are closed after 15 minutes without a stream. One
+    /// that takes no more RPCs (after a GOAWAY) isn't counted; while 256 of those are left, no other is opened. Default: 8.
     #[schemars(range(min = 1, max = 2_147_483_647))]
     pub(super) max_connections: Option<At<u64>>,
     /// Streams per such connection. Default: 100.

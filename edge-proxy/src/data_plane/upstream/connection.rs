@@ -254,6 +254,11 @@ impl Upstream {
         self.state.get() == State::Ready
     }
 
+    /// It takes no more RPCs, and is there for those that run.
+    pub(super) fn leaves(&self) -> bool {
+        matches!(self.state.get(), State::Leaving | State::Abandoned)
+    }
+
     pub(super) fn has_room(&self, limit: u32, most: Congestion) -> bool {
         if self.state.get() != State::Ready || self.congestion.get() > most || self.link.is_closed()
         {

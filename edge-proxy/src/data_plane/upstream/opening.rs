@@ -58,12 +58,16 @@ impl EndpointPool {
         Ok(())
     }
 
-    /// Whether there are fewer than the limit allows, and the last one to be opened hasn't just failed.
+    /// Whether there are fewer than the limit allows, not too many that only leave, and the last one to be opened hasn't just
+    /// failed.
     pub(super) fn may_open_another(&self, now: Instant) -> bool {
         let connections = self.connections.borrow();
         let ready = connections.iter().filter(|one| one.is_ready()).count();
+        let leaving = connections.iter().filter(|one| one.leaves()).count();
         let pauses = ready > 0 && self.pause.get().holds(now);
-        !pauses && ready + self.opening.get() < self.policy.borrow().max_connections
+        !pauses
+            && leaving < LEAVING
+            && ready + self.opening.get() < self.policy.borrow().max_connections
     }
 
     /// A connection is on its way, and has been for so long that nobody is to wait for it who can be served now.
@@ -122,6 +126,11 @@ impl EndpointPool {
         result
     }
 }
+
+/// Connections that take no more RPCs and have some that run, before no other takes their place until one of them has ended:
+/// a backend may say GOAWAY on each, and answer nobody. All clusters share the process's files. A server that means well has
+/// few: of a grpc-go with a MaxConnectionAge of 30 s, the RPCs on these run for two hours.
+pub(super) const LEAVING: usize = 256;
 
 /// How long RPCs wait for a connection that is on its way when one would serve them that is congested, or has refused them:
 /// connects in one data centre take a few milliseconds, and one that hangs takes `connect_timeout`.

@@ -4,7 +4,10 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::*;
 use crate::{
-    data_plane::testing::{GOAWAY, SETTINGS, frame},
+    data_plane::{
+        testing::{GOAWAY, SETTINGS, frame},
+        upstream::opening::LEAVING,
+    },
     snapshot::{Endpoint, Health, streak::Thresholds},
 };
 
@@ -140,6 +143,42 @@ fn a_connection_that_leaves_has_no_place_in_the_clusters_circuits() {
         }
         let used = bench.worker.snapshot().clusters[0].circuits.uses().next();
         assert_eq!(used.map(|one| (one.used, one.refused)), Some((0, 0)));
+    });
+}
+
+#[test]
+fn a_backend_that_leaves_every_connection_keeps_no_more_than_256_of_them() {
+    frozen(|| async {
+        let heads = Rc::new(Cell::new(0));
+        let seen = heads.clone();
+        let address = backend(move |engine, event| {
+            if let Event::Headers { .. } = event {
+                seen.set(seen.get() + 1);
+                engine.shutdown(Reason::NO_ERROR);
+            }
+        });
+        let bench = Bench::new(&[address.await]);
+        let mut many = policy();
+        many.http2.max_concurrent_streams = 1000;
+        let mut client = Client::connect_with(&bench, many).await;
+        let open = || bench.worker.pool.connections();
+        let mut streams = Vec::new();
+        for rpcs in 1..=LEAVING {
+            streams.push(client.call("/api.Echo/Echo", b"", true));
+            client.flush().await;
+            at_once(|| heads.get() == rpcs && !open().iter().any(|one| one.is_ready())).await;
+        }
+        client.call("/api.Echo/Echo", b"", true);
+        client.flush().await;
+        at_once(|| waiting(&bench) == 1).await;
+        settle().await;
+        assert_eq!((open().len(), heads.get()), (LEAVING, LEAVING));
+        assert_eq!(bench.shard.limits(Limit::UpstreamConnections).get(), 1);
+        // One of them ends.
+        client.engine.reset(streams[7], Reason::CANCEL);
+        client.flush().await;
+        at_once(|| heads.get() == LEAVING + 1).await;
+        assert_eq!((open().len(), waiting(&bench)), (LEAVING, 0));
     });
 }
 
