@@ -65,9 +65,9 @@ pub enum Event<'a> {
         bytes: &'a [u8],
         end_stream: bool,
     },
-    /// The stream is gone: the peer reset it or its GOAWAY left it behind (`by_peer`), or the engine did because the peer
-    /// broke a stream rule. `unprocessed`: the peer has proven that it did nothing with it, by a
-    /// GOAWAY or by REFUSED_STREAM before any response head. `headers_left`: any byte of our
+    /// The stream is gone: the peer reset it or its GOAWAY or SETTINGS left it behind (`by_peer`), or the engine did because
+    /// the peer broke a stream rule. `unprocessed`: the peer has proven that it did nothing with it, by a
+    /// GOAWAY, by SETTINGS that came before our HEADERS left, or by REFUSED_STREAM before any response head. `headers_left`: any byte of our
     /// HEADERS had left through [`consume`](super::Connection::consume) by then; if not, the peer
     /// had nothing to do with it.
     Reset {
@@ -78,7 +78,8 @@ pub enum Event<'a> {
         unprocessed: bool,
         headers_left: bool,
     },
-    /// The peer's SETTINGS were applied; `first` for the ones that open the connection.
+    /// The peer's SETTINGS were applied; `first` for the ones that open the connection. Streams that `flush` hasn't put on
+    /// the wire yet and that are above a lower limit of theirs follow as `Reset { unprocessed: true }` (client role).
     Settings { first: bool },
     /// The peer's GOAWAY. Streams above `last_stream` follow as `Reset { unprocessed: true }`
     /// (client role), as do those that `flush` hasn't put on the wire yet. `debug_data`: the first 256 bytes of what the

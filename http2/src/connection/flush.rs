@@ -60,7 +60,7 @@ impl Connection {
 
     fn flush_opens(&mut self) {
         while !self.opening.is_empty() {
-            if self.out.len() >= self.config.output_limit || !self.may_put_on_wire() {
+            if self.out.len() >= self.config.output_limit {
                 return;
             }
             let Some((at, head)) = self.opening.pop() else {

@@ -194,6 +194,9 @@ impl Connection {
         if by != 0 {
             self.shift_windows(by)?;
         }
+        if self.role == Role::Client {
+            self.give_up_opening();
+        }
         let first = !std::mem::replace(&mut self.peer_ready, true);
         self.answer()?;
         frame::write_settings_ack(self.out.frames());
@@ -294,17 +297,32 @@ impl Connection {
         for (id, opening, headers_left) in gone {
             // Frames that the peer sent before it decided are dropped.
             let cause = (!opening).then_some(Closed::ByUs);
-            if let Some(at) = self.streams.find(id)
-                && let Some(key) = self.remove(at, cause)
-            {
-                let stream = Orphan {
-                    stream: id,
-                    key,
-                    headers_left,
-                };
-                let left_behind = self.left_behind.get_or_insert_default();
-                left_behind.push_back((stream, reason));
+            if let Some(at) = self.streams.find(id) {
+                self.orphan(at, cause, headers_left, reason);
             }
+        }
+    }
+
+    /// The peer may have lowered its limit since streams were opened that aren't on the wire: those that it doesn't take now
+    /// are taken out, since their owner may know of another connection, or for how long they may wait.
+    fn give_up_opening(&mut self) {
+        let most = self.peer.max_concurrent_streams as usize;
+        let over = self.streams.len().saturating_sub(most);
+        for at in self.opening.drop_last(over) {
+            self.orphan(at, None, false, Reason::REFUSED_STREAM);
+        }
+    }
+
+    /// Takes a stream out that the peer won't process: told behind the frame's own event.
+    fn orphan(&mut self, at: Handle, cause: Option<Closed>, headers_left: bool, reason: Reason) {
+        if let Some(key) = self.remove(at, cause) {
+            let stream = Orphan {
+                stream: at.id,
+                key,
+                headers_left,
+            };
+            let left_behind = self.left_behind.get_or_insert_default();
+            left_behind.push_back((stream, reason));
         }
     }
 

@@ -1,9 +1,9 @@
-//! Client role: the heads of streams that wait to be put on the wire, and how much memory they take: the peer's limit on
-//! streams, or an output that it doesn't read, may keep them for long.
+//! Client role: the heads of streams that wait to be put on the wire, and how much memory they take: an output that the
+//! peer doesn't read may keep them for long. They are never more than its limit on streams has room for.
 
 use std::collections::VecDeque;
 
-use crate::{headers::Headers, stream::Handle};
+use crate::{headers::Headers, stock, stream::Handle};
 
 /// Streams that `open` queued, ascending, with their heads.
 #[derive(Debug, Default)]
@@ -15,11 +15,6 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -42,6 +37,17 @@ impl Opening {
         let (_, head) = self.waiting.remove(place)?;
         self.blocks -= head.memory();
         Some(head)
+    }
+
+    /// Takes the last ones out, so many at most; in their order.
+    pub(super) fn drop_last(&mut self, most: usize) -> Vec<Handle> {
+        let kept = self.waiting.len().saturating_sub(most);
+        let last = self.waiting.drain(kept..).map(|(at, head)| {
+            self.blocks -= head.memory();
+            stock::recycle(head);
+            at
+        });
+        last.collect()
     }
 
     pub(super) fn clear(&mut self) {

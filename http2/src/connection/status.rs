@@ -97,13 +97,7 @@ impl Connection {
     /// [`pending_bytes`](Self::pending_bytes): nobody else may have a reason to.
     #[inline]
     pub fn opens_waiting(&self) -> bool {
-        !self.opening.is_empty() && self.may_put_on_wire()
-    }
-
-    /// Whether the peer's limit leaves room for another stream, beside those that it knows of.
-    pub(super) fn may_put_on_wire(&self) -> bool {
-        let on_wire = self.streams.len() - self.opening.len();
-        on_wire < self.peer.max_concurrent_streams as usize
+        !self.opening.is_empty()
     }
 
     /// Memory that the output takes, frames and header blocks whose end hasn't come, and blocks that wait: heads for their

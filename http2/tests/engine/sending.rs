@@ -218,15 +218,33 @@ fn open_says_why_not() {
 }
 
 #[test]
-fn a_limit_that_falls_holds_streams_back_that_are_not_on_the_wire() {
-    let mut s = Script::client_after(Config::default(), &[(3, 2)]);
+fn a_limit_that_falls_gives_up_streams_that_are_not_on_the_wire() {
+    let mut s = Script::client_after(Config::default(), &[(3, 5)]);
+    let before = s.engine.buffered();
     let first = s.opened(0, true);
-    s.engine.open(request(), true, 0).unwrap();
-    s.feed(&settings(&[(3, 1)])).unwrap();
-    assert_eq!(kinds(&s.sent()), [(SETTINGS, 0)]);
+    let streams = [1, 2, 3, 4].map(|key| s.engine.open(request(), false, key).unwrap());
+    s.engine.send_data(streams[2], b"x", true, s.now);
+    let left = |key: u32| Got::Reset {
+        stream: streams[key as usize - 1],
+        key,
+        reason: Reason::REFUSED_STREAM,
+        by_peer: true,
+        unprocessed: true,
+        headers_left: false,
+    };
+    let got = s.feed(&settings(&[(3, 3)])).unwrap();
+    assert_eq!(got, [Got::Settings(false), left(3), left(4)]);
+    assert_eq!(s.engine.pending_bytes(), 0);
+    assert!(!s.engine.can_open());
+    let on_wire = [(SETTINGS, 0), (HEADERS, streams[0]), (HEADERS, streams[1])];
+    assert_eq!(kinds(&s.sent()), on_wire);
+    assert_eq!(s.engine.buffered(), before);
+    // What is on the wire stays, however low it is.
+    let got = s.feed(&settings(&[(3, 0)])).unwrap();
+    assert_eq!(got, [Got::Settings(false)]);
     let head = s.headers(first, &response(), true);
     s.one(&head);
-    assert_eq!(kinds(&s.sent()), [(HEADERS, 3)]);
+    assert_eq!(s.engine.stream_count(), 2);
 }
 
 #[test]
@@ -244,20 +262,6 @@ fn opens_wait_while_the_output_is_full() {
     s.sent();
     assert_eq!(kinds(&s.sent()), [(HEADERS, 1)]);
     assert!(!s.engine.opens_waiting());
-}
-
-#[test]
-fn opens_that_wait_for_the_peers_limit_are_not_for_another_flush() {
-    let mut s = Script::client_after(Config::default(), &[(3, 2)]);
-    let first = s.opened(0, true);
-    s.engine.open(request(), true, 0).unwrap();
-    assert!(s.engine.opens_waiting());
-    s.feed(&settings(&[(3, 1)])).unwrap();
-    s.sent();
-    assert!(!s.engine.opens_waiting());
-    let head = s.headers(first, &response(), true);
-    s.one(&head);
-    assert!(s.engine.opens_waiting());
 }
 
 #[test]

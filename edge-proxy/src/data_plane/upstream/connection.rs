@@ -460,7 +460,7 @@ impl Side for Rc<Upstream> {
                 self.made_room.set(true);
                 let outcome = Outcome::of_reset(reason, unprocessed, headers_left);
                 let cause = match outcome {
-                    // Not this stream was refused: its connection is going away.
+                    // Not this stream was refused: its connection is going away, or takes fewer of them from now on.
                     Outcome::NeverSent => ResetCause::Termination,
                     _ if by_peer => ResetCause::RemoteReset,
                     _ => ResetCause::ProtocolError,
