@@ -262,6 +262,8 @@ pub fn encode_grpc_message(text: &str) -> Cow<'_, str> {
 /// The gRPC status codes that the proxy gives, or reads something from (gRPC's `statuscodes` document). What a backend says
 /// may be any number.
 pub mod grpc {
+    /// All went well.
+    pub const OK: u32 = 0;
     /// The client took its request back.
     pub const CANCELLED: u32 = 1;
     /// Also what stands for a status of HTTP that has no better word.

@@ -24,7 +24,7 @@ use super::{
     worker::{Phase, Worker},
 };
 use crate::{
-    error::Failure,
+    error::{Failure, Flag},
     snapshot::ListenerPolicy,
     telemetry::metrics::{self, HandshakeResult, Limit, ResetCause, Shard},
 };
@@ -503,7 +503,8 @@ impl Side for Rc<Downstream> {
             Event::Malformed { key, rule, .. } => {
                 tracing::debug!(peer = %self.peer(), rule, "malformed request");
                 worker.shard.resets(ResetCause::Malformed).inc();
-                rpc::client_reset(worker, Key::from_engine(key), Reason::PROTOCOL_ERROR);
+                let flag = Flag::DownstreamProtocolError;
+                rpc::client_reset(worker, Key::from_engine(key), flag);
             }
             Event::Reset {
                 key,
@@ -511,13 +512,18 @@ impl Side for Rc<Downstream> {
                 by_peer,
                 ..
             } => {
-                let cause = if by_peer {
-                    ResetCause::ClientCancel
+                let (cause, flag) = if by_peer {
+                    (ResetCause::ClientCancel, Flag::DownstreamReset)
                 } else {
-                    ResetCause::Malformed
+                    tracing::debug!(peer = %self.peer(), %reason, "stream reset for what the client sent");
+                    // Once the request is taken, nothing but its trailers can be too much.
+                    if reason == Reason::ENHANCE_YOUR_CALM {
+                        worker.shard.limits(Limit::HeaderBytes).inc();
+                    }
+                    (ResetCause::Malformed, Flag::DownstreamProtocolError)
                 };
                 worker.shard.resets(cause).inc();
-                rpc::client_reset(worker, Key::from_engine(key), reason);
+                rpc::client_reset(worker, Key::from_engine(key), flag);
             }
             Event::Settings { first } => {
                 if first {

@@ -1,9 +1,10 @@
 //! Which gRPC methods have a label of their own.
 //!
 //! Operators want RPCs by method; the proxy knows no service definitions, and a path is whatever a
-//! client writes into it. So a method becomes known once a backend *answered* it with another
-//! grpc-status than UNIMPLEMENTED: then it exists, and their number is the backends', not the
-//! clients'. As a backend may answer anything to everything, there is a bound per cluster too. All
+//! client writes into it. So a method becomes known once a backend *answered* it with OK or with a
+//! message: then it exists, and their number is the backends', not the clients'. Any other status
+//! proves nothing: what checks tokens or deadlines before it looks for a method gives them to made-up
+//! names, too. As a backend may answer anything to everything, there is a bound per cluster too. All
 //! other paths share one label.
 //!
 //! The set changes a few times in the life of a process and is looked at whenever a worker meets a

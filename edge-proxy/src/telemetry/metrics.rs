@@ -398,11 +398,11 @@ impl Series {
         &self.ended[index]
     }
 
-    /// To be called when the *backend* (not the proxy) answered `path` with `grpc_status`: from then
-    /// on the method has series of its own. Costs one comparison once that is so.
+    /// To be called when a method of the *backend* (not the proxy, nor what stands before the backend's methods) answered
+    /// `path`: from then on the method has series of its own. Costs one comparison once that is so.
     #[inline]
-    pub fn learn(&self, path: &[u8], grpc_status: u32) {
-        if grpc_status != UNIMPLEMENTED && &*self.method == UNKNOWN {
+    pub fn learn(&self, path: &[u8]) {
+        if &*self.method == UNKNOWN {
             self.methods.learn(&self.cluster, path);
         }
     }
@@ -480,8 +480,6 @@ pub const STATUS_LABELS: [&str; Series::STATUSES] = [
 pub(super) const WITHOUT: usize = 18;
 /// That of `http_5xx`.
 pub(super) const SERVER_ERRORS: usize = 22;
-/// grpc-status 12: the backend doesn't know the method.
-const UNIMPLEMENTED: u32 = 12;
 
 #[cfg(test)]
 mod tests;

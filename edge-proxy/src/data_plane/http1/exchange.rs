@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
-use http2::{Headers, Reason};
+use http2::Headers;
 use hyper::body::{Frame, Incoming};
 
 use super::{Connection, convert};
@@ -25,7 +25,7 @@ use crate::{
         holder::Holder,
         rpc::{self, Key},
     },
-    error::Failure,
+    error::{Failure, Flag},
     telemetry::metrics::{Limit, ResetCause},
 };
 
@@ -280,7 +280,7 @@ impl Exchange {
                         rpc::client_gone(worker, key);
                     } else {
                         worker.shard.resets(ResetCause::Malformed).inc();
-                        rpc::client_reset(worker, key, Reason::PROTOCOL_ERROR);
+                        rpc::client_reset(worker, key, Flag::DownstreamProtocolError);
                     }
                 }
                 None => rpc::request_data(worker, key, &[], true, now),

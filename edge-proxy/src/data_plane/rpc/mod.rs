@@ -297,13 +297,8 @@ pub(crate) fn upstream_gone(worker: &Rc<Worker>, key: Key, headers_left: bool, c
     });
 }
 
-/// The client reset its stream, or broke a rule in it.
-pub(crate) fn client_reset(worker: &Rc<Worker>, key: Key, reason: Reason) {
-    let flag = if reason == Reason::PROTOCOL_ERROR {
-        Flag::DownstreamProtocolError
-    } else {
-        Flag::DownstreamReset
-    };
+/// The client reset its stream, or broke a rule in it: `flag` tells which.
+pub(crate) fn client_reset(worker: &Rc<Worker>, key: Key, flag: Flag) {
     step(worker, key, |rpc| rpc.client_left(worker, flag));
 }
 

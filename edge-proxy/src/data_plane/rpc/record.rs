@@ -237,10 +237,8 @@ impl Record {
         match &self.series {
             Some(series) => {
                 series.ended(end).inc();
-                if self.answered
-                    && let Some(status) = self.grpc_status.or(told)
-                {
-                    series.learn(path.unwrap_or_default(), status);
+                if self.answered && self.shows_a_method(is_grpc) {
+                    series.learn(path.unwrap_or_default());
                 }
             }
             None => {
@@ -293,10 +291,18 @@ impl Record {
         if !is_grpc || self.cut_off {
             None
         } else if self.client_left {
-            Some(grpc::CANCELLED)
+            // Who broke a rule was told of that.
+            let cancelled = !self.flags.contains(Flag::DownstreamProtocolError);
+            cancelled.then_some(grpc::CANCELLED)
         } else {
             self.grpc_status
         }
+    }
+
+    /// The backend's answer is one that only a method gives: OK, or messages. A status alone is also that of what stands
+    /// before all methods, as authorisation or a deadline do.
+    fn shows_a_method(&self, is_grpc: bool) -> bool {
+        self.grpc_status == Some(grpc::OK) || is_grpc && self.status == 200 && self.bytes_out > 0
     }
 
     /// The client didn't get the response whole. Where the proxy failed before it had one, its own is the response.

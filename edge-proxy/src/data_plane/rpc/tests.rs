@@ -3,6 +3,8 @@
 
 mod copies;
 
+mod methods;
+
 mod shed;
 
 mod shut;

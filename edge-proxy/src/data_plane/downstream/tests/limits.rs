@@ -163,6 +163,9 @@ fn a_backend_sees_no_more_than_100_fields_of_a_request() {
                 _ => assert_eq!(client.status(stream).await, "0"),
             }
         }
+        assert_eq!(bench.shard.limits(Limit::HeaderBytes).get(), 3);
+        let last = bench.logged().pop().unwrap();
+        assert!(last.contains(" grpc_status=- flags=DPE "), "{last}");
         assert_eq!(seen.borrow()[1..3], [ten + 3, 97 - ten]);
         assert!(seen.borrow().len() <= 4, "{seen:?}");
     });
