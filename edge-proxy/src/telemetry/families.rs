@@ -54,7 +54,7 @@ families! {
     HANDSHAKES_PENDING = "gauge" "edge_tls_handshakes_pending" []
         "TLS handshakes with clients that have begun and not ended, of listener.max_pending_handshakes.";
     RESETS = "counter" "edge_stream_resets_total" ["cause"]
-        "Streams that ended by a reset.";
+        "Streams that ended by a reset; of `flood`, and where a rule of the whole connection was broken (`malformed`), connections: their streams are `connection_closed`.";
     LIMITS = "counter" "edge_limits_total" ["limit"]
         "How often a limit acted.";
     ENDPOINTS = "gauge" "edge_endpoints" ["cluster", "health"]
@@ -84,7 +84,7 @@ families! {
     CERTIFICATE_LOADS = "counter" "edge_certificate_loads_total" ["result"]
         "Certificates that came into force (loaded) or were refused (rejected).";
     CERTIFICATE_CURRENT = "gauge" "edge_certificate_last_load_successful" []
-        "1 while the certificate that is served is that of the files as they were last read.";
+        "1 while the certificate that is served is that of the files as they were last read, and these are a good pair.";
     RELOADS = "counter" "edge_configuration_reloads_total" ["result"]
         "Reloads of the configuration that came into force (applied) or were refused (rejected).";
     LOADED = "gauge" "edge_configuration_loaded_timestamp_seconds" []

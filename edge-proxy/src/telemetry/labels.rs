@@ -187,7 +187,7 @@ labels! {
         NoRoute = "NR",
         /// The cluster has no endpoint to choose.
         NoHealthyUpstream = "UH",
-        /// No connection to an endpoint.
+        /// No connection to an endpoint, or no room on those that there are, within `connect_timeout`.
         UpstreamConnectFailure = "UF",
         /// The upstream connection ended under the RPC.
         UpstreamConnectionTermination = "UC",
@@ -205,14 +205,15 @@ labels! {
         DownstreamTermination = "DC",
         /// The client reset the stream.
         DownstreamReset = "DR",
-        /// What the client sent breaks HTTP/2 or HTTP.
+        /// What the client sent breaks HTTP/2 or HTTP, or isn't taken here: headers above the limit, CONNECT, gRPC over
+        /// HTTP/1.1.
         DownstreamProtocolError = "DPE",
-        /// The proxy reset the stream: its drain deadline, a budget against floods, a client's window that stayed shut, an error
-        /// of its own.
+        /// The proxy reset the stream: its drain deadline, `max_connection_age_grace`, a client's window that stayed shut, an
+        /// error of its own.
         LocalReset = "LR",
         /// Nothing moved for `stream_idle`.
         StreamIdle = "SI",
-        /// `host` differs from `:authority`.
+        /// `host` differs from `:authority`, isn't there (HTTP/1.1), or is double or no host.
         InvalidHost = "IH",
         /// The proxy is short of memory, or the client has a stream too many, or more than its share of those to a backend
         /// while others wait.

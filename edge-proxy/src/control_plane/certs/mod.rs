@@ -130,7 +130,7 @@ impl Served {
                 if self.note(&error) {
                     self.rejected += 1;
                     if self.current.is_some() {
-                        tracing::error!(%error, "certificate refused; the one served before stays");
+                        tracing::error!(%error, "certificate refused; the one that is served stays");
                     } else {
                         tracing::error!(%error, "certificate refused; still waiting for one to serve");
                     }

@@ -147,7 +147,7 @@ pub(super) struct Timeouts {
     pub(super) header_block: Option<At<Span>>,
     /// No byte either way on a stream. Default: 5m.
     pub(super) stream_idle: Option<At<Span>>,
-    /// A socket write without progress, to a client or a backend. Default: 30s.
+    /// A socket write without progress. To a backend 10 s at most: the kernel gives up then. Default: 30s.
     pub(super) write_stall: Option<At<Span>>,
     /// A stream whose window the client keeps shut; a connection's window that a backend keeps shut while others wait for it:
     /// the RPC that holds most of it ends. Default: 60s.

@@ -143,7 +143,7 @@ fn is_named(connection: &[u8], known: Known, name: &[u8]) -> bool {
         && options(connection).any(|option| option.eq_ignore_ascii_case(name))
 }
 
-/// Fields of a request that are taken, its trailers' and pseudo-header fields among them: with what [`fields`] adds, no more
+/// Fields of a request that are taken, its trailers' and pseudo-header fields among them: with what the filters add, no more
 /// than 100 reach a backend. For the 101st, Kestrel (ASP.NET Core) ends its connection, with the RPCs of all clients on it
 /// (`MaxRequestHeaderCount`). Envoy, too, takes 100 unless told otherwise.
 pub const MAX_FIELDS: usize = 100 - ADDED;

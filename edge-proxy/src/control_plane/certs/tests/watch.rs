@@ -202,7 +202,26 @@ async fn a_refused_pair_has_its_line_in_the_log_once() {
     let lines = log.lines("certificate refused");
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("isn't the key"), "{lines:?}");
-    assert!(lines[0].contains("served before stays"), "{lines:?}");
+    assert!(lines[0].contains("that is served stays"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn one_that_expires_while_it_is_served_stays_and_is_told() {
+    let secret = Secret::with(&pair("a.example"));
+    let log = Log::default();
+    let _guard = log.capture();
+    let mut served = watched(&secret);
+    let before = serial(&served);
+    let in_the_year_2300 = 10_413_792_000;
+    let (chain, key) = (secret.chain(), secret.key());
+    let event = served.identities.read_pair(&chain, &key, in_the_year_2300);
+    assert!(
+        !served.found(event, Instant::now()),
+        "nothing else to serve"
+    );
+    assert_eq!(serial(&served), before);
+    let lines = log.lines("the one that is served stays");
+    assert!(lines[0].contains("the certificate expired on"), "{lines:?}");
 }
 
 #[test]
