@@ -57,7 +57,12 @@ async fn a_new_pair_is_served_to_new_connections_and_no_handshake_fails() {
             (served(&proxy).await == leaf(&pair)).then_some(())
         })
         .await;
-        assert!(proxy.admin("/certs").await.body().contains(&pair.serial));
+        // Workers have it before the page does.
+        eventually("the page to show it", || async {
+            let page = proxy.admin("/certs").await;
+            page.body().contains(&pair.serial).then_some(())
+        })
+        .await;
     }
     assert_eq!(
         old.grpc("/a.B/C", &[]).await.unwrap().grpc_status(),
