@@ -24,7 +24,7 @@ use self::support::{
     Answered, CHECKED, Checked, Running, Scripted, UNCHECKED, about, core, eligible, ip, pass,
     refused, yaml,
 };
-use super::{Core, HINTS_PACE, REPORT_PACE, Step, jobs::Ended};
+use super::{Core, HINTS_PACE, Step, jobs::Ended};
 use crate::{
     control_plane::{
         Command, ControlHandle,
@@ -142,7 +142,7 @@ async fn a_refused_endpoint_is_ejected_after_two_checks_a_second_apart() {
         checked.len() + 2,
         "two passes in a row"
     );
-    let report = running.report();
+    let report = running.next_report().await;
     assert_eq!(report.clusters[0].checks[&CheckResult::Connection], 2);
     assert_eq!(
         report.clusters[0].endpoints[0]
@@ -247,7 +247,7 @@ async fn a_rollout_never_leaves_the_cluster_without_an_endpoint() {
         "and is still the same"
     );
     assert_eq!(
-        running.report().clusters[0].endpoints[0].standing,
+        running.next_report().await.clusters[0].endpoints[0].standing,
         Standing::Leaving
     );
     network.check(2, Outcome::Serving);

@@ -19,8 +19,7 @@ async fn what_an_endpoint_fails_in_a_row_ejects_it_for_a_while() {
     hints.attempted(&second.shared, Ending::LocalOrigin, 5);
     running.until_eligible(&[1, 3]).await;
     let begin = Instant::now();
-    pass(2 * REPORT_PACE).await;
-    let report = &running.report().clusters[0];
+    let report = &running.next_report().await.clusters[0];
     let ejection = report.endpoints[1].ejection.unwrap();
     assert_eq!(ejection.ejected_for, "consecutive_local_origin_failure");
     assert_eq!(ejection.returns_at_ms - ejection.ejected_at_ms, 30_000);
@@ -28,7 +27,7 @@ async fn what_an_endpoint_fails_in_a_row_ejects_it_for_a_while() {
     hints.attempted(&first.shared, Ending::LocalOrigin, 5);
     running.until_eligible(&[1, 2, 3]).await;
     assert_eq!(begin.elapsed(), 30 * SECOND);
-    let report = &running.report().clusters[0];
+    let report = &running.next_report().await.clusters[0];
     assert_eq!(
         report.detections,
         BTreeMap::from([
@@ -85,7 +84,7 @@ async fn an_ejection_never_leaves_a_cluster_without_endpoints() {
     network.check(2, refused());
     // The ejected one is better than none.
     running.until_eligible(&[1]).await;
-    let report = &running.report().clusters[0];
+    let report = &running.next_report().await.clusters[0];
     assert_eq!(
         report.detections[&(Detector::LocalOrigin, Detected::Overflow)],
         1

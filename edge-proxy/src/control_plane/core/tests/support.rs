@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    super::{Core, Wires},
+    super::{Core, REPORT_PACE, Wires},
     SECOND,
 };
 use crate::{
@@ -221,6 +221,12 @@ impl Running {
 
     pub(super) fn report(&self) -> Arc<Report> {
         self.handle.status().report()
+    }
+
+    /// The report with all that has happened by now: one that was made a moment ago may keep the next one back.
+    pub(super) async fn next_report(&self) -> Arc<Report> {
+        pass(2 * REPORT_PACE).await;
+        self.report()
     }
 }
 
