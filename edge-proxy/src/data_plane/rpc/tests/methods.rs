@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Sends what the path's last part says; then the client cancels, unless the stream has ended.
+/// Answers as the path's last part says.
 fn scripted(engine: &mut Connection, event: Event<'_>) {
     let Event::Headers {
         stream, headers, ..
@@ -47,7 +47,6 @@ fn a_method_has_a_label_once_it_answered_ok_or_a_message() {
                 client.status(stream).await;
             } else {
                 client.next().await;
-
                 client.engine.reset(stream, Reason::CANCEL);
                 client.flush().await;
             }

@@ -112,19 +112,24 @@ fn allow_one(bench: &Bench) {
     bench.worker.snapshot().clusters[0].circuits.limit(&limits);
 }
 
+/// A backend that says GOAWAY with the first request, which it never answers; how many it got.
+async fn leaver() -> (SocketAddr, Rc<Cell<usize>>) {
+    let heads = Rc::new(Cell::new(0));
+    let seen = heads.clone();
+    let address = backend(move |engine, event| {
+        if let Event::Headers { .. } = event {
+            seen.set(seen.get() + 1);
+            engine.shutdown(Reason::NO_ERROR);
+        }
+    });
+    (address.await, heads)
+}
+
 #[test]
 fn a_connection_that_leaves_has_no_place_in_the_clusters_circuits() {
     frozen(|| async {
-        let heads = Rc::new(Cell::new(0));
-        let seen = heads.clone();
-        // Says GOAWAY with the first request, which it never answers.
-        let address = backend(move |engine, event| {
-            if let Event::Headers { .. } = event {
-                seen.set(seen.get() + 1);
-                engine.shutdown(Reason::NO_ERROR);
-            }
-        });
-        let bench = Bench::new(&[address.await]);
+        let (address, heads) = leaver().await;
+        let bench = Bench::new(&[address]);
         allow_one(&bench);
         let mut client = Client::connect(&bench).await;
         for rpcs in 1..4 {
@@ -149,15 +154,8 @@ fn a_connection_that_leaves_has_no_place_in_the_clusters_circuits() {
 #[test]
 fn a_backend_that_leaves_every_connection_keeps_no_more_than_256_of_them() {
     frozen(|| async {
-        let heads = Rc::new(Cell::new(0));
-        let seen = heads.clone();
-        let address = backend(move |engine, event| {
-            if let Event::Headers { .. } = event {
-                seen.set(seen.get() + 1);
-                engine.shutdown(Reason::NO_ERROR);
-            }
-        });
-        let bench = Bench::new(&[address.await]);
+        let (address, heads) = leaver().await;
+        let bench = Bench::new(&[address]);
         let mut many = policy();
         many.http2.max_concurrent_streams = 1000;
         let mut client = Client::connect_with(&bench, many).await;
